@@ -4,4 +4,5 @@
 //! (`fastcgi`, `scoreboard`, `control`, `log`). Nothing in here knows PHP: only `php-pool-worker` links libphp.
 
 pub mod config;
+pub mod fastcgi;
 pub mod log;

@@ -1,8 +1,12 @@
 //! php-pool: PHP behind a web server, as php-fpm does it, but as a native part of a systemd machine.
 //!
 //! What the master and the command line are made of, and the few modules that the worker shares with them
-//! (`fastcgi`, `scoreboard`, `control`, `log`). Nothing in here knows PHP: only `php-pool-worker` links libphp.
+//! (`fastcgi`, `scoreboard`, `control`, `log`, and the types of `config` and `status`). Nothing in here knows PHP: only
+//! `php-pool-worker` links libphp.
 
 pub mod config;
+pub mod control;
 pub mod fastcgi;
 pub mod log;
+pub mod scoreboard;
+pub mod status;

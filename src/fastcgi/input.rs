@@ -130,7 +130,13 @@ pub struct Input {
 
 impl Default for Input {
     fn default() -> Self {
-        Self { state: State::Fresh, record: None, params: Vec::new(), scratch: Vec::new(), stdin_ended: true }
+        Self {
+            state: State::Fresh,
+            record: None,
+            params: Vec::new(),
+            scratch: Vec::new(),
+            stdin_ended: true,
+        }
     }
 }
 
@@ -140,7 +146,9 @@ impl Input {
         let mut at = 0;
         loop {
             let Some(record) = &mut self.record else {
-                let Some(header) = Header::parse(&bytes[at..]) else { return Ok((at, Event::NeedMore)) };
+                let Some(header) = Header::parse(&bytes[at..]) else {
+                    return Ok((at, Event::NeedMore));
+                };
                 if let Some(event) = self.start(header)? {
                     // The parameters ended without their empty record; this header is read again, as the body's.
                     return Ok((at, event));
@@ -223,7 +231,14 @@ impl Input {
         };
         self.scratch.clear();
         let (id, length, padding) = (header.id, header.content, header.padding);
-        self.record = Some(Record { sink, id, length, left: length, padding, ended: false });
+        self.record = Some(Record {
+            sink,
+            id,
+            length,
+            left: length,
+            padding,
+            ended: false,
+        });
         Ok(None)
     }
 
@@ -250,7 +265,10 @@ impl Input {
             }
             (Sink::Abort, State::Params(begin) | State::Body(begin)) => {
                 self.finish();
-                Event::Abort { id: begin.id, keep: begin.keep }
+                Event::Abort {
+                    id: begin.id,
+                    keep: begin.keep,
+                }
             }
             _ => return Ok(None),
         };
@@ -290,7 +308,11 @@ impl Input {
     /// wanted; those must be told to [`Input::took_stdin`].
     pub fn stdin_left(&self) -> usize {
         match self.record {
-            Some(Record { sink: Sink::Stdin, left, .. }) => left as usize,
+            Some(Record {
+                sink: Sink::Stdin,
+                left,
+                ..
+            }) => left as usize,
             _ => 0,
         }
     }
@@ -371,7 +393,11 @@ mod tests {
     #[test]
     fn a_pair_may_straddle_records() {
         let bytes = request(1, &[b"FO", b"OB", b"AR"], &[b"ab", b"c"]);
-        let begin = Begin { id: 1, role: Role::Responder, keep: true };
+        let begin = Begin {
+            id: 1,
+            role: Role::Responder,
+            keep: true,
+        };
         for step in [1, 3, 1000] {
             let (events, body, params) = run(&bytes, step).unwrap();
             assert_eq!(events, [Event::Request(begin), Event::StdinEnd]);
@@ -408,7 +434,10 @@ mod tests {
         record(&mut bytes, 4, 2, b"AB");
         record(&mut bytes, 4, 1, b"");
         let (events, _, params) = run(&bytes, 5).unwrap();
-        assert!(matches!(events[..], [Event::CantMultiplex(2), Event::Request(Begin { id: 1, .. })]));
+        assert!(matches!(
+            events[..],
+            [Event::CantMultiplex(2), Event::Request(Begin { id: 1, .. })]
+        ));
         assert!(params.is_empty());
     }
 
@@ -419,7 +448,10 @@ mod tests {
         record(&mut bytes, 2, 1, b"");
         bytes.extend(request(3, &[], &[]));
         let (events, ..) = run(&bytes, 1).unwrap();
-        assert!(matches!(events[..], [Event::Abort { id: 1, keep: true }, Event::Request(_), Event::StdinEnd]));
+        assert!(matches!(
+            events[..],
+            [Event::Abort { id: 1, keep: true }, Event::Request(_), Event::StdinEnd]
+        ));
     }
 
     #[test]

@@ -12,7 +12,10 @@ mod record;
 
 pub use input::{Begin, Event, Input, MAX_PARAMS, ProtocolError};
 pub use params::{Pair, Pairs, pairs};
-pub use record::{Header, ProtocolStatus, RecordType, Role, append_end_request, append_get_values_result, append_record, append_unknown_type, padding};
+pub use record::{
+    Header, ProtocolStatus, RecordType, Role, append_end_request, append_get_values_result, append_record,
+    append_unknown_type, padding,
+};
 
 /// Length of a record's header, bytes.
 pub const HEADER_LEN: usize = 8;

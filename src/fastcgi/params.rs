@@ -51,7 +51,10 @@ impl<'a> Iterator for Pairs<'a> {
         }
         let pair = (|| {
             let (name, value) = (self.length()?, self.length()?);
-            Some(Pair { name: self.take(name)?, value: self.take(value)? })
+            Some(Pair {
+                name: self.take(name)?,
+                value: self.take(value)?,
+            })
         })();
         if pair.is_none() {
             self.rest = &[];
@@ -101,7 +104,10 @@ mod tests {
     #[test]
     fn a_length_beyond_the_bytes_is_an_error() {
         assert_eq!(pairs(b"\x02\x05abc").next(), Some(Err(ProtocolError::TruncatedPair)));
-        assert_eq!(pairs(b"\xff\xff\xff\xff\x00").next(), Some(Err(ProtocolError::TruncatedPair)));
+        assert_eq!(
+            pairs(b"\xff\xff\xff\xff\x00").next(),
+            Some(Err(ProtocolError::TruncatedPair))
+        );
         assert_eq!(pairs(b"\x80").next(), Some(Err(ProtocolError::TruncatedPair)));
     }
 }

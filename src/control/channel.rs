@@ -1,0 +1,196 @@
+//! A `SOCK_SEQPACKET` socket that carries typed messages and descriptors.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
+    socketpair, sockopt,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// Longest message, bytes.
+pub const MAX_MESSAGE: usize = 256 << 10;
+
+/// Most descriptors beside one message.
+const MAX_FDS: usize = 8;
+
+/// Why a message did not pass.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// Nothing there now (of a non-blocking channel).
+    #[error("no message is waiting")]
+    WouldBlock,
+    /// The other end is gone.
+    #[error("the other end is closed")]
+    Closed,
+    /// What came is no message of this protocol.
+    #[error("a message could not be read: {0}")]
+    Malformed(&'static str),
+    /// A system call failed.
+    #[error("the channel failed: {0}")]
+    System(#[from] Errno),
+}
+
+/// A message and the descriptors that came with it, close-on-exec.
+#[derive(Debug)]
+pub struct Received<T> {
+    /// The message.
+    pub message: T,
+    /// Its descriptors, in order.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// One end; sends `S`, receives `R`.
+#[derive(Debug)]
+pub struct Channel<S, R> {
+    fd: OwnedFd,
+    kinds: PhantomData<fn(S) -> R>,
+}
+
+/// Makes both ends, close-on-exec and blocking; `buffer` is the send buffer of each in bytes.
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn pair<A, B>(buffer: usize) -> Result<(Channel<A, B>, Channel<B, A>), ChannelError> {
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    for end in [&a, &b] {
+        // Beyond net.core.wmem_max where we may; a smaller buffer only means that a sender waits sooner.
+        if setsockopt(end, sockopt::SndBufForce, &buffer).is_err() {
+            setsockopt(end, sockopt::SndBuf, &buffer)?;
+        }
+    }
+    Ok((Channel::from(a), Channel::from(b)))
+}
+
+impl<S, R> From<OwnedFd> for Channel<S, R> {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, kinds: PhantomData }
+    }
+}
+
+impl<S, R> From<Channel<S, R>> for OwnedFd {
+    fn from(channel: Channel<S, R>) -> Self {
+        channel.fd
+    }
+}
+
+impl<S, R> AsFd for Channel<S, R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl<S, R> AsRawFd for Channel<S, R> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
+    /// Sends one message. With `wait` false it never blocks.
+    ///
+    /// # Errors
+    /// [`ChannelError::WouldBlock`] when the other end does not read, [`ChannelError::Closed`] when it is gone.
+    pub fn send(&self, message: &S, fds: &[BorrowedFd], wait: bool) -> Result<(), ChannelError> {
+        let bytes = postcard::to_stdvec(message).map_err(|_| ChannelError::Malformed("it cannot be written"))?;
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL
+            | if wait {
+                MsgFlags::empty()
+            } else {
+                MsgFlags::MSG_DONTWAIT
+            };
+        loop {
+            match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
+                Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => return Err(ChannelError::Closed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Receives one message. With `wait` false it never blocks.
+    ///
+    /// # Errors
+    /// [`ChannelError::WouldBlock`], [`ChannelError::Closed`], or what was wrong with what came.
+    pub fn receive(&self, wait: bool) -> Result<Received<R>, ChannelError> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC
+            | if wait {
+                MsgFlags::empty()
+            } else {
+                MsgFlags::MSG_DONTWAIT
+            };
+        let (length, fds, truncated) = loop {
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            match recvmsg::<()>(self.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+                Ok(message) => {
+                    let mut fds = Vec::new();
+                    for part in message.cmsgs()? {
+                        if let ControlMessageOwned::ScmRights(raw) = part {
+                            // SAFETY: the kernel has just made these descriptors for this message; nobody else owns them.
+                            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                        }
+                    }
+                    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+                    break (message.bytes, fds, truncated);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
+                Err(Errno::ECONNRESET) => return Err(ChannelError::Closed),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if length == 0 && fds.is_empty() {
+            return Err(ChannelError::Closed);
+        }
+        if truncated {
+            return Err(ChannelError::Malformed("it is longer than any of this protocol"));
+        }
+        let message =
+            postcard::from_bytes(&buffer[..length]).map_err(|_| ChannelError::Malformed("it is of no known form"))?;
+        Ok(Received { message, fds })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_and_descriptors_pass() {
+        let (a, b) = pair::<u32, String>(1 << 16).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        a.send(&7, &[null.as_fd()], true).unwrap();
+        let got = b.receive(true).unwrap();
+        assert_eq!((got.message, got.fds.len()), (7, 1));
+        b.send(&"x".to_owned(), &[], true).unwrap();
+        assert_eq!(a.receive(false).unwrap().message, "x");
+        assert!(matches!(a.receive(false), Err(ChannelError::WouldBlock)));
+        drop(b);
+        assert!(matches!(a.receive(true), Err(ChannelError::Closed)));
+        assert!(matches!(a.send(&1, &[], true), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_a_full_channel_does_not_block() {
+        let (a, b) = pair::<Vec<u8>, u8>(1 << 16).unwrap();
+        nix::unistd::write(&a, &[0xff; 40]).unwrap();
+        assert!(matches!(b.receive(true), Err(ChannelError::Malformed(_))));
+        let mut sent = 0;
+        while a.send(&vec![0; 1000], &[], false).is_ok() {
+            sent += 1;
+        }
+        assert!(sent > 10);
+    }
+}

@@ -1,0 +1,508 @@
+//! The logger that everything in a process shares.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::io::{self, IsTerminal};
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::line::{LineFormat, Stamp};
+use super::sink::{Outcome, Sink, Syslog, Target};
+use super::{Clock, Fields, Level};
+use crate::config::{Global, LogTarget};
+use crate::scoreboard::realtime_us;
+
+/// How long the end of a process waits for a reader of its last lines.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why there is no log.
+#[derive(Debug, Error)]
+pub enum LogError {
+    /// The file of `error_log`.
+    #[error("failed to open error_log ({}): {}", path.display(), crate::log::errno(source))]
+    Open {
+        /// `error_log`
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// stderr cannot be replaced.
+    #[error("failed to tie stderr fd with error_log fd: {}", crate::log::errno(.0))]
+    Stderr(#[source] io::Error),
+}
+
+/// The text of a system error as php-fpm's lines end: `Permission denied (13)`.
+pub fn errno(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => format!("{} ({number})", nix::errno::Errno::from_raw(number).desc()),
+        None => error.to_string(),
+    }
+}
+
+/// What `[global]` says about the log.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `error_log`
+    pub target: LogTarget,
+    /// `log_level`
+    pub level: Level,
+    /// `log_limit`
+    pub limit: usize,
+    /// `syslog.ident`
+    pub ident: String,
+    /// `syslog.facility`
+    pub facility: i32,
+}
+
+impl From<&Global> for Settings {
+    fn from(global: &Global) -> Self {
+        Self {
+            target: global.error_log.clone(),
+            level: global.log_level,
+            limit: global.log_limit,
+            ident: global.syslog_ident.clone(),
+            facility: global.syslog_facility,
+        }
+    }
+}
+
+/// A handle on the process's log; clones are cheap and mean the same log. It begins with stderr alone.
+///
+/// Nothing in here waits for a disk's or a reader's leisure, and no failure to log is a failure of the caller: it is
+/// said once on stderr, and in the log when that works again.
+#[derive(Clone, Debug)]
+pub struct Logger(Rc<RefCell<State>>);
+
+#[derive(Debug)]
+struct State {
+    format: LineFormat,
+    stderr: Sink,
+    /// The error log, where it takes stderr's place.
+    log: Option<Sink>,
+    /// How it was opened, and whether it takes stderr's place.
+    opened: Option<(Settings, bool)>,
+    /// The clock of syslog's datagrams.
+    syslog_clock: Clock,
+    started: bool,
+    tied: bool,
+}
+
+impl Default for Logger {
+    fn default() -> Self {
+        Self::new(Stamp::Time)
+    }
+}
+
+macro_rules! levels {
+    ($($(#[$doc:meta])* $name:ident => $level:ident),*) => {
+        $($(#[$doc])*
+        #[track_caller]
+        pub fn $name(&self, text: impl Display) {
+            self.log(Level::$level, text);
+        })*
+    };
+}
+
+impl Logger {
+    /// A log on stderr, from NOTICE on.
+    pub fn new(stamp: Stamp) -> Self {
+        Self(Rc::new(RefCell::new(State {
+            format: LineFormat::new(stamp, Level::Notice, 1024),
+            stderr: Sink::new(Target::Stderr),
+            log: None,
+            opened: None,
+            syslog_clock: Clock::new("%b %e %H:%M:%S"),
+            started: false,
+            tied: false,
+        })))
+    }
+
+    /// A worker's log: on its stderr, which its master reads, without time.
+    pub fn untimed(level: Level, limit: usize) -> Self {
+        let logger = Self::new(Stamp::Untimed);
+        logger.configure(level, limit);
+        logger
+    }
+
+    /// Sets `log_level` and `log_limit`.
+    pub fn configure(&self, level: Level, limit: usize) {
+        let mut state = self.0.borrow_mut();
+        state.format.threshold = level;
+        state.format.limit = limit;
+    }
+
+    /// Whether lines go to `error_log` and no longer to stderr: in the background, or when stderr is no terminal (a
+    /// person looks at one) and `-O` does not force it.
+    pub fn replaces_stderr(daemonize: bool, force_stderr: bool) -> bool {
+        daemonize || (!io::stderr().is_terminal() && !force_stderr)
+    }
+
+    /// Opens the error log; without `replace_stderr` it is only made sure that it can be opened. Until [`Self::started`],
+    /// what is NOTICE or above goes to stderr as well. Opening it again with other settings is a reload.
+    ///
+    /// # Errors
+    /// When the file cannot be opened; lines then go where they went before.
+    pub fn open(&self, settings: &Settings, replace_stderr: bool) -> Result<(), LogError> {
+        let mut state = self.0.borrow_mut();
+        state.open(settings, replace_stderr)?;
+        state.opened = Some((settings.clone(), replace_stderr));
+        state.format.threshold = settings.level;
+        state.format.limit = settings.limit;
+        Ok(())
+    }
+
+    /// Start-up is complete: from now on lines go to the log alone.
+    pub fn started(&self) {
+        self.0.borrow_mut().started = true;
+    }
+
+    /// Ties stderr to the error log (for syslog: to /dev/null), for a process in the background: what a library or a
+    /// panic writes there belongs into the log too. Holds over [`Self::reopen`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn tie_stderr(&self) -> Result<(), LogError> {
+        let mut state = self.0.borrow_mut();
+        state.tied = true;
+        state.tie()
+    }
+
+    /// Opens the error log again, as log rotation asks (SIGUSR1), and says so. When that fails, lines go on into the old
+    /// file.
+    #[track_caller]
+    pub fn reopen(&self) {
+        let mut state = self.0.borrow_mut();
+        let result = match state.opened.clone() {
+            Some((settings, replace_stderr)) => state.open(&settings, replace_stderr),
+            None => Ok(()),
+        };
+        drop(state);
+        match result {
+            Ok(()) => self.notice("error log file re-opened"),
+            Err(error) => {
+                self.error(error);
+                self.error("unable to re-opened error log file");
+            }
+        }
+    }
+
+    /// Whether a line of this level is written.
+    pub fn takes(&self, level: Level) -> bool {
+        level >= self.0.borrow().format.threshold
+    }
+
+    /// The rules of its lines, for what formats lines of its own.
+    pub fn format(&self) -> LineFormat {
+        self.0.borrow().format.clone()
+    }
+
+    /// Writes a line that is formatted already, with its newline and whatever its level.
+    pub fn line(&self, level: Level, line: &[u8]) {
+        self.0.borrow_mut().write(level, line);
+    }
+
+    /// Writes what could not be written at once; false while something is left. To be called now and then.
+    pub fn flush(&self) -> bool {
+        let mut state = self.0.borrow_mut();
+        state.flush(Duration::ZERO)
+    }
+
+    /// Entries about a pool.
+    pub fn pool<'a>(&'a self, name: &'a str) -> About<'a> {
+        self.about(Fields {
+            pool: Some(name),
+            ..Fields::default()
+        })
+    }
+
+    /// Entries with fields.
+    pub fn about<'a>(&'a self, fields: Fields<'a>) -> About<'a> {
+        About { logger: self, fields }
+    }
+
+    /// Writes an entry.
+    #[track_caller]
+    pub fn log(&self, level: Level, text: impl Display) {
+        self.about(Fields::default()).log(level, text);
+    }
+
+    levels! {
+        /// Writes a DEBUG entry.
+        debug => Debug,
+        /// Writes a NOTICE entry.
+        notice => Notice,
+        /// Writes a WARNING entry.
+        warning => Warning,
+        /// Writes an ERROR entry.
+        error => Error,
+        /// Writes an ALERT entry.
+        alert => Alert
+    }
+}
+
+/// A logger for entries that share their fields.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    logger: &'a Logger,
+    fields: Fields<'a>,
+}
+
+impl About<'_> {
+    /// Writes an entry.
+    #[track_caller]
+    pub fn log(&self, level: Level, text: impl Display) {
+        let place = Location::caller();
+        if !self.logger.takes(level) {
+            return;
+        }
+        // Formatted before the log is borrowed: a Display may itself log.
+        let text = text.to_string();
+        let mut line = Vec::with_capacity(text.len() + 80);
+        let mut state = self.logger.0.borrow_mut();
+        state
+            .format
+            .message(level, &self.fields, place, realtime_us(), &text, &mut line);
+        state.write(level, &line);
+    }
+
+    levels! {
+        /// Writes a DEBUG entry.
+        debug => Debug,
+        /// Writes a NOTICE entry.
+        notice => Notice,
+        /// Writes a WARNING entry.
+        warning => Warning,
+        /// Writes an ERROR entry.
+        error => Error,
+        /// Writes an ALERT entry.
+        alert => Alert
+    }
+}
+
+impl State {
+    fn open(&mut self, settings: &Settings, replace_stderr: bool) -> Result<(), LogError> {
+        let target = match &settings.target {
+            LogTarget::File(path) => Target::file(path).map_err(|source| LogError::Open {
+                path: path.clone(),
+                source,
+            })?,
+            LogTarget::Syslog => Target::Syslog(Syslog::new(Path::new("/dev/log"))),
+        };
+        match &mut self.log {
+            // What waits for the old one goes to the new one.
+            Some(sink) if replace_stderr => sink.target = target,
+            log => *log = replace_stderr.then(|| Sink::new(target)),
+        }
+        if self.format.stamp != Stamp::Untimed {
+            self.format.stamp = match &self.log {
+                Some(log) if matches!(log.target, Target::Syslog(_)) => Stamp::Syslog,
+                _ => Stamp::Time,
+            };
+        }
+        if self.tied { self.tie() } else { Ok(()) }
+    }
+
+    fn tie(&mut self) -> Result<(), LogError> {
+        let failed = |e: nix::errno::Errno| LogError::Stderr(e.into());
+        match &self.log {
+            Some(Sink {
+                target: Target::File { file, .. },
+                ..
+            }) => nix::unistd::dup2_stderr(file).map_err(failed),
+            Some(_) => {
+                let null = std::fs::OpenOptions::new()
+                    .write(true)
+                    .open("/dev/null")
+                    .map_err(LogError::Stderr)?;
+                nix::unistd::dup2_stderr(null).map_err(failed)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a formatted line to where lines go now.
+    fn write(&mut self, level: Level, line: &[u8]) {
+        let Some(log) = &mut self.log else {
+            self.stderr.put(line);
+            return;
+        };
+        let outcome = match &log.target {
+            Target::Syslog(_) => {
+                let (settings, _) = self.opened.as_ref().expect("syslog was opened with its settings");
+                let mut datagram = format!(
+                    "<{}>{} {}[{}]: ",
+                    settings.facility | i32::from(level.severity()),
+                    self.syslog_clock.at((realtime_us() / 1_000_000) as i64),
+                    settings.ident,
+                    std::process::id(),
+                )
+                .into_bytes();
+                datagram.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+                log.put(&datagram)
+            }
+            _ => log.put(line),
+        };
+        self.tell(outcome);
+        if !self.started && level >= Level::Notice {
+            self.stderr.put(line);
+        }
+    }
+
+    fn flush(&mut self, limit: Duration) -> bool {
+        let log = match &mut self.log {
+            Some(log) => {
+                let outcome = log.flush_for(limit);
+                let done = log.is_empty();
+                self.tell(outcome);
+                done
+            }
+            None => true,
+        };
+        self.stderr.flush_for(limit);
+        log && self.stderr.is_empty()
+    }
+
+    /// Says once on stderr that the log cannot be written, and in the log how many lines that has cost.
+    fn tell(&mut self, outcome: Outcome) {
+        let Some(log) = &mut self.log else { return };
+        let (level, text) = match outcome {
+            Outcome::Fine | Outcome::StillFailing => return,
+            Outcome::Failed(error) => {
+                let text = format!("{} cannot be written: {}", log.target.name(), errno(&error));
+                (Level::Error, text)
+            }
+            Outcome::Recovered(lost) => {
+                let text = format!(
+                    "{lost} lines could not be written to {} and are lost",
+                    log.target.name()
+                );
+                (Level::Warning, text)
+            }
+        };
+        let mut line = Vec::new();
+        self.format.message(
+            level,
+            &Fields::default(),
+            Location::caller(),
+            realtime_us(),
+            &text,
+            &mut line,
+        );
+        match level {
+            Level::Error => drop(self.stderr.put(&line)),
+            _ => self.write(level, &line),
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.flush(LAST_WORDS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn settings(target: LogTarget) -> Settings {
+        Settings {
+            target,
+            level: Level::Notice,
+            limit: 1024,
+            ident: "php-fpm".to_owned(),
+            facility: 24,
+        }
+    }
+
+    /// The texts of a log's lines, without time.
+    fn texts(path: &Path) -> Vec<String> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| line.split_once("] ").unwrap().1.to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_log_file_takes_what_is_loud_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("error.log");
+        let logger = Logger::default();
+        logger.started();
+        logger.open(&settings(LogTarget::File(path.clone())), true).unwrap();
+        logger.debug("not this");
+        logger.notice("ready to handle connections");
+        logger.clone().pool("www").warning(format_args!("child {} exited", 7));
+        logger.line(Level::Debug, b"[x] raw\n");
+        assert_eq!(
+            texts(&path),
+            [
+                "NOTICE: ready to handle connections",
+                "WARNING: [pool www] child 7 exited",
+                "raw"
+            ]
+        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_rotated_log_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("error.log");
+        let old = dir.path().join("error.log.1");
+        let logger = Logger::default();
+        logger.started();
+        logger.open(&settings(LogTarget::File(path.clone())), true).unwrap();
+        logger.notice("one");
+        std::fs::rename(&path, &old).unwrap();
+        logger.reopen();
+        logger.notice("two");
+        assert_eq!(texts(&old), ["NOTICE: one"]);
+        assert_eq!(texts(&path), ["NOTICE: error log file re-opened", "NOTICE: two"]);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_opened_again_goes_on_in_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, moved) = (dir.path().join("a"), dir.path().join("b"));
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("error.log");
+        let logger = Logger::default();
+        logger.started();
+        logger.open(&settings(LogTarget::File(path.clone())), true).unwrap();
+        std::fs::rename(&folder, &moved).unwrap();
+        logger.reopen();
+        logger.notice("two");
+        assert_eq!(
+            texts(&moved.join("error.log")),
+            [
+                format!(
+                    "ERROR: failed to open error_log ({}): No such file or directory (2)",
+                    path.display()
+                ),
+                "ERROR: unable to re-opened error log file".to_owned(),
+                "NOTICE: two".to_owned()
+            ]
+        );
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_opened_is_an_error_with_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Logger::default()
+            .open(&settings(LogTarget::File(dir.path().to_owned())), true)
+            .unwrap_err();
+        let wanted = format!(
+            "failed to open error_log ({}): Is a directory (21)",
+            dir.path().display()
+        );
+        assert_eq!(error.to_string(), wanted);
+    }
+}

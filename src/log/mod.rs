@@ -7,11 +7,13 @@
 mod clock;
 mod line;
 mod logger;
+mod output;
 mod sink;
 
 pub use clock::Clock;
 pub use line::{LineFormat, Stamp};
 pub use logger::{About, LogError, Logger, Settings, errno};
+pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
 
 use serde::{Deserialize, Serialize};
 

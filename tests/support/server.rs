@@ -1,0 +1,440 @@
+//! Starts php-fpm or php-pool on a configuration of its own, and ends it without a trace.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::fcgi::{Address, Connection, PATIENCE};
+
+/// Debian's php-fpm: the reference.
+const PHP_FPM: &str = "/usr/sbin/php-fpm8.2";
+
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    PhpFpm,
+    PhpPool,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PhpFpm => "php-fpm",
+            Self::PhpPool => "php-pool",
+        }
+    }
+
+    /// The server's own folder. Names of one length, so that paths in answers change no lengths.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::PhpFpm => "fpm",
+            Self::PhpPool => "our",
+        }
+    }
+}
+
+/// Where the pool listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    Unix,
+    /// This host, a free port.
+    Tcp(&'static str),
+}
+
+/// A configuration. In all texts `{www}` stands for the folder of the scripts, which both servers share, and `{home}`
+/// for the server's own folder, where it may write.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Unique; the name of the configuration's folder.
+    pub name: &'static str,
+    /// `pm.max_children` of `pm = static`.
+    pub workers: u32,
+    pub listen: Listen,
+    pub opcache: bool,
+    /// Lines for the `[global]` section.
+    pub global: &'static str,
+    /// Lines for the pool's section.
+    pub pool: &'static str,
+    /// Further lines for php-pool, with directives that php-fpm does not know.
+    pub php_pool: &'static str,
+    /// Lines for php.ini.
+    pub ini: &'static str,
+    /// Further arguments.
+    pub arguments: &'static [&'static str],
+    /// What the server's environment holds beside PATH.
+    pub environment: &'static [(&'static str, &'static str)],
+    /// Whether cases make workers die, so that the log may say so.
+    pub deaths: bool,
+}
+
+impl Setup {
+    /// What most cases run on: four static workers on a unix socket, opcache on, errors logged and not displayed.
+    pub const BASE: Self = Self {
+        name: "base",
+        workers: 4,
+        listen: Listen::Unix,
+        opcache: true,
+        global: "",
+        pool: "",
+        php_pool: "",
+        ini: "",
+        arguments: &[],
+        environment: &[],
+        deaths: false,
+    };
+
+    fn pool_file(&self, kind: Kind, listen: &str) -> String {
+        // Workers must not be root: root may read a file of mode 000.
+        let user = if nix::unistd::geteuid().is_root() {
+            "user = www-data\ngroup = www-data\n"
+        } else {
+            ""
+        };
+        let own = if kind == Kind::PhpPool { self.php_pool } else { "" };
+        format!(
+            "[global]\nerror_log = {{home}}/error.log\n{}\n[www]\n{user}listen = {listen}\npm = static\n\
+             pm.max_children = {}\n{}\n{own}\n",
+            self.global, self.workers, self.pool
+        )
+    }
+
+    fn ini_file(&self) -> String {
+        let opcache = if self.opcache { "zend_extension = opcache\n" } else { "" };
+        format!(
+            "display_errors = 0\nlog_errors = 1\nhtml_errors = 0\nerror_reporting = -1\ndate.timezone = UTC\n\
+             register_argc_argv = 0\nvariables_order = GPCS\n\
+             {opcache}extension = posix\n{}\n",
+            self.ini
+        )
+    }
+}
+
+/// What a server has said so far, on stdout and stderr.
+#[derive(Default)]
+struct Log {
+    text: Mutex<String>,
+    grown: Condvar,
+}
+
+impl Log {
+    /// Waits until the text satisfies `wanted`; the text either way.
+    fn wait(&self, patience: Duration, wanted: impl Fn(&str) -> bool) -> Result<String, String> {
+        let text = self.text.lock().expect("nobody panics with the log");
+        let (text, timeout) = self
+            .grown
+            .wait_timeout_while(text, patience, |text| !wanted(text))
+            .expect("nobody panics with the log");
+        if timeout.timed_out() {
+            Err(text.clone())
+        } else {
+            Ok(text.clone())
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    pub kind: Kind,
+    pub setup: &'static Setup,
+    pub address: Address,
+    /// The server's own folder.
+    pub home: PathBuf,
+    child: Child,
+    log: Arc<Log>,
+    stopped: bool,
+}
+
+impl Server {
+    /// Starts a server below `root` and waits until it says that it is ready.
+    pub fn start(kind: Kind, setup: &'static Setup, root: &Path) -> Result<Self, String> {
+        let home = root.join(setup.name).join(kind.folder());
+        let www = www(root, setup);
+        let at = |what: &Path, e: io::Error| format!("cannot prepare {}: {e}", what.display());
+        fs::create_dir_all(&www).map_err(|e| at(&www, e))?;
+        fs::create_dir_all(&home).map_err(|e| at(&home, e))?;
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).map_err(|e| at(&home, e))?;
+        // Between finding a free port and using it somebody else may take it.
+        let mut attempts = if setup.listen == Listen::Unix { 1 } else { 5 };
+        loop {
+            attempts -= 1;
+            match Self::start_once(kind, setup, &home, &www) {
+                Err(e) if attempts > 0 && e.contains("Address already in use") => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn start_once(kind: Kind, setup: &'static Setup, home: &Path, www: &Path) -> Result<Self, String> {
+        let failed = |e: io::Error| format!("{} cannot be started: {e}", kind.name());
+        let (address, listen) = match setup.listen {
+            Listen::Unix => (Address::Unix(home.join("sock")), "{home}/sock".to_owned()),
+            Listen::Tcp(host) => {
+                let port = free_port(host).map_err(failed)?;
+                let listen = if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                };
+                (Address::Tcp(host.to_owned(), port), listen)
+            }
+        };
+        let fill = |text: String| {
+            text.replace("{www}", &www.display().to_string())
+                .replace("{home}", &home.display().to_string())
+        };
+        let (pool_file, ini_file) = (home.join("pool.conf"), home.join("php.ini"));
+        fs::write(&pool_file, fill(setup.pool_file(kind, &listen))).map_err(failed)?;
+        fs::write(&ini_file, fill(setup.ini_file())).map_err(failed)?;
+
+        let executable = match kind {
+            Kind::PhpFpm => PathBuf::from(PHP_FPM),
+            // By this name php-pool takes php-fpm's command line.
+            Kind::PhpPool => {
+                let link = home.join("php-fpm");
+                let _ = fs::remove_file(&link);
+                std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_php-pool"), &link).map_err(failed)?;
+                link
+            }
+        };
+        if !executable.exists() {
+            return Err(format!("{} is not there: install php8.2-fpm", executable.display()));
+        }
+        let (mut output, input) = io::pipe().map_err(failed)?;
+        // setpriv: when the tests are killed, the server must not stay.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&executable);
+        command
+            .args(["-F", "-O", "-y"])
+            .arg(&pool_file)
+            .arg("-c")
+            .arg(&ini_file)
+            .args(setup.arguments);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PHP_INI_SCAN_DIR", "");
+        command.envs(setup.environment.iter().copied()).current_dir(home);
+        command
+            .stdin(Stdio::null())
+            .stdout(input.try_clone().map_err(failed)?)
+            .stderr(input);
+        let child = spawn(command).map_err(failed)?;
+
+        let log = Arc::new(Log::default());
+        let sink = Arc::clone(&log);
+        // Ends when the last process of the server has closed its end.
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = output.read(&mut buffer) {
+                sink.text
+                    .lock()
+                    .expect("nobody panics with the log")
+                    .push_str(&String::from_utf8_lossy(&buffer[..n]));
+                sink.grown.notify_all();
+            }
+            sink.text
+                .lock()
+                .expect("nobody panics with the log")
+                .push_str("\n(end of the server's output)\n");
+            sink.grown.notify_all();
+        });
+        let server = Self {
+            kind,
+            setup,
+            address,
+            home: home.to_owned(),
+            child,
+            log,
+            stopped: false,
+        };
+        let ready = |text: &str| text.contains("ready to handle connections") || text.contains("(end of the server's");
+        match server.log.wait(PATIENCE, ready) {
+            Ok(text) if text.contains("ready to handle connections") => Ok(server),
+            Ok(text) | Err(text) => Err(format!(
+                "{} on setup '{}' did not become ready; it said:\n{text}",
+                kind.name(),
+                setup.name
+            )),
+        }
+    }
+
+    /// A new connection.
+    pub fn connect(&self) -> Connection {
+        Connection::open(&self.address)
+            .unwrap_or_else(|e| panic!("{} does not accept a connection: {e}", self.kind.name()))
+    }
+
+    /// All that the server has said on stdout and stderr.
+    pub fn log(&self) -> String {
+        self.log.text.lock().expect("nobody panics with the log").clone()
+    }
+
+    /// Waits until the log satisfies `wanted`, which `what` describes.
+    pub fn wait_for_log(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        self.log
+            .wait(PATIENCE, wanted)
+            .unwrap_or_else(|text| panic!("the log does not show {what}:\n{text}"))
+    }
+
+    /// Stops the server as systemd would, and complains about an exit code other than 0, processes left behind, and
+    /// workers that died though no case made them.
+    pub fn stop(&mut self) -> Result<(), String> {
+        self.stopped = true;
+        let who = format!("{} on setup '{}'", self.kind.name(), self.setup.name);
+        let family = self.family();
+        let master = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        kill(master, Signal::SIGTERM).map_err(|e| format!("{who} was gone before it was stopped: {e}"))?;
+        let status = self.wait_for_exit();
+        let left: Vec<Process> = family
+            .into_iter()
+            .filter(|p| !p.gone_within(Duration::from_secs(5)))
+            .collect();
+        for process in &left {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        let status = status.ok_or_else(|| format!("{who} did not end after SIGTERM; its log:\n{}", self.log()))?;
+        if !left.is_empty() {
+            return Err(format!("{who} left processes behind: {left:?}"));
+        }
+        if !status.success() {
+            return Err(format!("{who} ended with {status}; its log:\n{}", self.log()));
+        }
+        let log = self.log();
+        let deaths: Vec<&str> = log
+            .lines()
+            .filter(|l| l.contains("exited on signal") || l.contains("exited with code 70"))
+            .collect();
+        if !self.setup.deaths && !deaths.is_empty() {
+            return Err(format!("{who} lost workers:\n{}", deaths.join("\n")));
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of the master; kills it, and answers None, when it takes too long.
+    fn wait_for_exit(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        None
+    }
+
+    /// The processes below the master, and itself.
+    fn family(&self) -> Vec<Process> {
+        let all = Process::all();
+        let mut family: Vec<Process> = all
+            .iter()
+            .filter(|p| p.pid.unsigned_abs() == self.child.id())
+            .cloned()
+            .collect();
+        let mut next = 0;
+        while next < family.len() {
+            let parent = family[next].pid;
+            family.extend(all.iter().filter(|p| p.parent == parent).cloned());
+            next += 1;
+        }
+        family
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.stopped {
+            let _ = self.stop();
+        }
+    }
+}
+
+/// The folder of the scripts of `setup` below `root`.
+pub fn www(root: &Path, setup: &Setup) -> PathBuf {
+    root.join(setup.name).join("www")
+}
+
+/// A process, told from a later one with the same pid by its start time.
+#[derive(Clone, Debug, PartialEq)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    name: String,
+    started: u64,
+}
+
+impl Process {
+    fn all() -> Vec<Self> {
+        let entries = fs::read_dir("/proc").expect("/proc is mounted");
+        let pids = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::of).collect()
+    }
+
+    /// None if there is no such process, or only its zombie.
+    fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may hold blanks and parentheses.
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        if fields[0] == "Z" {
+            return None;
+        }
+        Some(Self {
+            pid,
+            parent: fields[1].parse().ok()?,
+            name: name.to_owned(),
+            started: fields[19].parse().ok()?,
+        })
+    }
+
+    fn gone_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            if Self::of(self.pid).is_none_or(|now| now.started != self.started) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Starts a process from a thread that lives as long as the tests: the parent-death signal is that of the *thread*.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Job = (Command, Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        thread::spawn(move || {
+            for (mut command, answer) in jobs {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (answer, outcome) = channel();
+    spawner
+        .lock()
+        .expect("nobody panics with it")
+        .send((command, answer))
+        .expect("the spawner lives on");
+    outcome.recv().expect("the spawner answers every job")
+}
+
+fn free_port(host: &str) -> io::Result<u16> {
+    Ok(std::net::TcpListener::bind((host, 0))?.local_addr()?.port())
+}

@@ -138,6 +138,22 @@ pub struct Network {
     pub prefix: u8,
 }
 
+impl Network {
+    /// Whether the address lies in it. A v4 address mapped into v6 counts as v4.
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        use std::net::IpAddr::{V4, V6};
+        let same = |a: u128, b: u128, width: u32| {
+            let host = width.saturating_sub(u32::from(self.prefix));
+            a.checked_shr(host).unwrap_or(0) == b.checked_shr(host).unwrap_or(0)
+        };
+        match (self.address, address.to_canonical()) {
+            (V4(own), V4(other)) => same(own.to_bits().into(), other.to_bits().into(), 32),
+            (V6(own), V6(other)) => same(own.to_bits(), other.to_bits(), 128),
+            _ => false,
+        }
+    }
+}
+
 /// One pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pool {

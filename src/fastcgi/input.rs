@@ -102,6 +102,8 @@ enum Sink {
     Values,
     /// Gives the request up.
     Abort,
+    /// What a script left unread of its body.
+    Drain,
     Skip,
 }
 
@@ -171,7 +173,7 @@ impl Input {
                     Sink::Params => self.add_params(&bytes[content])?,
                     Sink::Begin | Sink::Values => self.scratch.extend_from_slice(&bytes[content]),
                     Sink::Stdin => return Ok((at, Event::Stdin(content))),
-                    Sink::Abort | Sink::Skip => {}
+                    Sink::Abort | Sink::Drain | Sink::Skip => {}
                 }
                 continue;
             }
@@ -222,6 +224,7 @@ impl Input {
                 return Err(ProtocolError::OutOfPlace(header.kind));
             }
             (T::AbortRequest, _) if ours => Sink::Abort,
+            (T::Stdin, State::Idle) => Sink::Drain,
             // What is left of a request that has been answered, or belongs to one that was refused.
             (T::Params | T::Stdin | T::Data | T::AbortRequest | T::Unknown(_), _) => Sink::Skip,
             (T::GetValues, _) => Sink::Values,
@@ -249,7 +252,7 @@ impl Input {
             (Sink::Begin, State::Fresh | State::Idle) => {
                 let (id, keep) = (record.id, self.scratch[2] & 1 != 0);
                 let Some(role) = Role::from_number(u16::from_be_bytes([self.scratch[0], self.scratch[1]])) else {
-                    self.state = State::Idle;
+                    (self.state, self.stdin_ended) = (State::Idle, false);
                     return Ok(Some(Event::UnknownRole { id, keep }));
                 };
                 self.params.clear();
@@ -263,8 +266,13 @@ impl Input {
                 self.stdin_ended = true;
                 Event::StdinEnd
             }
+            (Sink::Drain, _) => {
+                self.stdin_ended |= record.length == 0;
+                return Ok(None);
+            }
             (Sink::Abort, State::Params(begin) | State::Body(begin)) => {
                 self.finish();
+                self.stdin_ended = true;
                 Event::Abort {
                     id: begin.id,
                     keep: begin.keep,

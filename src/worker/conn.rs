@@ -1,0 +1,229 @@
+//! One connection: its socket, what has been read of it, and waits that end.
+
+use std::io::IoSlice;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, recv, sendmsg};
+use php_pool::fastcgi::{Event, Input, ProtocolError};
+
+/// Room for what is read at once: a whole request in the common case.
+pub const BUFFER: usize = 64 << 10;
+
+/// Why a connection is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The peer closed its side, or reset the connection.
+    Closed,
+    /// The peer let us wait longer than the pool allows.
+    TimedOut,
+    /// The peer does not speak the protocol.
+    Protocol(ProtocolError),
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Conn {
+    fd: OwnedFd,
+    /// The protocol's state.
+    pub input: Input,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The client's address; None for a unix socket.
+    pub peer: Option<IpAddr>,
+    /// When the first byte of the next request was there, CLOCK_MONOTONIC ns; 0 before.
+    pub began: u64,
+    /// A request has been answered on it.
+    pub kept: bool,
+}
+
+impl Conn {
+    /// `buffer` is memory of an earlier connection, or empty.
+    pub fn new(fd: OwnedFd, mut buffer: Vec<u8>) -> Self {
+        buffer.resize(BUFFER, 0);
+        Self { fd, input: Input::default(), buffer, start: 0, end: 0, peer: None, began: 0, kept: false }
+    }
+
+    /// Gives back what another connection can use.
+    pub fn into_buffer(mut self) -> Vec<u8> {
+        self.buffer.truncate(BUFFER);
+        self.buffer
+    }
+
+    /// Gives the socket away, with what was read of it beyond the last request.
+    pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
+        let rest = self.buffer[self.start..self.end].to_vec();
+        (self.fd, rest)
+    }
+
+    /// Puts bytes that were read elsewhere before what comes.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer.resize(BUFFER.max(bytes.len()), 0);
+        self.buffer[..bytes.len()].copy_from_slice(bytes);
+        (self.start, self.end) = (0, bytes.len());
+    }
+
+    /// The peer's address, asked of the kernel; None for a unix socket.
+    pub fn ask_peer(&mut self) {
+        let Ok(address) = getpeername::<SockaddrStorage>(self.fd.as_raw_fd()) else { return };
+        self.peer = if let Some(v4) = address.as_sockaddr_in() {
+            Some(v4.ip().into())
+        } else {
+            address.as_sockaddr_in6().map(|v6| v6.ip().to_canonical())
+        };
+    }
+
+    /// Whether bytes are there that have not been looked at.
+    pub fn has_unread(&self) -> bool {
+        self.start < self.end
+    }
+
+    /// What the bytes at hand say; [`Event::NeedMore`] when they say nothing more. Content of STDIN is in [`Conn::taken`].
+    pub fn next(&mut self) -> Result<Event, Lost> {
+        self.next_within(usize::MAX)
+    }
+
+    /// As `next`, with at most `want` bytes of STDIN's content, so that the rest stays here.
+    fn next_within(&mut self, want: usize) -> Result<Event, Lost> {
+        // Outside of content a header comes first.
+        let most = if self.input.stdin_left() > 0 { want } else { want.saturating_add(8) };
+        let end = self.end.min(self.start.saturating_add(most));
+        let (used, event) = self.input.next(&self.buffer[self.start..end]).map_err(Lost::Protocol)?;
+        let base = self.start;
+        self.start += used;
+        Ok(match event {
+            Event::Stdin(range) => Event::Stdin(base + range.start..base + range.end),
+            other => other,
+        })
+    }
+
+    /// The bytes at a range that `next` gave.
+    pub fn taken(&self, range: std::ops::Range<usize>) -> &[u8] {
+        &self.buffer[range]
+    }
+
+    /// Reads on, without waiting; false: nothing is there.
+    pub fn fill(&mut self) -> Result<bool, Lost> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        match receive(self.fd.as_fd(), &mut self.buffer[self.end..])? {
+            Some(count) => {
+                self.end += count;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Body bytes of the request into `target`, at least one; what else arrives is given to `event`. 0: the body has
+    /// ended. Waits at most `timeout` for the next byte.
+    pub fn read_stdin(
+        &mut self,
+        target: &mut [u8],
+        timeout: Duration,
+        mut event: impl FnMut(Event),
+    ) -> Result<usize, Lost> {
+        loop {
+            match self.next_within(target.len())? {
+                Event::Stdin(range) => {
+                    let count = range.len();
+                    target[..count].copy_from_slice(&self.buffer[range]);
+                    return Ok(count);
+                }
+                Event::StdinEnd => return Ok(0),
+                Event::NeedMore if self.start < self.end && self.end - self.start > 7 => {}
+                Event::NeedMore => {
+                    // Nothing at hand: straight to where it is wanted, where that is worth a look.
+                    let direct = self.input.stdin_left().min(target.len());
+                    if self.start == self.end && direct >= 4096 {
+                        if let Some(count) = receive(self.fd.as_fd(), &mut target[..direct])? {
+                            self.input.took_stdin(count);
+                            return Ok(count);
+                        }
+                    } else if self.fill()? {
+                        continue;
+                    }
+                    self.wait(PollFlags::POLLIN, timeout)?;
+                }
+                Event::Abort { .. } => return Err(Lost::Closed),
+                other => event(other),
+            }
+        }
+    }
+
+    /// Sends all of it; each byte may take `timeout`.
+    pub fn send(&self, parts: &mut [IoSlice], timeout: Duration) -> Result<(), Lost> {
+        let mut parts = parts;
+        while !parts.is_empty() {
+            match sendmsg::<()>(self.fd.as_raw_fd(), parts, &[], MsgFlags::MSG_NOSIGNAL, None) {
+                Ok(count) => IoSlice::advance_slices(&mut parts, count),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, timeout)?,
+                Err(_) => return Err(Lost::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the socket is ready, across interruptions.
+    fn wait(&self, flags: PollFlags, timeout: Duration) -> Result<(), Lost> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let milliseconds = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+            let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.fd.as_fd(), flags)], timeout) {
+                Ok(0) if left.is_zero() => return Err(Lost::TimedOut),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(_) => return Err(Lost::Closed),
+            }
+        }
+    }
+
+    /// Ends our side, so that the peer sees the end of the reply while we go on reading.
+    pub fn shut_down(&self) {
+        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+    }
+
+    /// Throws away what the peer still sends, without waiting. Ok(count): more may come.
+    pub fn discard(&mut self) -> Result<usize, Lost> {
+        (self.start, self.end) = (0, 0);
+        let mut total = 0;
+        while total < 16 * BUFFER {
+            match receive(self.fd.as_fd(), &mut self.buffer)? {
+                Some(count) => total += count,
+                None => break,
+            }
+        }
+        Ok(total)
+    }
+}
+
+impl AsFd for Conn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// One read without waiting; None: nothing is there.
+fn receive(fd: BorrowedFd, target: &mut [u8]) -> Result<Option<usize>, Lost> {
+    loop {
+        return match recv(fd.as_raw_fd(), target, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => Err(Lost::Closed),
+            Ok(count) => Ok(Some(count)),
+            Err(Errno::EINTR) => continue,
+            Err(Errno::EAGAIN) => Ok(None),
+            Err(_) => Err(Lost::Closed),
+        };
+    }
+}
+

@@ -1,0 +1,413 @@
+//! One request and its reply: what stands between PHP and the connection.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use php_pool::control::PoolSettings;
+use php_pool::fastcgi::{Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type};
+use php_pool::log::Level;
+use php_pool::scoreboard::{Request, Stage, monotonic_ns};
+
+use super::conn::{Conn, Lost};
+use super::output::Output;
+use super::params::Params;
+use super::php::{CField, CParam};
+use super::script::{self, Script};
+use super::serve::Worker;
+
+/// How a request is answered.
+#[derive(Debug)]
+pub enum Answer {
+    /// By its script.
+    Script,
+    /// With headers alone.
+    Nothing,
+    /// With this.
+    Page(Page),
+}
+
+/// A page that no script made.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers, in order.
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    pub body: Vec<u8>,
+}
+
+impl Page {
+    fn error(status: u16, body: &str) -> Self {
+        Self { status, headers: Vec::new(), body: body.into() }
+    }
+}
+
+/// Memory that one request leaves to the next.
+#[derive(Debug, Default)]
+pub struct Memory {
+    params: Params,
+    out: Output,
+    c_params: Vec<CParam>,
+}
+
+/// One request.
+pub struct Exchange {
+    worker: &'static Worker,
+    begin: Begin,
+    /// None: the reply is complete and the connection was given back early.
+    conn: Option<Conn>,
+    out: Output,
+    /// The parameters, rewritten as `$_SERVER` shows them.
+    pub params: Params,
+    /// What is run.
+    pub script: Script,
+    /// CONTENT_LENGTH
+    pub content_length: u64,
+    body_left: u64,
+    /// The client's CONTENT_LENGTH makes no sense.
+    bad_length: bool,
+    /// The body ended before CONTENT_LENGTH.
+    truncated: bool,
+    /// Why nothing more can be sent.
+    lost: Option<Lost>,
+    /// END_REQUEST was sent, or would have been.
+    finished: bool,
+    /// FCGI_STDERR has had a message.
+    complained: bool,
+    logging: bool,
+    /// The script has ended: what is left of a body is nobody's.
+    executed: bool,
+    /// HTTP status of the reply.
+    pub status: u16,
+    /// Storage of what PHP is shown by pointer.
+    pub page: Page,
+    pub c_params: Vec<CParam>,
+    pub c_headers: Vec<CParam>,
+    fields: Vec<php_pool::status::Field>,
+    c_fields: Vec<CField>,
+}
+
+/// What is left when a request is over.
+pub struct Over {
+    /// The connection, where it is still ours, and why it is lost if it is.
+    pub conn: Option<(Conn, Option<Lost>)>,
+    /// Whether the client asked to keep it.
+    pub keep: bool,
+    /// Memory for the next request.
+    pub memory: Memory,
+}
+
+impl Exchange {
+    /// A request whose parameters are complete.
+    pub fn new(worker: &'static Worker, begin: Begin, conn: Conn, memory: Memory) -> Self {
+        let Memory { mut params, mut out, c_params } = memory;
+        params.read(conn.input.params(), begin.role.name());
+        out.begin(begin.id);
+        let (settings, logging) = &worker.script_settings;
+        let script = script::resolve(&mut params, settings, &super::php::PhpFiles);
+        let length = if script.named { params.get("CONTENT_LENGTH").unwrap_or_default() } else { b"" };
+        let parsed = parse_length(length);
+        let content_length = parsed.unwrap_or(0);
+        Self {
+            worker,
+            begin,
+            conn: Some(conn),
+            out,
+            params,
+            script,
+            content_length,
+            body_left: content_length,
+            bad_length: parsed.is_none(),
+            truncated: false,
+            lost: None,
+            finished: false,
+            complained: false,
+            logging: *logging,
+            executed: false,
+            status: 200,
+            page: Page::default(),
+            c_params,
+            c_headers: Vec::new(),
+            fields: Vec::new(),
+            c_fields: Vec::new(),
+        }
+    }
+
+    fn pool(&self) -> &'static PoolSettings {
+        self.worker.pool()
+    }
+
+    /// Writes the request into the scoreboard.
+    pub fn publish(&self) {
+        let get = |name| self.params.get(name).unwrap_or_default();
+        let id = self.params.get("HTTP_X_REQUEST_ID").unwrap_or_default();
+        self.worker.slot().begin(
+            Stage::Info,
+            &Request {
+                method: get("REQUEST_METHOD"),
+                uri: self.script.uri.as_deref().unwrap_or_default(),
+                query: if self.script.named { get("QUERY_STRING") } else { b"" },
+                script: self.script.path.as_deref().unwrap_or_default(),
+                user: self.user().as_deref().unwrap_or_default(),
+                id,
+                content_length: self.content_length,
+            },
+        );
+    }
+
+    /// The user of Basic authentication.
+    pub fn user(&self) -> Option<Vec<u8>> {
+        let given = self.params.get("HTTP_AUTHORIZATION")?;
+        let (scheme, rest) = given.split_at_checked(6)?;
+        let text = scheme.eq_ignore_ascii_case(b"Basic ").then(|| decode_base64(rest))?;
+        let end = text.iter().position(|&byte| byte == b':')?;
+        Some(text[..end].to_vec())
+    }
+
+    fn lose(&mut self, why: Lost) {
+        self.lost.get_or_insert(why);
+    }
+
+    /// Appends to STDOUT; false: the client is gone.
+    pub fn write(&mut self, data: &[u8]) -> bool {
+        if self.finished {
+            return true; // after fastcgi_finish_request() output goes nowhere
+        }
+        self.append(RecordType::Stdout, data);
+        self.lost.is_none()
+    }
+
+    fn append(&mut self, kind: RecordType, data: &[u8]) {
+        let (None, Some(conn)) = (self.lost, &self.conn) else { return };
+        if let Err(why) = self.out.write(kind, data, conn, self.pool().response_write_timeout) {
+            self.lose(why);
+        }
+    }
+
+    /// Sends what was written; false: the client is gone.
+    pub fn flush(&mut self) -> bool {
+        if let (false, None, Some(conn)) = (self.finished, self.lost, &self.conn)
+            && let Err(why) = self.out.send(conn, self.pool().response_write_timeout)
+        {
+            self.lose(why);
+        }
+        self.finished || self.lost.is_none()
+    }
+
+    /// Fills the buffer from the body; fewer bytes only at its end.
+    pub fn read_body(&mut self, target: &mut [u8]) -> usize {
+        if self.executed || self.finished || self.lost.is_some() || self.truncated {
+            return 0;
+        }
+        let Some(conn) = &mut self.conn else { return 0 };
+        let wanted = target.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+        let (out, settings) = (&mut self.out, self.worker.pool());
+        let mut done = 0;
+        while done < wanted {
+            let result = conn.read_stdin(&mut target[done..wanted], settings.request_body_timeout, |event| {
+                answer_aside(out, &event, settings.max_children);
+            });
+            match result {
+                Ok(0) => {
+                    self.truncated = true;
+                    break;
+                }
+                Ok(count) => done += count,
+                Err(why) => {
+                    self.truncated = true;
+                    self.lost = Some(why);
+                    break;
+                }
+            }
+        }
+        self.body_left -= done as u64;
+        if self.truncated {
+            let text = format!("the body ended {} bytes before its CONTENT_LENGTH of {}", self.body_left, self.content_length);
+            self.log(Level::Notice, false, text.as_bytes());
+        }
+        done
+    }
+
+    /// Logs to the pool's log and, where enabled, to the web server's.
+    pub fn log(&mut self, level: Level, from_php: bool, text: &[u8]) {
+        let settings = self.pool();
+        if level >= settings.log_level {
+            super::print_log(level, from_php, text, settings.log_limit);
+        }
+        if !self.logging || self.finished || self.conn.is_none() {
+            return;
+        }
+        let prefix: &[u8] = if from_php { b"PHP message: " } else { b"" };
+        let joint: &[u8] = if std::mem::replace(&mut self.complained, true) { b"; " } else { b"" };
+        let limit = if from_php { settings.log_limit.saturating_sub(1) } else { 2047 };
+        let mut message = [prefix, text].concat();
+        if message.len() > limit {
+            message.truncate(limit.saturating_sub(3));
+            message.extend_from_slice(b"...");
+        }
+        self.append(RecordType::Stderr, &[joint, &message].concat());
+    }
+
+    /// PHP has started up: what is the answer?
+    pub fn answer(&mut self) -> Answer {
+        let (slot, settings) = (self.worker.slot(), self.pool());
+        if self.bad_length {
+            return Answer::Page(Page::error(400, "Bad Request: CONTENT_LENGTH is not a number.\n"));
+        }
+        if self.truncated {
+            return Answer::Page(Page::error(400, "Bad Request: the body is not complete.\n"));
+        }
+        slot.set_stage(Stage::Running, monotonic_ns());
+        if self.params.get("REQUEST_METHOD").is_none() {
+            return Answer::Nothing;
+        }
+        if let Some(uri) = &self.script.uri {
+            let is = |path: &Option<String>| path.as_ref().is_some_and(|path| path.as_bytes() == uri);
+            if is(&settings.ping_path) {
+                let page = php_pool::status::ping(&settings.ping_response);
+                return Answer::Page(Page { status: 200, headers: page.headers, body: page.body });
+            }
+            if is(&settings.status_path) {
+                let query = String::from_utf8_lossy(self.params.get("QUERY_STRING").unwrap_or_default()).into_owned();
+                return Answer::Page(match self.worker.ask_status() {
+                    Some(snapshot) => {
+                        let page = php_pool::status::render(&snapshot, &query);
+                        Page { status: 200, headers: page.headers, body: page.body }
+                    }
+                    None => {
+                        self.log(Level::Error, false, b"status: the master does not answer");
+                        Page::error(500, "Internal error. Please review log file for errors.")
+                    }
+                });
+            }
+        }
+        if self.script.path.is_none() {
+            self.log(Level::Debug, false, b"Primary script unknown");
+            return Answer::Page(Page::error(404, "File not found.\n"));
+        }
+        Answer::Script
+    }
+
+    /// Whether security.limit_extensions lets this path be run: longer than one of the suffixes, and ending with it.
+    pub fn may_run(&self, path: &[u8]) -> bool {
+        let list = &self.pool().limit_extensions;
+        list.is_empty() || list.iter().any(|suffix| path.len() > suffix.len() && path.ends_with(suffix.as_bytes()))
+    }
+
+    /// Whether the pool fixes this setting.
+    pub fn is_admin_value(&self, name: &[u8]) -> bool {
+        self.worker.admin_values().iter().any(|entry| entry.key.as_bytes() == name)
+    }
+
+    /// The script has ended; shutdown functions and destructors follow.
+    pub fn executed(&mut self, status: u16, peak_memory: u64) {
+        self.executed = true;
+        self.status = status;
+        let (slot, now) = (self.worker.slot(), monotonic_ns());
+        slot.memory.store(peak_memory, Relaxed);
+        slot.set_stage(Stage::Finishing, now);
+        self.worker.log_access(self, now);
+    }
+
+    /// Ends the FastCGI request. True: it was open, or its connection is kept.
+    pub fn finish(&mut self) -> bool {
+        let first = !std::mem::replace(&mut self.finished, true);
+        if first && let Some(conn) = &mut self.conn {
+            if self.lost.is_none()
+                && let Err(why) = self.out.end(ProtocolStatus::Complete, conn, self.worker.pool().response_write_timeout)
+            {
+                self.lost = Some(why);
+            }
+            conn.input.finish();
+            // A script that works on after fastcgi_finish_request() must not hold the client's connection.
+            if !self.executed {
+                self.worker.slot().set_stage(Stage::Finishing, monotonic_ns());
+                if let Some(conn) = self.conn.take() {
+                    self.worker.release(conn, self.lost, self.begin.keep);
+                }
+            }
+        }
+        first || (self.begin.keep && self.lost.is_none())
+    }
+
+    /// fpm_get_status()'s array, flat.
+    pub fn pool_status(&mut self) -> Option<&[CField]> {
+        let snapshot = self.worker.ask_status()?;
+        self.fields = php_pool::status::fields(&snapshot);
+        self.c_fields = self.fields.iter().map(CField::from).collect();
+        Some(&self.c_fields)
+    }
+
+    /// The time the request has taken so far, and its values for the access log.
+    pub fn peer(&self) -> Option<std::net::IpAddr> {
+        self.conn.as_ref().and_then(|conn| conn.peer)
+    }
+
+    /// Nothing is left to do.
+    pub fn over(self) -> Over {
+        let memory = Memory { params: self.params, out: self.out, c_params: self.c_params };
+        Over { conn: self.conn.map(|conn| (conn, self.lost)), keep: self.begin.keep, memory }
+    }
+}
+
+/// Records that have nothing to do with the request under way.
+pub fn answer_aside(out: &mut Output, event: &Event, capacity: u32) {
+    out.add_record(|bytes| match event {
+        Event::GetValues(asked) => append_get_values_result(bytes, asked, capacity),
+        Event::UnknownType(kind) => append_unknown_type(bytes, *kind),
+        Event::UnknownRole { id, .. } => append_end_request(bytes, *id, ProtocolStatus::UnknownRole),
+        Event::CantMultiplex(id) => append_end_request(bytes, *id, ProtocolStatus::CantMultiplex),
+        Event::Abort { id, .. } => append_end_request(bytes, *id, ProtocolStatus::Complete),
+        Event::NeedMore | Event::Request(_) | Event::Stdin(_) | Event::StdinEnd => {}
+    });
+}
+
+/// A length in decimal digits; nothing at all is 0. None: it is no length.
+fn parse_length(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return Some(0);
+    }
+    let text = std::str::from_utf8(text).ok()?.trim_matches(' ');
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten().filter(|&n: &u64| n <= i64::MAX as u64)
+}
+
+fn decode_base64(text: &[u8]) -> Vec<u8> {
+    let (mut out, mut bits, mut count) = (Vec::new(), 0u32, 0);
+    for &byte in text {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => continue,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_numbers_or_nothing() {
+        assert_eq!(parse_length(b""), Some(0));
+        assert_eq!(parse_length(b"12"), Some(12));
+        for wrong in ["-1", "+1", "1a", "0x10", "99999999999999999999", "9223372036854775808"] {
+            assert_eq!(parse_length(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn base64_is_decoded() {
+        assert_eq!(decode_base64(b"dXNlcjpwYXNz"), b"user:pass");
+        assert_eq!(decode_base64(b"dTo="), b"u:");
+    }
+}

@@ -1,0 +1,162 @@
+//! The worker's executable: the zygote, the workers forked from it, and `php -v` and the like.
+
+mod conn;
+mod confine;
+mod environment;
+mod exchange;
+mod output;
+mod params;
+mod php;
+mod script;
+mod serve;
+mod signals;
+mod zygote;
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use php_pool::control::{Channel, PhpSettings, Spawn, ToWorker};
+use php_pool::log::Level;
+
+/// Runs what the arguments ask for.
+pub fn main() -> ! {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let print = match arguments.first().map(String::as_str) {
+        Some("zygote") => zygote::run(),
+        Some("version") => php::Print::Version,
+        Some("modules") => php::Print::Modules,
+        Some("info") => php::Print::Info,
+        _ => {
+            eprintln!("php-pool-worker is started by php-pool; it has no use of its own.");
+            std::process::exit(64);
+        }
+    };
+    let settings: PhpSettings = match arguments.get(1).map(|json| serde_json::from_str(json)) {
+        None => PhpSettings::default(),
+        Some(Ok(settings)) => settings,
+        Some(Err(error)) => {
+            eprintln!("php-pool-worker: the settings are not what php-pool writes: {error}");
+            std::process::exit(64);
+        }
+    };
+    let env: Vec<(Vec<u8>, Vec<u8>)> = std::env::vars_os()
+        .map(|(name, value)| (name.into_encoded_bytes(), value.into_encoded_bytes()))
+        .filter(|(name, _)| name != b"PHP_INI_SCAN_DIR" || settings.scan_dir.is_none())
+        .collect();
+    environment::replace(&env, settings.scan_dir.as_deref());
+    php::init();
+    if !php::start(&settings) {
+        std::process::exit(70);
+    }
+    php::print(print);
+    php::stop();
+    std::process::exit(0)
+}
+
+/// From fork to the first accept: this process becomes a worker.
+fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
+    let mut fds = fds.into_iter();
+    let (Some(link), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
+        print_log(Level::Alert, false, b"Spawn came without its descriptors", usize::MAX);
+        std::process::exit(70);
+    };
+    let _ = nix::unistd::dup2_stdout(stdout);
+    let _ = nix::unistd::dup2_stderr(stderr);
+    let zygote::Generation { config, listener, board, queue, bell } = generation;
+    let board: &'static _ = Box::leak(Box::new(board));
+    let slot = spawn.slot as usize;
+    if slot >= board.slots() {
+        print_log(Level::Alert, false, b"Spawn names a slot that does not exist", usize::MAX);
+        std::process::exit(70);
+    }
+    board.slot(slot).reset();
+    let wake = match signals::install(board.control(slot)) {
+        Ok(wake) => wake,
+        Err(error) => {
+            print_log(Level::Alert, false, format!("signals: {error}").as_bytes(), usize::MAX);
+            std::process::exit(70);
+        }
+    };
+
+    // The gate: nothing of the pool runs before the master has put this process where it belongs.
+    let link = serve::Link::from(link);
+    match link.receive(true) {
+        Ok(received) if matches!(received.message, ToWorker::Go) => {}
+        _ => std::process::exit(0), // the master is gone, or does not want us any more
+    }
+
+    php::load_extensions(&config.php, |text| print_log(Level::Error, false, text.as_bytes(), usize::MAX));
+    let pool = config.pool;
+    for wrong in &pool.allowed_clients_wrong {
+        let text = format!("Wrong IP address '{wrong}' in listen.allowed_clients");
+        print_log(Level::Error, false, text.as_bytes(), pool.log_limit);
+    }
+    if pool.allowed_clients.as_ref().is_some_and(Vec::is_empty) {
+        print_log(Level::Error, false, b"There are no allowed addresses", pool.log_limit);
+    }
+    let worker: &'static _ = Box::leak(Box::new(serve::Worker {
+        admin_values: config.php.admin_values,
+        board,
+        slot,
+        link,
+        queue: Channel::from(queue),
+        tcp: is_tcp(listener.as_fd()),
+        listener,
+        bell,
+        script_settings: php::script_settings(),
+        max_requests: spawn.max_requests,
+        access_log: RefCell::new(fds.next()),
+        told: RefCell::default(),
+        released: RefCell::default(),
+        orphaned: Cell::new(false),
+        pool,
+    }));
+    match serve::Loop::new(worker, wake) {
+        Ok(mut serving) => serving.run(),
+        Err(error) => {
+            print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
+            std::process::exit(70);
+        }
+    }
+    php::stop();
+    std::process::exit(0)
+}
+
+fn is_tcp(listener: BorrowedFd) -> bool {
+    use std::os::fd::AsRawFd;
+    getsockname::<SockaddrStorage>(listener.as_raw_fd())
+        .is_ok_and(|address| matches!(address.family(), Some(AddressFamily::Inet | AddressFamily::Inet6)))
+}
+
+/// Waits until a descriptor is readable; false when `limit` passes first.
+fn readable(fd: BorrowedFd, limit: Duration) -> bool {
+    let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            result => return result.is_ok_and(|count| count > 0),
+        }
+    }
+}
+
+/// A line on our own stderr, which the master reads: without the time, which it adds.
+fn print_log(level: Level, from_php: bool, text: &[u8], limit: usize) {
+    let mut line = format!("{}: {}", level.name(), if from_php { "PHP message: " } else { "" }).into_bytes();
+    line.extend_from_slice(text);
+    if line.len() >= limit {
+        line.truncate(limit.saturating_sub(4));
+        line.extend_from_slice(b"...");
+    }
+    line.push(b'\n');
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        match nix::unistd::write(std::io::stderr(), rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The response on its way out: STDOUT and STDERR records in the order in which they were written.
+
+use std::io::IoSlice;
+use std::time::Duration;
+
+use php_pool::fastcgi::{
+    HEADER_LEN, Header, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, padding,
+};
+
+use super::conn::{Conn, Lost};
+
+/// What is gathered before it is sent: one system call for an ordinary page.
+const GATHER: usize = 32 << 10;
+
+/// Zeros to pad with.
+const ZEROS: [u8; 8] = [0; 8];
+
+/// Buffer of a response.
+#[derive(Debug, Default)]
+pub struct Output {
+    bytes: Vec<u8>,
+    /// The record being filled: where its header stands, and its type.
+    open: Option<(usize, RecordType)>,
+    id: u16,
+}
+
+impl Output {
+    /// Begins a response.
+    pub fn begin(&mut self, id: u16) {
+        self.bytes.clear();
+        self.open = None;
+        self.id = id;
+    }
+
+    /// Writes the length of the record under way into its header, and pads it.
+    fn close(&mut self) {
+        if let Some((at, kind)) = self.open.take() {
+            let length = self.bytes.len() - at - HEADER_LEN;
+            let pad = padding(length);
+            self.bytes[at..at + HEADER_LEN].copy_from_slice(&Header::bytes(kind, self.id, length as u16, pad as u8));
+            self.bytes.extend_from_slice(&ZEROS[..pad]);
+        }
+    }
+
+    /// Adds content; sends what is gathered when it is enough.
+    pub fn write(&mut self, kind: RecordType, mut data: &[u8], conn: &Conn, timeout: Duration) -> Result<(), Lost> {
+        if data.len() >= GATHER {
+            return self.write_through(kind, data, conn, timeout);
+        }
+        while !data.is_empty() {
+            if self.bytes.len() + HEADER_LEN >= GATHER {
+                self.send(conn, timeout)?;
+            }
+            if self.open.is_none_or(|(_, open)| open != kind) {
+                self.close();
+                self.open = Some((self.bytes.len(), kind));
+                self.bytes.extend_from_slice(&ZEROS);
+            }
+            let take = data.len().min(GATHER.saturating_sub(self.bytes.len()).max(1));
+            self.bytes.extend_from_slice(&data[..take]);
+            data = &data[take..];
+        }
+        Ok(())
+    }
+
+    /// Much at once: sent from where it stands.
+    fn write_through(&mut self, kind: RecordType, data: &[u8], conn: &Conn, timeout: Duration) -> Result<(), Lost> {
+        self.close();
+        let records: Vec<(&[u8], [u8; HEADER_LEN])> = data
+            .chunks(MAX_CONTENT)
+            .map(|part| (part, Header::bytes(kind, self.id, part.len() as u16, padding(part.len()) as u8)))
+            .collect();
+        let mut parts = Vec::with_capacity(3 * records.len() + 1);
+        parts.push(IoSlice::new(&self.bytes));
+        for (content, header) in &records {
+            parts.extend([
+                IoSlice::new(header),
+                IoSlice::new(content),
+                IoSlice::new(&ZEROS[..padding(content.len())]),
+            ]);
+        }
+        for some in parts.chunks_mut(510) {
+            conn.send(some, timeout)?;
+        }
+        self.bytes.clear();
+        Ok(())
+    }
+
+    /// Adds a record that is not part of the response's streams.
+    pub fn add_record(&mut self, record: impl FnOnce(&mut Vec<u8>)) {
+        self.close();
+        record(&mut self.bytes);
+    }
+
+    /// Sends what is gathered.
+    pub fn send(&mut self, conn: &Conn, timeout: Duration) -> Result<(), Lost> {
+        self.close();
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        let sent = conn.send(&mut [IoSlice::new(&self.bytes)], timeout);
+        self.bytes.clear();
+        sent
+    }
+
+    /// Ends the response.
+    pub fn end(&mut self, status: ProtocolStatus, conn: &Conn, timeout: Duration) -> Result<(), Lost> {
+        self.close();
+        append_end_request(&mut self.bytes, self.id, status);
+        self.send(conn, timeout)
+    }
+}
+

@@ -1,0 +1,842 @@
+#include "shim.h"
+
+#include <signal.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+#include <php.h>
+#include <SAPI.h>
+#include <php_globals.h>
+#include <php_ini.h>
+#include <php_main.h>
+#include <php_output.h>
+#include <php_variables.h>
+#include <ext/standard/basic_functions.h>
+#include <ext/standard/dl.h>
+#include <ext/standard/head.h>
+#include <ext/standard/info.h>
+#include <zend_exceptions.h>
+#include <zend_extensions.h>
+#include <zend_ini.h>
+#include <zend_ini_scanner.h>
+#include <zend_modules.h>
+#include <zend_signal.h>
+#include <zend_stream.h>
+#include <rfc1867.h>
+
+#if defined(ZTS) && ZTS
+# error "php-pool needs a PHP that is not thread-safe (NTS), as Debian's is"
+#endif
+
+static const struct shim_callbacks *rust;
+
+/* Module settings: php.ini's cgi.* and fastcgi.*, under the names that php-fpm's users have in their files. */
+static struct {
+    bool rfc2616_headers, nph, fix_pathinfo, force_redirect, discard_path, logging;
+    char *redirect_status_env, *error_header, *fpm_config;
+} cgi;
+
+/* Of the request that runs. */
+static struct {
+    const struct shim_request *request;
+    bool retire; /* this process was changed for good */
+} now;
+
+static void log_text(enum shim_level level, const char *text)
+{
+    rust->log(level, false, text, strlen(text));
+}
+
+/* ---------------------------------------------------------------- output */
+
+static size_t write_output(const char *text, size_t length)
+{
+    if (length > 0 && !rust->write(text, length)) {
+        php_handle_aborted_connection(); /* ends the script, unless it ignores user aborts */
+    }
+    return length;
+}
+
+static void flush_output(void *context)
+{
+    (void) context;
+    if (!SG(headers_sent)) {
+        sapi_send_headers();
+    }
+    if (!rust->flush()) {
+        php_handle_aborted_connection();
+    }
+}
+
+static const char *reason_of(int status)
+{
+    static const struct { int status; const char *reason; } known[] = {
+        {100, "Continue"}, {101, "Switching Protocols"}, {102, "Processing"}, {103, "Early Hints"},
+        {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {203, "Non-Authoritative Information"}, {204, "No Content"},
+        {205, "Reset Content"}, {206, "Partial Content"}, {207, "Multi-Status"}, {208, "Already Reported"},
+        {226, "IM Used"},
+        {300, "Multiple Choices"}, {301, "Moved Permanently"}, {302, "Found"}, {303, "See Other"},
+        {304, "Not Modified"}, {305, "Use Proxy"}, {307, "Temporary Redirect"}, {308, "Permanent Redirect"},
+        {400, "Bad Request"}, {401, "Unauthorized"}, {402, "Payment Required"}, {403, "Forbidden"},
+        {404, "Not Found"}, {405, "Method Not Allowed"}, {406, "Not Acceptable"},
+        {407, "Proxy Authentication Required"}, {408, "Request Timeout"}, {409, "Conflict"}, {410, "Gone"},
+        {411, "Length Required"}, {412, "Precondition Failed"}, {413, "Request Entity Too Large"},
+        {414, "Request-URI Too Long"}, {415, "Unsupported Media Type"}, {416, "Requested Range Not Satisfiable"},
+        {417, "Expectation Failed"}, {426, "Upgrade Required"}, {428, "Precondition Required"},
+        {429, "Too Many Requests"}, {431, "Request Header Fields Too Large"}, {451, "Unavailable For Legal Reasons"},
+        {500, "Internal Server Error"}, {501, "Not Implemented"}, {502, "Bad Gateway"}, {503, "Service Unavailable"},
+        {504, "Gateway Timeout"}, {505, "HTTP Version Not Supported"}, {506, "Variant Also Negotiates"},
+        {511, "Network Authentication Required"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (known[i].status == status) {
+            return known[i].reason;
+        }
+    }
+    return NULL;
+}
+
+static bool begins_with(const char *text, const char *prefix)
+{
+    return strncasecmp(text, prefix, strlen(prefix)) == 0;
+}
+
+/* A line of at most 1,023 bytes, as php-fpm cuts the status line. */
+static void write_line(const char *text, size_t length)
+{
+    if (length > 1023) {
+        length = 1023;
+    }
+    rust->write(text, length);
+    rust->write("\r\n", 2);
+}
+
+static int send_headers(sapi_headers_struct *headers)
+{
+    if (SG(request_info).no_headers) {
+        return SAPI_HEADER_SENT_SUCCESSFULLY;
+    }
+    zend_llist_position position;
+    sapi_header_struct *header;
+    bool status_sent = false; /* and with it every Status: header of the script is superfluous */
+    int status = SG(sapi_headers).http_response_code;
+
+    if (cgi.nph || status != 200) {
+        const char *line = SG(sapi_headers).http_status_line;
+        const char *space = line ? strchr(line, ' ') : NULL;
+        char text[1100];
+        if (cgi.rfc2616_headers && line) {
+            write_line(line, strlen(line));
+            status_sent = true;
+        } else if (space && space - line >= 5 && begins_with(line, "HTTP/")) {
+            int length = snprintf(text, sizeof text, "Status:%s", space);
+            write_line(text, length < (int) sizeof text ? (size_t) length : sizeof text - 1);
+            status_sent = true;
+        } else {
+            bool own = false;
+            for (header = zend_llist_get_first_ex(&headers->headers, &position); header;
+                 header = zend_llist_get_next_ex(&headers->headers, &position)) {
+                own = own || (header->header_len > sizeof "Status:" - 1 && begins_with(header->header, "Status:"));
+            }
+            if (!own) {
+                const char *reason = reason_of(status);
+                int length = snprintf(text, sizeof text, reason ? "Status: %d %s" : "Status: %d", status, reason);
+                write_line(text, (size_t) length);
+                status_sent = true;
+            }
+        }
+    }
+    for (header = zend_llist_get_first_ex(&headers->headers, &position); header;
+         header = zend_llist_get_next_ex(&headers->headers, &position)) {
+        if (header->header_len == 0) {
+            continue;
+        }
+        if (header->header_len > sizeof "Status:" - 1 && begins_with(header->header, "Status:")) {
+            if (status_sent) {
+                continue;
+            }
+            status_sent = true;
+        } else if (status == 304 && begins_with(header->header, "Content-Type:")) {
+            continue;
+        }
+        rust->write(header->header, header->header_len);
+        rust->write("\r\n", 2);
+    }
+    rust->write("\r\n", 2);
+    return SAPI_HEADER_SENT_SUCCESSFULLY;
+}
+
+/* ---------------------------------------------------------------- input */
+
+static size_t read_post(char *buffer, size_t length)
+{
+    return rust->read_body(buffer, length);
+}
+
+static char *read_cookies(void)
+{
+    return now.request ? (char *) now.request->cookies : NULL;
+}
+
+static char *get_env(const char *name, size_t length)
+{
+    return (char *) rust->param(name, length);
+}
+
+static void register_variable(const char *name, const char *value, size_t length, zval *array)
+{
+    char *text = (char *) value; /* the filter may put another string there */
+    if (sapi_module.input_filter(PARSE_SERVER, name, &text, length, &length)) {
+        php_register_variable_safe(name, text, length, array);
+    }
+}
+
+static bool is_hidden(const struct shim_param *param)
+{
+    return param->name_len == 10 && memcmp(param->name, "HTTP_PROXY", 10) == 0; /* httpoxy */
+}
+
+static void (*import_process_environment)(zval *array);
+
+/* $_SERVER, $_ENV and getenv() without a name: the process's environment, then the parameters, the last one first. */
+static void import_environment(zval *array)
+{
+    import_process_environment(array);
+    size_t count;
+    const struct shim_param *params = rust->params(&count);
+    while (count-- > 0) {
+        if (!is_hidden(&params[count])) {
+            register_variable(params[count].name, params[count].value, params[count].value_len, array);
+        }
+    }
+}
+
+static void register_server_variables(zval *array)
+{
+    import_environment(array);
+    if (!now.request || !now.request->uri) {
+        register_variable("PHP_SELF", "", 0, array);
+        return;
+    }
+    const char *uri = now.request->uri;
+    const char *path_info = cgi.fix_pathinfo ? rust->param("PATH_INFO", 9) : NULL;
+    if (path_info) {
+        char *self;
+        size_t length = spprintf(&self, 0, "%s%s", uri, path_info);
+        register_variable("PHP_SELF", self, length, array);
+        efree(self);
+    } else {
+        register_variable("PHP_SELF", uri, strlen(uri), array);
+    }
+}
+
+/* ---------------------------------------------------------------- life of a request */
+
+static int activate(void)
+{
+    return SUCCESS;
+}
+
+/* Late in php_request_shutdown, after every extension's: sessions are written, nothing more can be printed. */
+static int deactivate(void)
+{
+    if (SG(sapi_started)) {
+        rust->finish();
+    }
+    return SUCCESS;
+}
+
+static void log_message(const char *message, int priority)
+{
+    (void) priority; /* php-fpm's users know all of PHP's messages as NOTICE */
+    rust->log(SHIM_NOTICE, true, message, strlen(message));
+}
+
+static void change(const char *name, size_t length, const char *value, bool admin)
+{
+    if (strcmp(name, "extension") == 0) {
+        now.retire = true;
+        shim_load_extension(value);
+        return;
+    }
+    if (rust->is_admin_value(name, length)) {
+        char *text;
+        spprintf(&text, 0, "Passing INI directive through FastCGI: '%s' is fixed by php_admin_value", name);
+        log_text(SHIM_ERROR, text);
+        efree(text);
+        return;
+    }
+    bool functions = strcmp(name, "disable_functions") == 0;
+    if (functions || strcmp(name, "disable_classes") == 0) {
+        now.retire = true; /* what is disabled cannot be enabled again */
+        shim_disable(value, !functions);
+    }
+    zend_string *key = zend_string_init(name, length, 0);
+    zend_string *text = zend_string_init(value, strlen(value), 0);
+    /* Kept among the directives that PHP itself restores when the request ends. */
+    if (zend_alter_ini_entry_ex(key, text, admin ? ZEND_INI_SYSTEM : ZEND_INI_USER, ZEND_INI_STAGE_ACTIVATE, 1) == FAILURE) {
+        char *message;
+        spprintf(&message, 0, "Passing INI directive through FastCGI: unable to set '%s'", name);
+        log_text(SHIM_ERROR, message);
+        efree(message);
+    }
+    zend_string_release(text);
+    zend_string_release(key);
+}
+
+static void on_ini_line(zval *name, zval *value, zval *index, int kind, void *admin)
+{
+    (void) index;
+    if (kind != ZEND_INI_PARSER_ENTRY || !name) {
+        log_text(SHIM_ERROR, "Passing INI directive through FastCGI: only classic entries are allowed");
+    } else if (Z_STRLEN_P(name) == 0) {
+        log_text(SHIM_ERROR, "Passing INI directive through FastCGI: empty key");
+    } else if (!value) {
+        char *text;
+        spprintf(&text, 0, "Passing INI directive through FastCGI: empty value for key '%s'", Z_STRVAL_P(name));
+        log_text(SHIM_ERROR, text);
+        efree(text);
+    } else {
+        change(Z_STRVAL_P(name), Z_STRLEN_P(name), Z_STRVAL_P(value), admin != NULL);
+    }
+}
+
+/* PHP_VALUE and PHP_ADMIN_VALUE: for this request alone. */
+static void apply_ini_lines(const char *lines, bool admin)
+{
+    if (!lines || !*lines) {
+        return;
+    }
+    static char yes;
+    size_t length = strlen(lines);
+    char *text = emalloc(length + 2);
+    memcpy(text, lines, length);
+    memcpy(text + length, "\n", 2);
+    zend_parse_ini_string(text, 1, ZEND_INI_SCANNER_NORMAL, (zend_ini_parser_cb_t) on_ini_line, admin ? &yes : NULL);
+    efree(text);
+}
+
+static void send_page(const struct shim_page *page)
+{
+    SG(sapi_headers).http_response_code = page->status;
+    for (size_t i = 0; i < page->header_count; i++) {
+        char *line;
+        const struct shim_param *header = &page->headers[i];
+        size_t length = spprintf(&line, 0, "%.*s: %.*s", (int) header->name_len, header->name, (int) header->value_len,
+                                 header->value);
+        sapi_add_header_ex(line, length, false, true);
+    }
+    PHPWRITE(page->body, page->body_len);
+}
+
+static void send_error(int status, const char *text)
+{
+    struct shim_page page = {.status = status, .body = text, .body_len = strlen(text)};
+    send_page(&page);
+}
+
+static void run_script(void)
+{
+    const char *path = SG(request_info).path_translated;
+    if (!rust->may_run(path, strlen(path))) {
+        char *text;
+        spprintf(&text, 0, "Access to the script '%s' has been denied (see security.limit_extensions)", path);
+        log_text(SHIM_NOTICE, text);
+        efree(text);
+        send_error(403, "Access denied.\n");
+        return;
+    }
+    zend_file_handle file;
+    char *asked = estrdup(path);
+    errno = 0;
+    if (!*asked || php_fopen_primary_script(&file) == FAILURE) {
+        int error = *asked ? errno : ENOENT;
+        char *text;
+        spprintf(&text, 0, "Unable to open primary script: %s (%s)", asked, strerror(error));
+        log_text(SHIM_ERROR, text);
+        efree(text);
+        efree(asked);
+        if (error == EACCES) {
+            send_error(403, "Access denied.\n");
+        } else {
+            send_error(404, "No input file specified.\n");
+        }
+        return;
+    }
+    efree(asked);
+    /* With doc_root or user_dir another file is run than the one that was asked for. */
+    const zend_string *running = file.opened_path ? file.opened_path : file.filename;
+    bool elsewhere = (PG(doc_root) && *PG(doc_root)) || (PG(user_dir) && *PG(user_dir));
+    if (elsewhere && !rust->may_run(ZSTR_VAL(running), ZSTR_LEN(running))) {
+        char *text;
+        spprintf(&text, 0, "Access to the script '%s' has been denied (see security.limit_extensions)", ZSTR_VAL(running));
+        log_text(SHIM_NOTICE, text);
+        efree(text);
+        zend_destroy_file_handle(&file);
+        send_error(403, "Access denied.\n");
+        return;
+    }
+    VCWD_CHDIR_FILE(ZSTR_VAL(file.filename));
+    php_execute_script(&file);
+    zend_destroy_file_handle(&file);
+}
+
+static void answer(void)
+{
+    struct shim_page page = {0};
+    switch (rust->answer(&page)) {
+    case SHIM_NOTHING:
+        break;
+    case SHIM_PAGE:
+        send_page(&page);
+        break;
+    case SHIM_SCRIPT:
+        run_script();
+        break;
+    }
+}
+
+static void add_error_header(void)
+{
+    if (EG(exit_status) == 255 && cgi.error_header && *cgi.error_header && !SG(headers_sent)) {
+        sapi_header_line line = {.line = cgi.error_header, .line_len = strlen(cgi.error_header)};
+        sapi_header_op(SAPI_HEADER_REPLACE, &line);
+    }
+}
+
+enum shim_outcome shim_serve(const struct shim_request *request)
+{
+    now.request = request;
+    now.retire = false;
+    zend_first_try {
+        SG(server_context) = (void *) request; /* not NULL: a request, not module start-up */
+        SG(sapi_headers).http_response_code = request->status;
+        SG(sapi_headers).http_status_line = NULL;
+        SG(request_info).request_method = request->method;
+        SG(request_info).query_string = (char *) request->query_string;
+        SG(request_info).request_uri = (char *) request->uri;
+        SG(request_info).content_type = request->content_type;
+        SG(request_info).content_length = request->content_length;
+        SG(request_info).path_translated = request->script ? estrdup(request->script) : NULL;
+        SG(request_info).proto_num = 1000;
+        php_handle_auth_data(request->authorization);
+        apply_ini_lines(request->php_value, false);
+        apply_ini_lines(request->php_admin_value, true);
+        if (php_request_startup() == SUCCESS) {
+            EG(exit_status) = 0;
+            zend_try {
+                answer();
+            } zend_end_try();
+            add_error_header();
+        } else {
+            log_text(SHIM_ERROR, "PHP could not be started up for the request");
+            SG(sapi_headers).http_response_code = 500;
+        }
+    } zend_catch {
+        log_text(SHIM_ERROR, "PHP gave up outside of the script");
+        if (!SG(headers_sent)) {
+            SG(sapi_headers).http_response_code = 500;
+        }
+    } zend_end_try();
+
+    rust->executed(SG(sapi_headers).http_response_code, zend_memory_peak_usage(1));
+    if (SG(request_info).path_translated) {
+        efree(SG(request_info).path_translated);
+        SG(request_info).path_translated = NULL;
+    }
+    php_request_shutdown(NULL);
+    SG(server_context) = NULL;
+    now.request = NULL;
+    return now.retire ? SHIM_RETIRE : SHIM_DONE;
+}
+
+/* ---------------------------------------------------------------- what scripts can call */
+
+ZEND_BEGIN_ARG_WITH_RETURN_TYPE_INFO_EX(arginfo_finish_request, 0, 0, _IS_BOOL, 0)
+ZEND_END_ARG_INFO()
+
+PHP_FUNCTION(fastcgi_finish_request)
+{
+    ZEND_PARSE_PARAMETERS_NONE();
+    php_output_end_all();
+    php_header();
+    RETURN_BOOL(rust->finish());
+}
+
+ZEND_BEGIN_ARG_WITH_RETURN_TYPE_INFO_EX(arginfo_request_headers, 0, 0, IS_ARRAY, 0)
+ZEND_END_ARG_INFO()
+
+/* HTTP_X_FOO becomes X-Foo: after the first letter all is lower case but what follows a dash. */
+static void add_request_header(zval *array, const struct shim_param *param)
+{
+    if (param->name_len > 5 && memcmp(param->name, "HTTP_", 5) == 0) {
+        size_t length = param->name_len - 5;
+        char *name = emalloc(length + 1);
+        memcpy(name, param->name + 5, length + 1);
+        for (size_t i = 1; i < length; i++) {
+            if (name[i] == '_') {
+                name[i] = '-';
+                i++; /* the next one stays as it is */
+            } else if (name[i] >= 'A' && name[i] <= 'Z') {
+                name[i] += 'a' - 'A';
+            }
+        }
+        add_assoc_stringl_ex(array, name, length, param->value, param->value_len);
+        efree(name);
+    } else if (strcmp(param->name, "CONTENT_TYPE") == 0) {
+        add_assoc_stringl(array, "Content-Type", param->value, param->value_len);
+    } else if (strcmp(param->name, "CONTENT_LENGTH") == 0) {
+        add_assoc_stringl(array, "Content-Length", param->value, param->value_len);
+    }
+}
+
+PHP_FUNCTION(apache_request_headers)
+{
+    ZEND_PARSE_PARAMETERS_NONE();
+    array_init(return_value);
+    size_t count;
+    const struct shim_param *params = rust->params(&count);
+    while (count-- > 0) {
+        add_request_header(return_value, &params[count]);
+    }
+}
+
+ZEND_BEGIN_ARG_WITH_RETURN_TYPE_MASK_EX(arginfo_get_status, 0, 0, MAY_BE_ARRAY | MAY_BE_FALSE)
+ZEND_END_ARG_INFO()
+
+static const struct shim_field *fill_array(zval *array, const struct shim_field *at, const struct shim_field *end)
+{
+    for (; at < end && at->kind != SHIM_END; at++) {
+        zval value;
+        switch (at->kind) {
+        case SHIM_INT: ZVAL_LONG(&value, at->number); break;
+        case SHIM_FLOAT: ZVAL_DOUBLE(&value, at->real); break;
+        case SHIM_STRING: ZVAL_STRINGL(&value, at->string, at->string_len); break;
+        default: {
+            const struct shim_field *begin = at;
+            array_init(&value);
+            at = fill_array(&value, at + 1, end);
+            if (begin->key) {
+                zend_hash_str_update(Z_ARRVAL_P(array), begin->key, begin->key_len, &value);
+            } else {
+                zend_hash_next_index_insert(Z_ARRVAL_P(array), &value);
+            }
+            continue;
+        }
+        }
+        zend_hash_str_update(Z_ARRVAL_P(array), at->key, at->key_len, &value);
+    }
+    return at;
+}
+
+PHP_FUNCTION(fpm_get_status)
+{
+    ZEND_PARSE_PARAMETERS_NONE();
+    size_t count;
+    const struct shim_field *fields = rust->pool_status(&count);
+    if (!fields) {
+        RETURN_FALSE;
+    }
+    array_init(return_value);
+    fill_array(return_value, fields, fields + count);
+}
+
+static const zend_function_entry functions[] = {
+    PHP_FE(fastcgi_finish_request, arginfo_finish_request)
+    PHP_FE(apache_request_headers, arginfo_request_headers)
+    PHP_FALIAS(getallheaders, apache_request_headers, arginfo_request_headers)
+    PHP_FE(fpm_get_status, arginfo_get_status)
+    PHP_FE_END
+};
+
+static ZEND_INI_MH(on_bool)
+{
+    (void) entry, (void) mh_arg2, (void) mh_arg3, (void) stage;
+    *(bool *) ((char *) &cgi + (size_t) mh_arg1) = zend_ini_parse_bool(new_value);
+    return SUCCESS;
+}
+
+static ZEND_INI_MH(on_string)
+{
+    (void) entry, (void) mh_arg2, (void) mh_arg3, (void) stage;
+    *(char **) ((char *) &cgi + (size_t) mh_arg1) = new_value ? ZSTR_VAL(new_value) : NULL;
+    return SUCCESS;
+}
+
+#define AT(field) ((void *) (size_t) ((char *) &cgi.field - (char *) &cgi))
+PHP_INI_BEGIN()
+    PHP_INI_ENTRY1("cgi.rfc2616_headers", "0", PHP_INI_ALL, on_bool, AT(rfc2616_headers))
+    PHP_INI_ENTRY1("cgi.nph", "0", PHP_INI_ALL, on_bool, AT(nph))
+    PHP_INI_ENTRY1("cgi.force_redirect", "1", PHP_INI_SYSTEM, on_bool, AT(force_redirect))
+    PHP_INI_ENTRY1("cgi.redirect_status_env", NULL, PHP_INI_SYSTEM, on_string, AT(redirect_status_env))
+    PHP_INI_ENTRY1("cgi.fix_pathinfo", "1", PHP_INI_SYSTEM, on_bool, AT(fix_pathinfo))
+    PHP_INI_ENTRY1("cgi.discard_path", "0", PHP_INI_SYSTEM, on_bool, AT(discard_path))
+    PHP_INI_ENTRY1("fastcgi.logging", "1", PHP_INI_SYSTEM, on_bool, AT(logging))
+    PHP_INI_ENTRY1("fastcgi.error_header", NULL, PHP_INI_SYSTEM, on_string, AT(error_header))
+    PHP_INI_ENTRY1("fpm.config", NULL, PHP_INI_SYSTEM, on_string, AT(fpm_config))
+PHP_INI_END()
+
+static PHP_MINIT_FUNCTION(cgi)
+{
+    (void) type;
+    REGISTER_INI_ENTRIES();
+    return SUCCESS;
+}
+
+static PHP_MSHUTDOWN_FUNCTION(cgi)
+{
+    (void) type;
+    UNREGISTER_INI_ENTRIES();
+    return SUCCESS;
+}
+
+static PHP_MINFO_FUNCTION(cgi)
+{
+    (void) zend_module;
+    php_info_print_table_start();
+    php_info_print_table_row(2, "php-fpm", "active");
+    php_info_print_table_row(2, "php-pool", PHP_POOL_VERSION);
+    php_info_print_table_end();
+    DISPLAY_INI_ENTRIES();
+}
+
+static zend_module_entry module = {
+    STANDARD_MODULE_HEADER, "cgi-fcgi", functions, PHP_MINIT(cgi), PHP_MSHUTDOWN(cgi), NULL, NULL, PHP_MINFO(cgi),
+    PHP_VERSION, STANDARD_MODULE_PROPERTIES
+};
+
+/* ---------------------------------------------------------------- start and stop */
+
+static int start_module(sapi_module_struct *sapi)
+{
+#if PHP_VERSION_ID < 80200
+    return php_module_startup(sapi, &module, 1);
+#else
+    return php_module_startup(sapi, &module);
+#endif
+}
+
+static sapi_module_struct sapi = {
+    .name = "fpm-fcgi",
+    .pretty_name = "FPM/FastCGI",
+    .startup = start_module,
+    .shutdown = php_module_shutdown_wrapper,
+    .activate = activate,
+    .deactivate = deactivate,
+    .ub_write = write_output,
+    .flush = flush_output,
+    .getenv = get_env,
+    .sapi_error = php_error,
+    .send_headers = send_headers,
+    .read_post = read_post,
+    .read_cookies = read_cookies,
+    .register_server_variables = register_server_variables,
+    .log_message = log_message,
+};
+
+void shim_init(const struct shim_callbacks *callbacks)
+{
+    rust = callbacks;
+    signal(SIGPIPE, SIG_IGN);
+    zend_signal_startup();
+    sapi_startup(&sapi);
+}
+
+bool shim_start(const struct shim_start *start)
+{
+    sapi.php_ini_path_override = (char *) start->ini_path;
+    sapi.php_ini_ignore = start->no_ini;
+    sapi.php_ini_ignore_cwd = 1;
+    sapi.ini_entries = (char *) start->ini_entries;
+    sapi.executable_location = (char *) start->executable;
+    if (sapi.startup(&sapi) == FAILURE) {
+        return false;
+    }
+    if (start->extended_info) {
+        CG(compiler_options) |= ZEND_COMPILE_EXTENDED_INFO;
+    }
+    import_process_environment = php_import_environment_variables;
+    php_import_environment_variables = import_environment;
+    SG(options) |= SAPI_OPTION_NO_CHDIR; /* we go to the script's folder ourselves: one call, not three */
+#ifdef ZEND_SIGNALS
+    SIGG(reset) = 0; /* our own handlers only set flags, there is nothing to defer */
+#endif
+    return true;
+}
+
+void shim_stop(void)
+{
+    zend_try {
+        php_module_shutdown();
+        sapi_shutdown();
+    } zend_end_try();
+}
+
+bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t value_len, bool admin)
+{
+    zend_ini_entry *entry = zend_hash_str_find_ptr(EG(ini_directives), name, name_len);
+    if (!entry) {
+        return false;
+    }
+    zend_string *text = zend_string_init(value, value_len, 1);
+    bool set = false;
+    zend_first_try {
+        set = !entry->on_modify
+            || entry->on_modify(entry, text, entry->mh_arg1, entry->mh_arg2, entry->mh_arg3, ZEND_INI_STAGE_ACTIVATE) == SUCCESS;
+    } zend_end_try();
+    if (set) {
+        entry->value = text; /* the old one may be in shared memory: it is left where it is */
+        if (admin) {
+            entry->modifiable = ZEND_INI_SYSTEM;
+        }
+    } else {
+        zend_string_release(text);
+    }
+    return true;
+}
+
+bool shim_load_extension(const char *name)
+{
+    bool loaded = false;
+    zend_first_try {
+        loaded = php_load_extension(name, MODULE_PERSISTENT, 1) == SUCCESS;
+    } zend_end_try();
+    return loaded;
+}
+
+void shim_disable(const char *names, bool classes)
+{
+    char *list = strdup(names), *rest = list, *name;
+    while ((name = strtok_r(rest, ", ", &rest))) {
+        if (classes) {
+            zend_disable_class(name, strlen(name));
+        } else {
+            zend_disable_functions(name);
+        }
+    }
+    free(list);
+}
+
+void shim_settings(struct shim_cgi *out)
+{
+    out->fix_pathinfo = cgi.fix_pathinfo;
+    out->discard_path = cgi.discard_path;
+    out->logging = cgi.logging;
+    out->doc_root = PG(doc_root) && *PG(doc_root) ? PG(doc_root) : NULL;
+}
+
+bool shim_resolves(const char *path)
+{
+    char resolved[MAXPATHLEN];
+    volatile bool found = false;
+    zend_first_try {
+        found = tsrm_realpath(path, resolved) != NULL;
+    } zend_end_try();
+    return found;
+}
+
+void shim_trace(struct shim_trace_layout *out)
+{
+    out->current_execute_data = (uint64_t) (uintptr_t) &EG(current_execute_data);
+    out->execute_data_opline = offsetof(zend_execute_data, opline);
+    out->execute_data_func = offsetof(zend_execute_data, func);
+    out->execute_data_type_info = offsetof(zend_execute_data, This) + offsetof(zval, u1.type_info);
+    out->execute_data_prev = offsetof(zend_execute_data, prev_execute_data);
+    out->function_type = offsetof(zend_function, type);
+    out->function_name = offsetof(zend_function, common.function_name);
+    out->function_scope = offsetof(zend_function, common.scope);
+    out->op_array_filename = offsetof(zend_op_array, filename);
+    out->op_lineno = offsetof(zend_op, lineno);
+    out->string_len = offsetof(zend_string, len);
+    out->string_val = offsetof(zend_string, val);
+    out->class_name = offsetof(zend_class_entry, name);
+}
+
+const char *shim_php_version(void)
+{
+    return PHP_VERSION;
+}
+
+/* ---------------------------------------------------------------- php -v, -m, -i */
+
+static size_t write_to_stdout(const char *text, size_t length)
+{
+    for (size_t done = 0; done < length;) {
+        ssize_t n = write(STDOUT_FILENO, text + done, length - done);
+        if (n <= 0) {
+            break;
+        }
+        done += (size_t) n;
+    }
+    return length;
+}
+
+static bool print_begin(void)
+{
+    sapi.ub_write = write_to_stdout;
+    sapi.flush = NULL;
+    sapi.send_headers = NULL;
+    sapi.deactivate = NULL;
+    sapi.phpinfo_as_text = 1;
+    if (php_request_startup() == FAILURE) {
+        return false;
+    }
+    SG(headers_sent) = 1;
+    SG(request_info).no_headers = 1;
+    return true;
+}
+
+void shim_print_version(void)
+{
+    if (print_begin()) {
+        php_printf("PHP %s (%s) (built: %s %s)\nCopyright (c) The PHP Group\n%s", PHP_VERSION, sapi.name, __DATE__, __TIME__,
+                   get_zend_version());
+        php_request_shutdown(NULL);
+    }
+}
+
+static int compare_names(Bucket *a, Bucket *b)
+{
+    return strcasecmp(ZSTR_VAL(a->key), ZSTR_VAL(b->key));
+}
+
+void shim_print_modules(void)
+{
+    if (!print_begin()) {
+        return;
+    }
+    HashTable names;
+    zend_hash_init(&names, 64, NULL, NULL, 0);
+    zend_module_entry *entry;
+    ZEND_HASH_FOREACH_PTR(&module_registry, entry) {
+        zval none;
+        ZVAL_NULL(&none);
+        zend_hash_str_update(&names, entry->name, strlen(entry->name), &none);
+    } ZEND_HASH_FOREACH_END();
+    zend_hash_sort(&names, compare_names, 0);
+    php_printf("[PHP Modules]\n");
+    zend_string *name;
+    ZEND_HASH_FOREACH_STR_KEY(&names, name) {
+        php_printf("%s\n", ZSTR_VAL(name));
+    } ZEND_HASH_FOREACH_END();
+    zend_hash_destroy(&names);
+    php_printf("\n[Zend Modules]\n");
+    zend_llist_position position;
+    for (zend_extension *e = zend_llist_get_first_ex(&zend_extensions, &position); e;
+         e = zend_llist_get_next_ex(&zend_extensions, &position)) {
+        php_printf("%s\n", e->name);
+    }
+    php_printf("\n");
+    php_request_shutdown(NULL);
+}
+
+bool shim_print_info(void)
+{
+    if (!print_begin()) {
+        return false;
+    }
+    php_print_info(0xFFFFFFFF);
+    php_request_shutdown(NULL);
+    return true;
+}

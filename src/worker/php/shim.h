@@ -1,0 +1,143 @@
+/* Everything that crosses between Rust and PHP.
+ *
+ * PHP's globals, zval accessors and zend_try are macros, and its longjmp must not cross a Rust frame: what needs one of
+ * these is here, the rest is Rust. A call from Rust never lets a bailout escape; a callback into Rust never bails out. */
+#ifndef PHP_POOL_SHIM_H
+#define PHP_POOL_SHIM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* A FastCGI parameter; both strings end in NUL and contain none. */
+struct shim_param {
+    const char *name;
+    size_t name_len;
+    const char *value;
+    size_t value_len;
+};
+
+/* One element of fpm_get_status()'s array, which is sent flat. */
+enum shim_field_kind { SHIM_INT, SHIM_FLOAT, SHIM_STRING, SHIM_BEGIN, SHIM_END };
+struct shim_field {
+    enum shim_field_kind kind;
+    const char *key; /* NULL: the next index */
+    size_t key_len;
+    int64_t number;
+    double real;
+    const char *string;
+    size_t string_len;
+};
+
+/* What a request is answered with. */
+enum shim_answer {
+    SHIM_SCRIPT,    /* the script of the request */
+    SHIM_NOTHING,   /* headers alone */
+    SHIM_PAGE,      /* page: a built-in page, or an error */
+};
+struct shim_page {
+    int status;
+    const struct shim_param *headers; /* name: value, in order */
+    size_t header_count;
+    const char *body;
+    size_t body_len;
+};
+
+/* Severities, php-fpm's. */
+enum shim_level { SHIM_DEBUG, SHIM_NOTICE, SHIM_WARNING, SHIM_ERROR, SHIM_ALERT };
+
+/* What PHP asks of us while a request runs. */
+struct shim_callbacks {
+    /* Appends to the response; false: the client is gone. */
+    bool (*write)(const char *data, size_t length);
+    /* Sends what was written; false: the client is gone. */
+    bool (*flush)(void);
+    /* Fills the buffer from the body; fewer bytes only at its end. */
+    size_t (*read_body)(char *buffer, size_t length);
+    /* All parameters in the order of arrival. */
+    const struct shim_param *(*params)(size_t *count);
+    /* One parameter, or NULL. */
+    const char *(*param)(const char *name, size_t length);
+    /* A line for the log and, where enabled, for FCGI_STDERR. */
+    void (*log)(enum shim_level level, bool from_php, const char *text, size_t length);
+    /* Ends the FastCGI request; true: it was still open, or its connection is kept (as php-fpm answers). */
+    bool (*finish)(void);
+    /* PHP is started up for the request, its body read where PHP reads it at once: what now? */
+    enum shim_answer (*answer)(struct shim_page *page);
+    /* Whether security.limit_extensions lets this path be run. */
+    bool (*may_run)(const char *path, size_t length);
+    /* Whether the pool fixes this ini setting (php_admin_value). */
+    bool (*is_admin_value)(const char *name, size_t length);
+    /* The script (or page) is done; what is left is shutdown functions, destructors, the response's tail. */
+    void (*executed)(int status, uint64_t peak_memory);
+    /* The state of the pool for fpm_get_status(); NULL: not to be had. */
+    const struct shim_field *(*pool_status)(size_t *count);
+};
+
+/* How PHP is started. Strings may be NULL. */
+struct shim_start {
+    const char *ini_path;
+    bool no_ini;
+    const char *ini_entries;
+    const char *executable;
+    bool extended_info;
+};
+
+/* Values of our own ini settings. */
+struct shim_cgi {
+    bool fix_pathinfo;
+    bool discard_path;
+    bool logging;
+    const char *doc_root; /* PG(doc_root); NULL when empty */
+};
+
+struct shim_request {
+    const char *method;          /* NULL: none was sent */
+    const char *query_string;    /* NULL: none */
+    const char *uri;             /* what becomes PHP_SELF; NULL: none */
+    const char *script;          /* NULL: there is no script */
+    const char *content_type;    /* "" when there is none */
+    const char *cookies;         /* NULL: none */
+    const char *authorization;   /* NULL: none */
+    const char *php_value;       /* ini lines, NULL: none */
+    const char *php_admin_value; /* likewise */
+    int64_t content_length;
+    int status;                  /* 200, or what is known already */
+};
+
+/* What became of a request. */
+enum shim_outcome {
+    SHIM_DONE,
+    SHIM_RETIRE,  /* done, but this process must not serve another (it was changed for good) */
+};
+
+/* Offsets and addresses by which another process reads a backtrace. */
+struct shim_trace_layout {
+    uint64_t current_execute_data;
+    uint32_t execute_data_opline, execute_data_func, execute_data_type_info, execute_data_prev;
+    uint32_t function_type, function_name, function_scope, op_array_filename;
+    uint32_t op_lineno, string_len, string_val, class_name;
+};
+
+/* Before anything else; the callbacks must live for ever. */
+void shim_init(const struct shim_callbacks *callbacks);
+/* Module start-up: php.ini, extensions, opcache, preload. */
+bool shim_start(const struct shim_start *start);
+void shim_stop(void);
+/* Sets an ini value as the pool's configuration does; admin: scripts cannot change it. */
+bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t value_len, bool admin);
+/* Loads an extension into this process. */
+bool shim_load_extension(const char *name);
+void shim_disable(const char *names, bool classes);
+void shim_settings(struct shim_cgi *out);
+/* realpath() by PHP's cache; false: it does not resolve. */
+bool shim_resolves(const char *path);
+enum shim_outcome shim_serve(const struct shim_request *request);
+void shim_trace(struct shim_trace_layout *out);
+const char *shim_php_version(void);
+/* php -v, -m and -i. */
+void shim_print_version(void);
+void shim_print_modules(void);
+bool shim_print_info(void);
+
+#endif

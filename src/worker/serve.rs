@@ -1,0 +1,538 @@
+//! A worker: accepts, waits, and never lets a connection that has nothing to say stand in its way.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{SockFlag, accept4};
+use php_pool::config::IniEntry;
+use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, ToWorker};
+use php_pool::fastcgi::{Begin, Event};
+use php_pool::log::Level;
+use php_pool::scoreboard::{Control, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
+use php_pool::status::Snapshot;
+
+use super::conn::{BUFFER, Conn, Lost};
+use super::exchange::{Exchange, Memory, Over, answer_aside};
+use super::output::Output;
+use super::script::Settings;
+use super::{php, print_log, signals};
+
+/// A worker's end of its link.
+pub type Link = Channel<FromWorker, ToWorker>;
+
+/// A pool's second listener.
+pub type Queue = Channel<Handover, Handover>;
+
+/// How long a worker waits for the master's answer.
+const MASTER_ANSWERS: Duration = Duration::from_secs(5);
+
+/// Most that a lingering close reads.
+const LINGER_BYTES: usize = 16 << 20;
+
+/// Everything a worker has but its connections.
+pub struct Worker {
+    /// Its pool.
+    pub pool: PoolSettings,
+    /// php_admin_value
+    pub admin_values: Vec<IniEntry>,
+    /// The generation's scoreboard.
+    pub board: &'static Scoreboard,
+    /// Its slot there.
+    pub slot: usize,
+    /// Its link to the master.
+    pub link: Link,
+    /// Connections from the master.
+    pub queue: Queue,
+    /// The listener.
+    pub listener: OwnedFd,
+    /// Is the listener a TCP socket?
+    pub tcp: bool,
+    /// Rung when few workers are idle.
+    pub bell: OwnedFd,
+    /// Settings of script resolution, and fastcgi.logging.
+    pub script_settings: (Settings, bool),
+    /// Requests after which it is replaced; 0 is never.
+    pub max_requests: u64,
+    /// The access log.
+    pub access_log: RefCell<Option<OwnedFd>>,
+    /// What the master said while something else was awaited.
+    pub told: RefCell<Vec<ToWorker>>,
+    /// Connections that a script let go of before it ended.
+    pub released: RefCell<Vec<Conn>>,
+    /// The master is gone.
+    pub orphaned: Cell<bool>,
+}
+
+impl Worker {
+    /// Its pool's settings.
+    pub fn pool(&self) -> &PoolSettings {
+        &self.pool
+    }
+
+    /// Its slot.
+    pub fn slot(&self) -> &Slot {
+        self.board.slot(self.slot)
+    }
+
+    /// What the master tells it there.
+    pub fn control(&self) -> &Control {
+        self.board.control(self.slot)
+    }
+
+    /// What scripts and web servers cannot set.
+    pub fn admin_values(&self) -> &[IniEntry] {
+        &self.admin_values
+    }
+
+    /// The pool's state, from the master; None when it does not answer.
+    pub fn ask_status(&self) -> Option<Snapshot> {
+        self.link.send(&FromWorker::Status, &[], true).ok()?;
+        let deadline = Instant::now() + MASTER_ANSWERS;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !super::readable(self.link.as_fd(), left) {
+                return None;
+            }
+            let received = self.link.receive(false).ok()?;
+            match received.message {
+                ToWorker::Status(snapshot) => return Some(*snapshot),
+                ToWorker::AccessLog => *self.access_log.borrow_mut() = received.fds.into_iter().next(),
+                other => self.told.borrow_mut().push(other),
+            }
+        }
+    }
+
+    /// One line for a request that has been run.
+    pub fn log_access(&self, _exchange: &Exchange, _now: u64) {}
+
+    /// A script works on, its client is served: the connection goes back.
+    pub fn release(&self, conn: Conn, lost: Option<Lost>, keep: bool) {
+        if lost.is_some() {
+            return;
+        }
+        if keep {
+            self.hand_over(conn);
+        } else {
+            self.released.borrow_mut().push(conn);
+        }
+    }
+
+    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say.
+    fn hand_over(&self, conn: Conn) {
+        if self.orphaned.get() {
+            return;
+        }
+        let (kept, since) = (conn.kept, conn.began);
+        let (fd, bytes) = conn.into_parts();
+        if bytes.len() > QUEUE_BYTES {
+            return;
+        }
+        let message = FromWorker::Keep(Handover { bytes, kept, since });
+        if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
+            let text = format!("a kept connection could not be handed to the master: {error}");
+            print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
+        }
+    }
+}
+
+/// Why a connection is in the waiting room.
+enum Wait {
+    /// For a request, or for the rest of one.
+    Request,
+    /// For its peer to close; so many bytes are still put up with.
+    Close(usize),
+}
+
+struct Parked {
+    conn: Conn,
+    wait: Wait,
+    deadline: Option<Instant>,
+}
+
+const LISTENER: u64 = 0;
+const QUEUE: u64 = 1;
+const LINK: u64 = 2;
+const WAKE: u64 = 3;
+const CONNECTIONS: u64 = 16;
+
+/// The worker's loop.
+pub struct Loop {
+    worker: &'static Worker,
+    epoll: Epoll,
+    parked: HashMap<u64, Parked>,
+    next_token: u64,
+    buffers: Vec<Vec<u8>>,
+    memory: Memory,
+    aside: Output,
+    served: u64,
+    /// Since the waiting room was last looked at.
+    rounds: u32,
+    born: Instant,
+    leaving: bool,
+}
+
+impl Loop {
+    /// # Errors
+    /// When the kernel refuses an epoll.
+    pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        epoll.add(&worker.listener, EpollEvent::new(exclusive, LISTENER))?;
+        epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
+        epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
+        epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        Ok(Self {
+            worker,
+            epoll,
+            parked: HashMap::new(),
+            next_token: CONNECTIONS,
+            buffers: Vec::new(),
+            memory: Memory::default(),
+            aside: Output::default(),
+            served: 0,
+            rounds: 0,
+            born: Instant::now(),
+            leaving: false,
+        })
+    }
+
+    /// Serves until it is time to leave.
+    pub fn run(&mut self) {
+        let (header, slot) = (self.worker.board.header(), self.worker.slot());
+        slot.set_stage(Stage::Idle, monotonic_ns());
+        header.idle.fetch_add(1, SeqCst);
+        while !self.must_leave() {
+            // Under load there is nothing to wait for; but kept connections must not starve.
+            let accepted = if self.rounds < 8 { self.accept() } else { None };
+            match accepted {
+                Some(conn) => {
+                    self.rounds += 1;
+                    self.attend(conn, None);
+                }
+                None => self.wait(),
+            }
+        }
+        header.idle.fetch_sub(1, SeqCst);
+        slot.set_stage(Stage::None, monotonic_ns());
+        for (_, parked) in std::mem::take(&mut self.parked) {
+            let _ = self.epoll.delete(&parked.conn);
+            match parked.wait {
+                Wait::Request => self.worker.hand_over(parked.conn),
+                Wait::Close(_) => {}
+            }
+        }
+    }
+
+    fn must_leave(&mut self) -> bool {
+        let (worker, header) = (self.worker, self.worker.board.header());
+        for message in worker.told.take() {
+            self.hear(message);
+        }
+        self.leaving |= signals::asked_to_leave()
+            || worker.orphaned.get()
+            || header.draining.load(SeqCst) != 0
+            || worker.control().drain.load(SeqCst) != 0
+            || (worker.max_requests > 0 && self.served >= worker.max_requests)
+            || (!worker.pool.recycle_age.is_zero() && self.born.elapsed() >= worker.pool.recycle_age);
+        self.leaving
+    }
+
+    fn hear(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::Drain => self.leaving = true,
+            ToWorker::Go | ToWorker::AccessLog | ToWorker::Status(_) => {}
+        }
+    }
+
+    fn accept(&mut self) -> Option<Conn> {
+        use std::os::fd::{AsRawFd, FromRawFd};
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        match accept4(self.worker.listener.as_raw_fd(), flags) {
+            Ok(fd) => {
+                // SAFETY: accept4 has just made this descriptor.
+                let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+                if self.worker.tcp {
+                    conn.ask_peer();
+                    if !self.is_allowed(&conn) {
+                        return None;
+                    }
+                }
+                Some(conn)
+            }
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => None,
+            Err(error) => {
+                let text = format!("a connection could not be accepted: {error}");
+                print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
+                // Out of descriptors or memory: it may pass.
+                std::thread::sleep(Duration::from_millis(20));
+                None
+            }
+        }
+    }
+
+    fn is_allowed(&self, conn: &Conn) -> bool {
+        let (Some(list), Some(peer)) = (&self.worker.pool.allowed_clients, conn.peer) else { return true };
+        let allowed = list.iter().any(|network| network.contains(peer));
+        if !allowed {
+            let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
+            print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
+        }
+        allowed
+    }
+
+    /// Does what a connection has to say; `token` is that of its registration.
+    fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
+        loop {
+            match conn.next() {
+                Ok(Event::NeedMore) => match conn.fill() {
+                    Ok(true) => {
+                        if conn.began == 0 {
+                            conn.began = monotonic_ns();
+                        }
+                    }
+                    Ok(false) => return self.park(conn, token, Wait::Request),
+                    Err(_) => return self.close(conn, token),
+                },
+                Ok(Event::Request(begin)) => {
+                    let Some((back, lost, keep)) = self.serve(conn, begin, token) else { return };
+                    conn = back;
+                    if lost.is_some() {
+                        return self.close(conn, token);
+                    }
+                    conn.began = 0;
+                    conn.kept = true;
+                    if !keep {
+                        return self.finish(conn, token);
+                    }
+                    if self.must_leave() {
+                        if let Some(token) = token {
+                            self.forget(&conn, token);
+                        }
+                        return self.worker.hand_over(conn);
+                    }
+                    if !conn.has_unread() {
+                        return self.park(conn, token, Wait::Request);
+                    }
+                    conn.began = monotonic_ns();
+                }
+                Ok(Event::Stdin(_) | Event::StdinEnd) => {}
+                Ok(event) => {
+                    let timeout = self.worker.pool.response_write_timeout;
+                    self.aside.begin(0);
+                    answer_aside(&mut self.aside, &event, self.worker.pool.max_children);
+                    if self.aside.send(&conn, timeout).is_err() {
+                        return self.close(conn, token);
+                    }
+                    if matches!(event, Event::Abort { keep: false, .. } | Event::UnknownRole { keep: false, .. }) {
+                        return self.finish(conn, token);
+                    }
+                }
+                Err(_) => return self.close(conn, token),
+            }
+        }
+    }
+
+    /// Runs one request; None: its script let go of the connection.
+    fn serve(&mut self, conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
+        let (worker, header) = (self.worker, self.worker.board.header());
+        // What waits here would wait for as long as this request takes.
+        if !self.parked.is_empty() {
+            self.clear_waiting_room();
+        }
+        let slot = worker.slot();
+        let now = monotonic_ns();
+        let started = if conn.began == 0 { now } else { conn.began };
+        slot.started.store(started, Relaxed);
+        slot.started_epoch.store(realtime_us(), Relaxed);
+        slot.since.store(now, Relaxed);
+        slot.requests.fetch_add(1, Relaxed);
+        let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
+        exchange.publish();
+        let idle = header.idle.fetch_sub(1, SeqCst) - 1;
+        if idle < i64::from(header.ring_below.load(Relaxed)) {
+            let _ = nix::unistd::write(&worker.bell, &1u64.to_ne_bytes());
+        }
+
+        let retire = php::serve(&mut exchange);
+
+        if worker.pool.catch_output {
+            // Ends the line under way in the master's log (php-fpm's own marker).
+            let _ = nix::unistd::write(std::io::stderr(), b"\0fscf\0");
+        }
+        let now = monotonic_ns();
+        let duration = now.saturating_sub(started);
+        slot.duration.store(duration, Relaxed);
+        slot.busy.fetch_add(duration, Relaxed);
+        slot.finished.fetch_add(1, Relaxed);
+        slot.set_stage(Stage::Idle, now);
+        header.idle.fetch_add(1, SeqCst);
+        self.served += 1;
+        self.leaving |= retire;
+
+        let Over { conn, keep, memory } = exchange.over();
+        self.memory = memory;
+        for conn in worker.released.take() {
+            self.finish(conn, token);
+        }
+        conn.map(|(conn, lost)| (conn, lost, keep))
+    }
+
+    /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
+    fn finish(&mut self, mut conn: Conn, token: Option<u64>) {
+        // The empty STDIN record is there already in the common case.
+        while matches!(conn.next(), Ok(event) if event != Event::NeedMore) {}
+        if conn.input.is_drained() {
+            return self.close(conn, token);
+        }
+        conn.shut_down();
+        self.park(conn, token, Wait::Close(LINGER_BYTES));
+    }
+
+    fn close(&mut self, conn: Conn, token: Option<u64>) {
+        if let Some(token) = token {
+            self.forget(&conn, token);
+        }
+        if self.buffers.len() < 4 {
+            self.buffers.push(conn.into_buffer());
+        }
+    }
+
+    fn forget(&mut self, conn: &Conn, _token: u64) {
+        let _ = self.epoll.delete(conn);
+    }
+
+    /// Puts a connection into the waiting room.
+    fn park(&mut self, conn: Conn, token: Option<u64>, wait: Wait) {
+        let pool = &self.worker.pool;
+        let limit = match wait {
+            Wait::Close(_) => Some(pool.linger_timeout),
+            Wait::Request if conn.kept && conn.began == 0 => {
+                (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
+            }
+            Wait::Request => Some(pool.request_header_timeout),
+        };
+        let spent = if conn.began == 0 { 0 } else { monotonic_ns().saturating_sub(conn.began) };
+        let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
+        let token = match token {
+            Some(token) => token,
+            None => {
+                let token = self.next_token;
+                self.next_token += 1;
+                let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+                if self.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
+                    return; // out of memory: the connection is closed
+                }
+                token
+            }
+        };
+        self.parked.insert(token, Parked { conn, wait, deadline });
+    }
+
+    /// Gives what waits for a request to the master, before a request of unknown length runs here.
+    fn clear_waiting_room(&mut self) {
+        let waiting: Vec<u64> =
+            self.parked.iter().filter(|(_, p)| matches!(p.wait, Wait::Request)).map(|(token, _)| *token).collect();
+        for token in waiting {
+            if let Some(parked) = self.parked.remove(&token) {
+                self.forget(&parked.conn, token);
+                self.worker.hand_over(parked.conn);
+            }
+        }
+    }
+
+    /// Waits for anything.
+    fn wait(&mut self) {
+        let busy = self.rounds >= 8;
+        self.rounds = 0;
+        let mut events = [EpollEvent::empty(); 16];
+        let first = self.parked.values().filter_map(|parked| parked.deadline).min();
+        let mut timeout = first.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        if !self.worker.pool.recycle_age.is_zero() {
+            let left = self.worker.pool.recycle_age.saturating_sub(self.born.elapsed()) + Duration::from_millis(1);
+            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        }
+        let timeout = match timeout {
+            _ if busy => EpollTimeout::ZERO,
+            Some(time) => EpollTimeout::try_from(time).unwrap_or(EpollTimeout::NONE),
+            None => EpollTimeout::NONE,
+        };
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => {
+                print_log(Level::Alert, false, format!("epoll failed: {error}").as_bytes(), usize::MAX);
+                std::process::exit(70);
+            }
+        };
+        for event in &events[..count] {
+            if event.data() >= CONNECTIONS || !self.leaving {
+                self.handle(event.data());
+            }
+        }
+        let now = Instant::now();
+        if first.is_some_and(|first| first <= now) {
+            let late = |parked: &Parked| parked.deadline.is_some_and(|at| at <= now);
+            let tokens: Vec<u64> = self.parked.iter().filter(|(_, p)| late(p)).map(|(token, _)| *token).collect();
+            for token in tokens {
+                if let Some(parked) = self.parked.remove(&token) {
+                    self.close(parked.conn, Some(token));
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, token: u64) {
+        match token {
+            LISTENER => {
+                if let Some(conn) = self.accept() {
+                    self.attend(conn, None);
+                }
+            }
+            QUEUE => match self.worker.queue.receive(false) {
+                Ok(received) => {
+                    let Some(fd) = received.fds.into_iter().next() else { return };
+                    let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+                    if self.worker.tcp {
+                        conn.ask_peer();
+                    }
+                    let Handover { bytes, kept, since } = received.message;
+                    conn.put_back(&bytes);
+                    (conn.kept, conn.began) = (kept, since);
+                    self.attend(conn, None);
+                }
+                Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(_) => {}
+            },
+            LINK => match self.worker.link.receive(false) {
+                Ok(received) => match received.message {
+                    ToWorker::AccessLog => *self.worker.access_log.borrow_mut() = received.fds.into_iter().next(),
+                    other => self.hear(other),
+                },
+                Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(_) => {}
+            },
+            WAKE => signals::clear_wake(),
+            token => {
+                let Some(mut parked) = self.parked.remove(&token) else { return };
+                match parked.wait {
+                    Wait::Request => self.attend(parked.conn, Some(token)),
+                    Wait::Close(left) => match parked.conn.discard() {
+                        Ok(count) if count < left => {
+                            parked.wait = Wait::Close(left - count);
+                            self.parked.insert(token, parked);
+                        }
+                        _ => self.close(parked.conn, Some(token)),
+                    },
+                }
+            }
+        }
+    }
+}
+
+const _: () = assert!(BUFFER <= QUEUE_BYTES);

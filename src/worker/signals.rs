@@ -1,0 +1,77 @@
+//! Signals of a worker: handlers that set a flag and wake its loop, nothing else.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64};
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use php_pool::scoreboard::Control;
+
+static LEAVE: AtomicBool = AtomicBool::new(false);
+static WAKE: OnceLock<EventFd> = OnceLock::new();
+static WAKE_FD: AtomicI32 = AtomicI32::new(-1);
+/// [`Control::terminate`] of this worker.
+static TERMINATE: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
+
+/// SIGQUIT asks the worker to leave when its request ends; so does SIGTERM, unless the master has said that this request is
+/// to end now.
+extern "C" fn on_signal(signal: i32) {
+    let errno = Errno::last_raw();
+    // SAFETY: set once, before the handler, to a word of a mapping that is never undone.
+    let terminate = unsafe { TERMINATE.load(Relaxed).as_ref() };
+    if signal == libc::SIGTERM && terminate.is_some_and(|word| word.load(SeqCst) != 0) {
+        // SAFETY: both are async-signal-safe. The signal is blocked here and takes effect when the handler returns.
+        unsafe {
+            libc::signal(libc::SIGTERM, libc::SIG_DFL);
+            libc::raise(libc::SIGTERM);
+        }
+        return;
+    }
+    LEAVE.store(true, SeqCst);
+    // SAFETY: async-signal-safe; eight bytes of a constant.
+    unsafe { libc::write(WAKE_FD.load(Relaxed), std::ptr::from_ref(&1u64).cast(), 8) };
+    Errno::set_raw(errno);
+}
+
+/// Installs the handlers. Returns what becomes readable when one has run.
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn install(control: &'static Control) -> Result<BorrowedFd<'static>, Errno> {
+    let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    WAKE_FD.store(wake.as_fd().as_raw_fd(), SeqCst);
+    let wake = WAKE.get_or_init(|| wake);
+    TERMINATE.store(std::ptr::from_ref(&control.terminate).cast_mut(), SeqCst);
+    let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: the handler calls async-signal-safe functions alone.
+        unsafe { sigaction(signal, &action)? };
+    }
+    Ok(wake.as_fd())
+}
+
+/// Back to how a process begins: nothing blocked, everything at its default but SIGPIPE.
+pub fn reset() {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGPIPE)) {
+        // SAFETY: the default action is no handler.
+        let _ = unsafe { sigaction(signal, &default) };
+    }
+    let _ = SigSet::empty().thread_set_mask();
+}
+
+/// Whether a signal has asked the worker to leave.
+pub fn asked_to_leave() -> bool {
+    LEAVE.load(SeqCst)
+}
+
+/// The wake-up has been noticed.
+pub fn clear_wake() {
+    if let Some(wake) = WAKE.get() {
+        let _ = wake.read();
+    }
+}
+

@@ -8,5 +8,6 @@ pub mod config;
 pub mod control;
 pub mod fastcgi;
 pub mod log;
+pub mod pm;
 pub mod scoreboard;
 pub mod status;

@@ -11,3 +11,4 @@ pub mod log;
 pub mod pm;
 pub mod scoreboard;
 pub mod status;
+pub mod sys;

@@ -51,6 +51,9 @@ pub fn run() -> ! {
 }
 
 fn start(control: &Control) -> Result<Generation, String> {
+    // Whatever the master's own parent left open is nothing to PHP code.
+    // SAFETY: closes descriptors that nobody here has been given.
+    unsafe { libc::close_range(4, u32::MAX, 0) };
     nix::fcntl::fcntl(control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
         .map_err(|e| format!("descriptor 3 is not the control channel: {e}"))?;
     let Received { message, fds } = control.receive(true).map_err(|e| format!("the master said nothing: {e}"))?;

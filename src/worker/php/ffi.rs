@@ -155,6 +155,7 @@ unsafe extern "C" {
     pub fn shim_settings(out: *mut Cgi);
     pub fn shim_resolves(path: *const c_char) -> bool;
     pub fn shim_serve(request: *const Request) -> u32;
+    pub fn shim_show_time_limit(seconds: i64);
     pub fn shim_trace(out: *mut TraceLayout);
     pub fn shim_php_version() -> *const c_char;
     pub fn shim_print_version();

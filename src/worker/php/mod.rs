@@ -4,10 +4,12 @@
 //! `shim_serve` to its return, and the callbacks find it there.
 
 mod ffi;
+mod timer;
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use php_pool::control::PhpSettings;
 use php_pool::log::Level;
@@ -316,6 +318,21 @@ pub fn publish_trace_layout(to: &TraceLayout) {
     ] {
         to.store(from, Relaxed);
     }
+}
+
+/// The limit that PHP's time-out names when the master ends a request, seconds; 0 is none.
+static TIME_LIMIT: AtomicI64 = AtomicI64::new(0);
+
+/// Makes SIGPROF end the running request where `terminate` is not 0, as max_execution_time would; `limit` is what it says.
+pub fn obey(terminate: &'static AtomicU64, limit: Duration) {
+    TIME_LIMIT.store(limit.as_millis().div_ceil(1000) as i64, Relaxed);
+    timer::watch(terminate);
+}
+
+/// Async-signal-safe.
+fn show_time_limit() {
+    // SAFETY: a store to PHP's globals.
+    unsafe { ffi::shim_show_time_limit(TIME_LIMIT.load(Relaxed)) }
 }
 
 /// PHP_VERSION

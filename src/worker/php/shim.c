@@ -41,6 +41,8 @@ static struct {
 static struct {
     const struct shim_request *request;
     bool retire; /* this process was changed for good */
+    zend_long time_limit; /* max_execution_time, while another is shown */
+    bool limit_shown;
 } now;
 
 static void log_text(enum shim_level level, const char *text)
@@ -446,6 +448,10 @@ enum shim_outcome shim_serve(const struct shim_request *request)
         SG(request_info).path_translated = NULL;
     }
     php_request_shutdown(NULL);
+    if (now.limit_shown) {
+        EG(timeout_seconds) = now.time_limit;
+        now.limit_shown = false;
+    }
     SG(server_context) = NULL;
     now.request = NULL;
     return now.retire ? SHIM_RETIRE : SHIM_DONE;
@@ -734,6 +740,15 @@ bool shim_resolves(const char *path)
         found = tsrm_realpath(path, resolved) != NULL;
     } zend_end_try();
     return found;
+}
+
+void shim_show_time_limit(int64_t seconds)
+{
+    if (!now.limit_shown) {
+        now.time_limit = EG(timeout_seconds);
+        now.limit_shown = true;
+    }
+    EG(timeout_seconds) = seconds;
 }
 
 void shim_trace(struct shim_trace_layout *out)

@@ -133,6 +133,8 @@ void shim_settings(struct shim_cgi *out);
 /* realpath() by PHP's cache; false: it does not resolve. */
 bool shim_resolves(const char *path);
 enum shim_outcome shim_serve(const struct shim_request *request);
+/* What the message of PHP's time-out names in this request; safe in a signal handler. */
+void shim_show_time_limit(int64_t seconds);
 void shim_trace(struct shim_trace_layout *out);
 const char *shim_php_version(void);
 /* php -v, -m and -i. */

@@ -35,11 +35,12 @@ pub struct Notice {
 }
 
 /// Where the error log goes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum LogTarget {
     /// A file, opened for appending.
     File(PathBuf),
     /// syslog, with `syslog.ident` and `syslog.facility`.
+    #[default]
     Syslog,
 }
 
@@ -52,8 +53,8 @@ pub enum Rlimit {
     Value(u64),
 }
 
-/// The `[global]` section.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The `[global]` section. `Default` is a blank one, which the table of directives fills.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Global {
     /// Pid file.
     pub pid: Option<PathBuf>,
@@ -91,12 +92,15 @@ pub struct Global {
     pub systemd_interval: Duration,
     /// How long a stop may take before requests are cut.
     pub stop_timeout: Duration,
+    /// Texts as they were written (`$pool` and relative paths expanded), by directive, for `-tt`.
+    pub written: Vec<IniEntry>,
 }
 
 /// Process manager.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pm {
     /// `pm.max_children` workers, always.
+    #[default]
     Static,
     /// As many as the spare limits ask for.
     Dynamic,
@@ -118,6 +122,12 @@ pub enum Listen {
     },
     /// A port alone: `::` dual-stack, else 0.0.0.0.
     Port(u16),
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Listen::Unix(PathBuf::new())
+    }
 }
 
 /// A `php_value`/`php_admin_value` entry; flags are stored as values `1` and `0`.
@@ -154,8 +164,8 @@ impl Network {
     }
 }
 
-/// One pool.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One pool. `Default` is a blank one, which the table of directives fills.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pool {
     /// Section name.
     pub name: String,
@@ -300,4 +310,7 @@ pub struct Pool {
     pub queue_max: u32,
     /// Longest wait there before the client is told FCGI_OVERLOADED; zero is without limit.
     pub queue_timeout: Duration,
+    /// Texts as they were written (`$pool` and relative paths expanded), by directive (`env[NAME]` for one of an array),
+    /// for `-tt`.
+    pub written: Vec<IniEntry>,
 }

@@ -18,11 +18,12 @@ pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
 use serde::{Deserialize, Serialize};
 
 /// php-fpm's log levels, lowest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
     /// Everything, with the place in the code.
     Debug,
     /// Ordinary events; the default.
+    #[default]
     Notice,
     /// Something an administrator should know.
     Warning,

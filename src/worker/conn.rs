@@ -82,7 +82,7 @@ impl Conn {
         self.start < self.end
     }
 
-    /// What the bytes at hand say; [`Event::NeedMore`] when they say nothing more. Content of STDIN is in [`Conn::taken`].
+    /// What the bytes at hand say; [`Event::NeedMore`] when they say nothing more.
     pub fn next(&mut self) -> Result<Event, Lost> {
         self.next_within(usize::MAX)
     }
@@ -99,11 +99,6 @@ impl Conn {
             Event::Stdin(range) => Event::Stdin(base + range.start..base + range.end),
             other => other,
         })
-    }
-
-    /// The bytes at a range that `next` gave.
-    pub fn taken(&self, range: std::ops::Range<usize>) -> &[u8] {
-        &self.buffer[range]
     }
 
     /// Reads on, without waiting; false: nothing is there.

@@ -88,6 +88,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         _ => std::process::exit(0), // the master is gone, or does not want us any more
     }
 
+    let _ = php_pool::sys::set_title(&format!("php-fpm: {}", config.pool.title));
     php::obey(&board.control(slot).terminate, config.pool.request_terminate_timeout);
     php::load_extensions(&config.php, |text| print_log(Level::Error, false, text.as_bytes(), usize::MAX));
     let pool = config.pool;

@@ -66,6 +66,8 @@ fn start(control: &Control) -> Result<Generation, String> {
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
     let complain = |text: String| print_log(Level::Error, false, text.as_bytes(), usize::MAX);
+    // Before a chroot hides /proc. A title is no more than a help.
+    let _ = php_pool::sys::set_title(&format!("php-fpm: zygote {}", config.pool.name));
     confine::confine(&config.confinement, complain).map_err(|e| e.to_string())?;
 
     super::environment::replace(&config.env, config.php.scan_dir.as_deref());
@@ -78,7 +80,6 @@ fn start(control: &Control) -> Result<Generation, String> {
     php::publish_trace_layout(&board.header().trace);
     // Extensions may have started threads or left children; neither survives a fork in order.
     signals::reset();
-    let _ = nix::sys::prctl::set_name(c"php-pool-zygote");
     Ok(Generation { config: *config, listener, board, queue, bell })
 }
 

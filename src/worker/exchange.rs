@@ -228,6 +228,11 @@ impl Exchange {
         done
     }
 
+    /// Whether the body ended before its CONTENT_LENGTH.
+    pub fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
     /// Logs to the pool's log and, where enabled, to the web server's.
     pub fn log(&mut self, level: Level, from_php: bool, text: &[u8]) {
         let settings = self.pool();

@@ -154,6 +154,37 @@ struct Parked {
     deadline: Option<Instant>,
 }
 
+/// CPU time of requests without a system call for each: it is read after a long one, or when short ones have added up, and in
+/// between a request counts with the share of CPU of those before it.
+#[derive(Debug, Default)]
+struct CpuMeter {
+    /// When it was last read, nanoseconds of CPU.
+    read_at: u64,
+    /// Time in requests since then, nanoseconds.
+    busy: u64,
+    /// CPU time for each nanosecond of a request.
+    share: f64,
+}
+
+/// Time in requests after which the CPU clock is read, nanoseconds.
+const CPU_EVERY: u64 = 10_000_000;
+
+impl CpuMeter {
+    /// CPU time of a request that took `duration`, nanoseconds.
+    fn of_request(&mut self, duration: u64) -> u64 {
+        self.busy += duration;
+        if self.busy >= CPU_EVERY || self.read_at == 0 {
+            let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
+            let now = nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+            if self.read_at != 0 {
+                self.share = (now.saturating_sub(self.read_at) as f64 / self.busy.max(1) as f64).min(1.0);
+            }
+            (self.read_at, self.busy) = (now.max(1), 0);
+        }
+        (duration as f64 * self.share) as u64
+    }
+}
+
 const LISTENER: u64 = 0;
 const QUEUE: u64 = 1;
 const LINK: u64 = 2;
@@ -169,6 +200,7 @@ pub struct Loop {
     buffers: Vec<Vec<u8>>,
     memory: Memory,
     aside: Output,
+    cpu: CpuMeter,
     served: u64,
     /// Since the waiting room was last looked at.
     rounds: u32,
@@ -194,6 +226,7 @@ impl Loop {
             buffers: Vec::new(),
             memory: Memory::default(),
             aside: Output::default(),
+            cpu: CpuMeter::default(),
             served: 0,
             rounds: 0,
             born: Instant::now(),
@@ -219,12 +252,13 @@ impl Loop {
         }
         header.idle.fetch_sub(1, SeqCst);
         slot.set_stage(Stage::None, monotonic_ns());
-        for (_, parked) in std::mem::take(&mut self.parked) {
-            let _ = self.epoll.delete(&parked.conn);
-            match parked.wait {
-                Wait::Request => self.worker.hand_over(parked.conn),
-                Wait::Close(_) => {}
-            }
+        self.clear_waiting_room();
+        // Replies that are still on their way to a slow reader; closing now could reset them.
+        let _ = self.epoll.delete(&self.worker.listener);
+        let _ = self.epoll.delete(&self.worker.queue);
+        let _ = self.epoll.delete(&self.worker.link);
+        while !self.parked.is_empty() {
+            self.wait();
         }
     }
 
@@ -257,7 +291,7 @@ impl Loop {
                 // SAFETY: accept4 has just made this descriptor.
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };
                 let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
-                if self.worker.tcp {
+                if self.worker.tcp && (self.worker.pool.allowed_clients.is_some() || self.worker.pool.access_log) {
                     conn.ask_peer();
                     if !self.is_allowed(&conn) {
                         return None;
@@ -370,10 +404,11 @@ impl Loop {
         slot.duration.store(duration, Relaxed);
         slot.busy.fetch_add(duration, Relaxed);
         slot.finished.fetch_add(1, Relaxed);
+        slot.cpu.store(self.cpu.of_request(duration), Relaxed);
         slot.set_stage(Stage::Idle, now);
         header.idle.fetch_add(1, SeqCst);
         self.served += 1;
-        self.leaving |= retire;
+        self.leaving |= retire || self.has_grown();
 
         let Over { conn, keep, memory } = exchange.over();
         self.memory = memory;
@@ -381,6 +416,19 @@ impl Loop {
             self.finish(conn, token);
         }
         conn.map(|(conn, lost)| (conn, lost, keep))
+    }
+
+    /// Whether the private memory is beyond `worker.recycle_memory`.
+    fn has_grown(&self) -> bool {
+        let limit = self.worker.pool.recycle_memory;
+        if limit == 0 {
+            return false;
+        }
+        // Pages: total, resident, shared, … Within a chroot there is no /proc, and no recycling by memory.
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let mut pages = statm.split(' ').skip(1).map(|word| word.parse().unwrap_or(0u64));
+        let private = pages.next().unwrap_or(0).saturating_sub(pages.next().unwrap_or(0)) * 4096;
+        private > limit
     }
 
     /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
@@ -471,9 +519,7 @@ impl Loop {
             }
         };
         for event in &events[..count] {
-            if event.data() >= CONNECTIONS || !self.leaving {
-                self.handle(event.data());
-            }
+            self.handle(event.data());
         }
         let now = Instant::now();
         if first.is_some_and(|first| first <= now) {
@@ -489,6 +535,7 @@ impl Loop {
 
     fn handle(&mut self, token: u64) {
         match token {
+            LISTENER | QUEUE if self.leaving => {}
             LISTENER => {
                 if let Some(conn) = self.accept() {
                     self.attend(conn, None);

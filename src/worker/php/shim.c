@@ -40,7 +40,8 @@ static struct {
 /* Of the request that runs. */
 static struct {
     const struct shim_request *request;
-    bool retire; /* this process was changed for good */
+    bool retire;  /* this process was changed for good */
+    bool running; /* the script has begun */
     zend_long time_limit; /* max_execution_time, while another is shown */
     bool limit_shown;
 } now;
@@ -173,7 +174,17 @@ static int send_headers(sapi_headers_struct *headers)
 
 static size_t read_post(char *buffer, size_t length)
 {
-    return rust->read_body(buffer, length);
+    bool cut = false;
+    size_t count = rust->read_body(buffer, length, &cut);
+    /* What a script reads must not look like the whole when it is not. (At start-up PHP reads a POST's body before there is
+     * a script; that is answered instead of being run.) */
+    if (cut && now.running) {
+        if (!SG(headers_sent)) {
+            SG(sapi_headers).http_response_code = 400;
+        }
+        php_handle_aborted_connection();
+    }
+    return count;
 }
 
 static char *read_cookies(void)
@@ -380,6 +391,7 @@ static void run_script(void)
         return;
     }
     VCWD_CHDIR_FILE(ZSTR_VAL(file.filename));
+    now.running = true;
     php_execute_script(&file);
     zend_destroy_file_handle(&file);
 }
@@ -410,7 +422,7 @@ static void add_error_header(void)
 enum shim_outcome shim_serve(const struct shim_request *request)
 {
     now.request = request;
-    now.retire = false;
+    now.retire = now.running = false;
     zend_first_try {
         SG(server_context) = (void *) request; /* not NULL: a request, not module start-up */
         SG(sapi_headers).http_response_code = request->status;

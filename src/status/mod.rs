@@ -1,7 +1,16 @@
 //! The state of a pool at one moment, and its renderings.
+#![forbid(unsafe_code)]
 
+mod browser;
+mod fields;
+mod metrics;
 mod page;
+mod render;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
-pub use page::{Field, Page, fields, ping, render};
+pub use fields::{Field, fields};
+pub use metrics::{PoolMetrics, exposition};
+pub use page::{Format, Reply, StatusPage, View, pong};
 pub use snapshot::{ProcessStatus, Snapshot};

@@ -1,12 +1,20 @@
 //! Local time, formatted once a second.
 
+use std::sync::OnceLock;
+
 use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 
+static ZONE: OnceLock<TimeZone> = OnceLock::new();
+
+/// Reads the system's time zone (`TZ`, else `/etc/localtime`, else UTC), once for this process and its forks. Who enters
+/// a chroot calls it before that.
+pub fn read_time_zone() -> TimeZone {
+    ZONE.get_or_init(TimeZone::system).clone()
+}
+
 /// A strftime format in local time (names as in the C locale), whose last result is kept for as long as its second lasts.
-///
-/// The time zone is read when the clock is made, so that it works in a chroot too.
 #[derive(Clone, Debug)]
 pub struct Clock {
     zone: TimeZone,
@@ -16,10 +24,9 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock of the system's time zone (`TZ`, else `/etc/localtime`, else UTC). Directives that strftime(3) does not
-    /// know are shown as they are.
+    /// A clock of the system's time zone. Directives that strftime(3) does not know are shown as they are.
     pub fn new(format: &str) -> Self {
-        Self::in_zone(format, TimeZone::system())
+        Self::in_zone(format, read_time_zone())
     }
 
     /// A clock of another time zone.

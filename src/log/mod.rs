@@ -10,7 +10,7 @@ mod logger;
 mod output;
 mod sink;
 
-pub use clock::Clock;
+pub use clock::{Clock, read_time_zone};
 pub use line::{LineFormat, Stamp};
 pub use logger::{About, LogError, Logger, Settings, errno};
 pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};

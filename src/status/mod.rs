@@ -12,5 +12,5 @@ mod tests;
 
 pub use fields::{Field, fields};
 pub use metrics::{PoolMetrics, exposition};
-pub use page::{Format, Reply, StatusPage, View, pong};
+pub use page::{Format, Reply, StatusPage, View, pong, unavailable};
 pub use snapshot::{ProcessStatus, Snapshot};

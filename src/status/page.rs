@@ -60,7 +60,7 @@ impl View {
     }
 }
 
-/// An answer with status 200.
+/// An answer; its HTTP status is 200 but for [`unavailable`]'s 500.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// In php-fpm's order, as they are given to PHP, which adds a charset to the type and, where there is none, the type.
@@ -101,7 +101,15 @@ pub fn pong(response: &str, head: bool) -> Reply {
     }
 }
 
-/// Answers status requests. To be made before a chroot: it reads the time zone.
+/// The answer to a status request when there is no snapshot; its HTTP status is 500.
+pub fn unavailable() -> Reply {
+    Reply {
+        headers: vec![("Content-Type", "text/plain"), EXPIRES, CACHE_CONTROL],
+        body: "Internal error. Please review log file for errors.".to_owned(),
+    }
+}
+
+/// Answers status requests.
 #[derive(Clone, Debug)]
 pub struct StatusPage {
     clock: Clock,

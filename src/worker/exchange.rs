@@ -6,6 +6,7 @@ use php_pool::control::PoolSettings;
 use php_pool::fastcgi::{Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type};
 use php_pool::log::Level;
 use php_pool::scoreboard::{Request, Stage, monotonic_ns};
+use php_pool::status::{Reply, View, pong, unavailable};
 
 use super::conn::{Conn, Lost};
 use super::output::Output;
@@ -39,6 +40,11 @@ pub struct Page {
 impl Page {
     fn error(status: u16, body: &str) -> Self {
         Self { status, headers: Vec::new(), body: body.into() }
+    }
+
+    fn made(status: u16, reply: Reply) -> Self {
+        let headers = reply.headers.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self { status, headers, body: reply.body.into_bytes() }
     }
 }
 
@@ -155,6 +161,10 @@ impl Exchange {
         );
     }
 
+    fn is_head(&self) -> bool {
+        self.params.get("REQUEST_METHOD") == Some(b"HEAD")
+    }
+
     /// The user of Basic authentication.
     pub fn user(&self) -> Option<Vec<u8>> {
         let given = self.params.get("HTTP_AUTHORIZATION")?;
@@ -269,19 +279,19 @@ impl Exchange {
         if let Some(uri) = &self.script.uri {
             let is = |path: &Option<String>| path.as_ref().is_some_and(|path| path.as_bytes() == uri);
             if is(&settings.ping_path) {
-                let page = php_pool::status::ping(&settings.ping_response);
-                return Answer::Page(Page { status: 200, headers: page.headers, body: page.body });
+                return Answer::Page(Page::made(200, pong(&settings.ping_response, self.is_head())));
             }
             if is(&settings.status_path) {
-                let query = String::from_utf8_lossy(self.params.get("QUERY_STRING").unwrap_or_default()).into_owned();
+                let get = |name| self.params.get(name).unwrap_or_default();
+                let view = View::of(get("QUERY_STRING"), get("HTTP_ACCEPT"));
                 return Answer::Page(match self.worker.ask_status() {
                     Some(snapshot) => {
-                        let page = php_pool::status::render(&snapshot, &query);
-                        Page { status: 200, headers: page.headers, body: page.body }
+                        let mut page = self.worker.status_page.borrow_mut();
+                        Page::made(200, page.reply(&snapshot, view, self.is_head()))
                     }
                     None => {
                         self.log(Level::Error, false, b"status: the master does not answer");
-                        Page::error(500, "Internal error. Please review log file for errors.")
+                        Page::made(500, unavailable())
                     }
                 });
             }

@@ -110,6 +110,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         bell,
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,
+        status_page: RefCell::default(),
         access_log: RefCell::new(fds.next()),
         told: RefCell::default(),
         released: RefCell::default(),

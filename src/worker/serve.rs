@@ -14,7 +14,7 @@ use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
 use php_pool::scoreboard::{Control, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
-use php_pool::status::Snapshot;
+use php_pool::status::{Snapshot, StatusPage};
 
 use super::conn::{BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
@@ -58,6 +58,8 @@ pub struct Worker {
     pub script_settings: (Settings, bool),
     /// Requests after which it is replaced; 0 is never.
     pub max_requests: u64,
+    /// Renders the pool's state.
+    pub status_page: RefCell<StatusPage>,
     /// The access log.
     pub access_log: RefCell<Option<OwnedFd>>,
     /// What the master said while something else was awaited.

@@ -66,7 +66,8 @@ fn start(control: &Control) -> Result<Generation, String> {
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
     let complain = |text: String| print_log(Level::Error, false, text.as_bytes(), usize::MAX);
-    // Before a chroot hides /proc. A title is no more than a help.
+    // Before a chroot hides /etc and /proc. A title is no more than a help.
+    php_pool::log::read_time_zone();
     let _ = php_pool::sys::set_title(&format!("php-fpm: zygote {}", config.pool.name));
     confine::confine(&config.confinement, complain).map_err(|e| e.to_string())?;
 

@@ -4,10 +4,12 @@
 //! (`fastcgi`, `scoreboard`, `control`, `log`, and the types of `config` and `status`). Nothing in here knows PHP: only
 //! `php-pool-worker` links libphp.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod fastcgi;
 pub mod log;
+pub mod master;
 pub mod pm;
 pub mod scoreboard;
 pub mod status;

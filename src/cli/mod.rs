@@ -1,0 +1,268 @@
+//! The command line: php-fpm's when called as `php-fpm`, our own otherwise.
+
+#![forbid(unsafe_code)]
+
+mod fpm;
+pub mod worker;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, LoadOptions, phpini};
+use crate::control::PhpSettings;
+use crate::log::{Logger, Stamp};
+
+/// The command line makes no sense.
+const EX_USAGE: i32 = 64;
+/// PHP cannot be started.
+const EX_SOFTWARE: i32 = 70;
+/// The configuration is wrong.
+const EX_CONFIG: i32 = 78;
+
+/// The configuration without `-y`.
+const DEFAULT_CONFIG: &str = "/etc/php-pool/php-pool.conf";
+
+/// What PHP was told on the command line.
+#[derive(Clone, Debug, Default)]
+pub struct PhpOptions {
+    /// `-c`
+    pub ini: Option<PathBuf>,
+    /// `-n`
+    pub no_ini: bool,
+    /// `-d`, each as it was given.
+    pub defines: Vec<String>,
+    /// `-e`
+    pub extended_info: bool,
+}
+
+impl PhpOptions {
+    /// Where a worker for this PHP finds its php.ini; a pool's own `php.ini` and `php.scan_dir` come first.
+    pub fn search(&self, version: &str, ini: Option<&Path>, scan_dir: Option<&str>) -> phpini::Search {
+        let mut search = phpini::Search::new(version);
+        search.path = ini.map(Path::to_owned).or_else(|| self.ini.clone());
+        search.none = self.no_ini;
+        search.defines = self.defines.clone();
+        search.scan_dir = scan_dir.map(str::to_owned);
+        search
+    }
+
+    /// The settings that a worker is started with, but for the pool's php_value and php_admin_value.
+    pub fn settings(&self, found: phpini::PhpIni) -> PhpSettings {
+        PhpSettings {
+            ini: found.file_or_dir,
+            no_ini: found.none,
+            scan_dir: found.scan_dir,
+            defines: found.defines.iter().map(|(name, text)| format!("{name}={text}\n")).collect(),
+            extended_info: self.extended_info,
+            ..PhpSettings::default()
+        }
+    }
+}
+
+/// A master to be run.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// How its configuration is read, and read again.
+    pub load: LoadOptions,
+    /// PHP.
+    pub php: PhpOptions,
+    /// Keep logging to stderr in the foreground, whatever it is.
+    pub force_stderr: bool,
+    /// The command line, for the log and for the process's title.
+    pub argv: Vec<String>,
+}
+
+/// PHP behind a web server, native to systemd.
+#[derive(Parser)]
+#[command(name = "php-pool", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Run every pool of a configuration in the foreground
+    Serve {
+        /// The configuration
+        #[arg(default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// Let pools run as root (do not)
+        #[arg(long)]
+        allow_to_run_as_root: bool,
+        /// php.ini, or its folder
+        #[arg(short = 'c', long)]
+        php_ini: Option<PathBuf>,
+        /// Set an entry of php.ini
+        #[arg(short, long, value_name = "NAME[=VALUE]")]
+        define: Vec<String>,
+    },
+    /// Check a configuration: every error at once, each with its file and line
+    Check {
+        /// The configuration
+        #[arg(default_value = DEFAULT_CONFIG)]
+        config: PathBuf,
+        /// Print every setting too
+        #[arg(long)]
+        print: bool,
+    },
+}
+
+/// Runs what the arguments ask for; returns the exit status.
+pub fn main() -> i32 {
+    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let called = argv.first().map_or("php-pool", |name| name.rsplit('/').next().unwrap_or(name)).to_owned();
+    if called.contains("fpm") {
+        return php_fpm(&called, argv);
+    }
+    match Cli::parse().command {
+        Commands::Serve { config, allow_to_run_as_root, php_ini, define } => {
+            let php = PhpOptions { ini: php_ini, defines: define, ..PhpOptions::default() };
+            let mut load = load_options(config, &php);
+            (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
+            crate::master::run(Launch { load, php, force_stderr: true, argv })
+        }
+        Commands::Check { config, print } => check(&config, print),
+    }
+}
+
+fn load_options(path: PathBuf, php: &PhpOptions) -> LoadOptions {
+    let mut load = LoadOptions::new(path);
+    let version = worker::find(None, None).map_or_else(|_| String::new(), |worker| worker.php);
+    load.ini = php.search(&version, None, None).find().values(&load.env);
+    load
+}
+
+fn check(path: &Path, print: bool) -> i32 {
+    let mut load = load_options(path.to_owned(), &PhpOptions::default());
+    load.test = true;
+    match config::load(&load) {
+        Ok(config) => {
+            for notice in &config.notices {
+                eprintln!("{}: {}", notice.level.name(), notice.text);
+            }
+            if print {
+                config::dump(&config).iter().for_each(|line| println!("{line}"));
+            }
+            println!("{}: {} pools, no errors", path.display(), config.pools.len());
+            0
+        }
+        Err(errors) => {
+            eprintln!("{errors}");
+            EX_CONFIG
+        }
+    }
+}
+
+fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
+    let options = match fpm::parse(argv.iter().skip(1).cloned()) {
+        Ok(options) => options,
+        Err(error) => {
+            print!("{}", fpm::usage(called));
+            eprintln!("{called}: {error}");
+            return EX_USAGE;
+        }
+    };
+    let php = PhpOptions {
+        ini: options.ini.clone(),
+        no_ini: options.no_ini,
+        defines: options.defines.clone(),
+        extended_info: options.extended_info,
+    };
+    let show = match options.show {
+        Some(fpm::Show::Usage) => {
+            print!("{}", fpm::usage(called));
+            return 0;
+        }
+        Some(fpm::Show::Version) => Some("version"),
+        Some(fpm::Show::Modules) => Some("modules"),
+        Some(fpm::Show::Info) => Some("info"),
+        None => None,
+    };
+    if let Some(what) = show {
+        return ask_worker(called, what, &php);
+    }
+    let mut load = load_options(PathBuf::new(), &php);
+    load.path = options.config.clone().unwrap_or_else(|| fpm_config(&options, &load));
+    load.prefix = options.prefix;
+    load.allow_root_workers = options.allow_root;
+    load.pid = options.pid;
+    load.daemonize = options.daemonize;
+    if options.test > 0 {
+        load.test = true;
+        return test(&load, options.test > 1);
+    }
+    crate::master::run(Launch { load, php, force_stderr: options.force_stderr, argv })
+}
+
+/// Without `-y`: php.ini's `fpm.config`, else below the prefix, else php-fpm's own place.
+fn fpm_config(options: &fpm::Options, load: &LoadOptions) -> PathBuf {
+    if let Some(path) = load.ini.get("fpm.config").filter(|path| !path.is_empty()) {
+        return path.into();
+    }
+    if let Some(prefix) = &options.prefix {
+        return prefix.join("etc/php-fpm.conf");
+    }
+    let version = worker::find(None, None).map_or_else(|_| String::new(), |worker| worker.php);
+    PathBuf::from(format!("/etc/php/{version}/fpm/php-fpm.conf"))
+}
+
+/// `-v`, `-m` and `-i` are PHP's to answer.
+fn ask_worker(called: &str, what: &str, php: &PhpOptions) -> i32 {
+    let worker = match worker::find(None, None) {
+        Ok(worker) => worker,
+        Err(error) => {
+            eprintln!("{called}: {error}");
+            return EX_SOFTWARE;
+        }
+    };
+    let settings = php.settings(php.search(&worker.php, None, None).find());
+    let settings = serde_json::to_string(&settings).expect("settings are plain data");
+    let error = Command::new(&worker.path).arg(what).arg(OsString::from(settings)).exec();
+    eprintln!("{called}: {} cannot be run: {error}", worker.path.display());
+    EX_SOFTWARE
+}
+
+/// `-t` and `-tt`.
+fn test(load: &LoadOptions, dump: bool) -> i32 {
+    let log = Logger::new(Stamp::Time);
+    let config = match config::load(load) {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in &errors.errors {
+                log.log(error.level, error.php_fpm());
+            }
+            for line in errors.closing_lines() {
+                log.error(line);
+            }
+            return EX_CONFIG;
+        }
+    };
+    log.configure(config.global.log_level, config.global.log_limit);
+    for notice in &config.notices {
+        match &notice.pool {
+            Some(pool) => log.pool(pool).log(notice.level, &notice.text),
+            None => log.log(notice.level, &notice.text),
+        }
+    }
+    if let Err(error) = crate::master::open_logs(&config, &log) {
+        log.error(error);
+        log.error("failed to post process the configuration");
+        log.error("FPM initialization failed");
+        return EX_CONFIG;
+    }
+    if dump {
+        for line in config::dump(&config) {
+            log.notice(line);
+        }
+    }
+    log.notice(format!("configuration file {} test is successful", load.path.display()));
+    if log.takes(crate::log::Level::Notice) {
+        eprintln!(); // php-fpm's text ends in a line break of its own
+    }
+    0
+}

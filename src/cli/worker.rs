@@ -1,0 +1,73 @@
+//! Where the worker's executable is.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Where the packages put it: `…/8.2/php-pool-worker`.
+const PACKAGES: &str = "/usr/lib/php-pool";
+const NAME: &str = "php-pool-worker";
+
+/// The version that a worker beside the master was built for.
+const BUILT_FOR: &str = env!("PHP_POOL_PHP_VERSION");
+
+/// There is no worker to run.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// `worker.path` names no file.
+    #[error("worker.path: {0} does not exist")]
+    NoSuchFile(PathBuf),
+    /// None for this version.
+    #[error("no {NAME} for PHP {version} is installed: looked beside {beside} and in {PACKAGES}/{version}")]
+    NoSuchVersion {
+        /// `8.2`
+        version: String,
+        /// The master's own folder.
+        beside: PathBuf,
+    },
+}
+
+/// A worker's executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// The file.
+    pub path: PathBuf,
+    /// The PHP it was built for, `8.2`.
+    pub php: String,
+}
+
+/// Finds the worker for a PHP version (None: the newest) and a pool's `worker.path`.
+///
+/// # Errors
+/// When there is none; the sentence says where it was looked for.
+pub fn find(path: Option<&Path>, version: Option<&str>) -> Result<Worker, WorkerError> {
+    if let Some(path) = path {
+        let worker = Worker { path: path.to_owned(), php: version.unwrap_or(BUILT_FOR).to_owned() };
+        return if path.exists() { Ok(worker) } else { Err(WorkerError::NoSuchFile(path.to_owned())) };
+    }
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())).unwrap_or_default();
+    let ours = beside.join(NAME);
+    if version.is_none_or(|version| version == BUILT_FOR) && ours.exists() {
+        return Ok(Worker { path: ours, php: BUILT_FOR.to_owned() });
+    }
+    let version = match version {
+        Some(version) => version.to_owned(),
+        None => newest().unwrap_or_else(|| BUILT_FOR.to_owned()),
+    };
+    let path = Path::new(PACKAGES).join(&version).join(NAME);
+    if path.exists() { Ok(Worker { path, php: version }) } else { Err(WorkerError::NoSuchVersion { version, beside }) }
+}
+
+fn newest() -> Option<String> {
+    let number = |name: &str| -> Option<Vec<u32>> { name.split('.').map(|part| part.parse().ok()).collect() };
+    fs::read_dir(PACKAGES)
+        .ok()?
+        .flatten()
+        .filter(|entry| entry.path().join(NAME).exists())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| number(name).is_some())
+        .max_by_key(|name| number(name))
+}

@@ -423,7 +423,7 @@ pub fn trial(case: Case, servers: &Arc<Servers>) -> Trial {
     let servers = Arc::clone(servers);
     Trial::test(case.name.clone(), move || {
         // For work on a case while there is no php-pool that can run.
-        if std::env::var("PHP_POOL_ONLY").is_ok_and(|only| only == Kind::PhpFpm.name()) {
+        if Kind::under_test() == Kind::PhpFpm {
             let (transcript, failure) = run(&case, &servers, Kind::PhpFpm);
             return failure.map_or(Ok(()), |failure| Err(format!("{failure}\n{transcript}").into()));
         }

@@ -5,6 +5,7 @@
 //! work on a case. `UPDATE_DOCS=1` writes the list of differences anew.
 
 #[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each tier uses its part")]
 mod support;
 
 mod auth_headers;

@@ -1,4 +1,7 @@
-//! What the tests share: a FastCGI client that can misbehave, and servers to talk to.
+//! What the tests share: a FastCGI client that can misbehave, servers to talk to, web servers in front of them, a wiki
+//! behind them.
 
 pub mod fcgi;
 pub mod server;
+pub mod web;
+pub mod wiki;

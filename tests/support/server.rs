@@ -1,8 +1,10 @@
 //! Starts php-fpm or php-pool on a configuration of its own, and ends it without a trace.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -15,8 +17,37 @@ use nix::unistd::Pid;
 
 use super::fcgi::{Address, Connection, PATIENCE};
 
-/// Debian's php-fpm: the reference.
-const PHP_FPM: &str = "/usr/sbin/php-fpm8.2";
+/// The reference, php-fpm: the one that `PHP_FPM` names (`./dev` sets it), else the newest of Debian's.
+pub fn php_fpm() -> PathBuf {
+    if let Some(named) = std::env::var_os("PHP_FPM") {
+        return named.into();
+    }
+    let installed = glob::glob("/usr/sbin/php-fpm[0-9]*")
+        .expect("a valid pattern")
+        .flatten();
+    let numbers = |path: &PathBuf| -> Vec<u32> {
+        let version = path.to_string_lossy().replace("/usr/sbin/php-fpm", "");
+        version.split('.').filter_map(|part| part.parse().ok()).collect()
+    };
+    installed
+        .max_by_key(numbers)
+        .unwrap_or_else(|| PathBuf::from("/usr/sbin/php-fpm"))
+}
+
+/// The version of `php_fpm`, as Debian's paths spell it: 8.2.
+pub fn php_version() -> String {
+    let name = php_fpm().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.trim_start_matches("php-fpm").to_owned()
+}
+
+/// Our executable: cargo puts it above the folder of the tests, the benches and the examples.
+fn php_pool() -> PathBuf {
+    let this = std::env::current_exe().expect("Linux has /proc/self/exe");
+    this.ancestors()
+        .nth(2)
+        .expect("target/PROFILE/deps/TEST")
+        .join("php-pool")
+}
 
 /// Which server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +61,15 @@ impl Kind {
         match self {
             Self::PhpFpm => "php-fpm",
             Self::PhpPool => "php-pool",
+        }
+    }
+
+    /// The server under test: php-pool, unless `PHP_POOL_ONLY=php-fpm` asks how the reference does in its place.
+    pub fn under_test() -> Self {
+        if std::env::var("PHP_POOL_ONLY").is_ok_and(|only| only == Self::PhpFpm.name()) {
+            Self::PhpFpm
+        } else {
+            Self::PhpPool
         }
     }
 
@@ -109,10 +149,13 @@ impl Setup {
 
     fn ini_file(&self) -> String {
         let opcache = if self.opcache { "zend_extension = opcache\n" } else { "" };
+        // Debian's folder of settings loads it by itself.
+        let scanned = self.environment.iter().any(|(name, _)| *name == "PHP_INI_SCAN_DIR");
+        let posix = if scanned { "" } else { "extension = posix\n" };
         format!(
             "display_errors = 0\nlog_errors = 1\nhtml_errors = 0\nerror_reporting = -1\ndate.timezone = UTC\n\
              register_argc_argv = 0\nvariables_order = GPCS\n\
-             {opcache}extension = posix\n{}\n",
+             {opcache}{posix}{}\n",
             self.ini
         )
     }
@@ -196,22 +239,20 @@ impl Server {
         fs::write(&ini_file, fill(setup.ini_file())).map_err(failed)?;
 
         let executable = match kind {
-            Kind::PhpFpm => PathBuf::from(PHP_FPM),
+            Kind::PhpFpm => php_fpm(),
             // By this name php-pool takes php-fpm's command line.
             Kind::PhpPool => {
                 let link = home.join("php-fpm");
                 let _ = fs::remove_file(&link);
-                std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_php-pool"), &link).map_err(failed)?;
+                std::os::unix::fs::symlink(php_pool(), &link).map_err(failed)?;
                 link
             }
         };
         if !executable.exists() {
-            return Err(format!("{} is not there: install php8.2-fpm", executable.display()));
+            return Err(format!("{} is not there", executable.display()));
         }
         let (mut output, input) = io::pipe().map_err(failed)?;
-        // setpriv: when the tests are killed, the server must not stay.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&executable);
+        let mut command = that_dies_with_us("KILL", &executable);
         command
             .args(["-F", "-O", "-y"])
             .arg(&pool_file)
@@ -271,6 +312,11 @@ impl Server {
     pub fn connect(&self) -> Connection {
         Connection::open(&self.address)
             .unwrap_or_else(|e| panic!("{} does not accept a connection: {e}", self.kind.name()))
+    }
+
+    /// Whether no process of the server is left that could say something.
+    pub fn has_ended(&self) -> bool {
+        self.log().contains("(end of the server's output)")
     }
 
     /// All that the server has said on stdout and stderr.
@@ -413,8 +459,17 @@ impl Process {
     }
 }
 
+/// A program that gets `signal` when the tests end without having ended it.
+pub fn that_dies_with_us(signal: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", signal, "--"]).arg(program);
+    // A Ctrl-C in the terminal is for us alone; we end the servers in good order.
+    command.process_group(0);
+    command
+}
+
 /// Starts a process from a thread that lives as long as the tests: the parent-death signal is that of the *thread*.
-fn spawn(command: Command) -> io::Result<Child> {
+pub fn spawn(command: Command) -> io::Result<Child> {
     type Job = (Command, Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -435,6 +490,7 @@ fn spawn(command: Command) -> io::Result<Child> {
     outcome.recv().expect("the spawner answers every job")
 }
 
-fn free_port(host: &str) -> io::Result<u16> {
+/// A port of `host` that nobody listens on at this moment.
+pub fn free_port(host: &str) -> io::Result<u16> {
     Ok(std::net::TcpListener::bind((host, 0))?.local_addr()?.port())
 }

@@ -1,0 +1,257 @@
+//! nginx and Apache in front of a pool, each a process of its own with a configuration of its own on a loopback port.
+
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+use super::fcgi::{Address, PATIENCE};
+use super::server::{free_port, spawn, that_dies_with_us};
+
+/// Which web server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Front {
+    Nginx,
+    Apache,
+}
+
+impl fmt::Display for Front {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nginx => "nginx",
+            Self::Apache => "apache",
+        })
+    }
+}
+
+/// What a web server serves, and how it reaches PHP.
+#[derive(Clone, Debug)]
+pub struct Site<'a> {
+    /// The document root.
+    pub www: &'a Path,
+    /// Where the pool listens.
+    pub pool: &'a Address,
+    /// How many idle connections to the pool each web server process keeps; 0 opens a new one for every request.
+    pub keep: u32,
+    /// The loopback port to listen on; None takes a free one.
+    pub port: Option<u16>,
+}
+
+/// A running web server; ended when dropped.
+pub struct Web {
+    pub port: u16,
+    home: PathBuf,
+    child: Child,
+}
+
+impl Web {
+    /// Starts a web server whose files are in `home`, and waits until it accepts.
+    pub fn start(front: Front, site: &Site, home: &Path) -> Result<Self, String> {
+        fs::create_dir_all(home).map_err(|e| format!("{} cannot be made: {e}", home.display()))?;
+        // Between finding a free port and using it somebody else may take it.
+        let mut attempts = if site.port.is_some() { 1 } else { 5 };
+        loop {
+            attempts -= 1;
+            match Self::start_once(front, site, home) {
+                Err(e) if attempts > 0 && e.contains("in use") => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn start_once(front: Front, site: &Site, home: &Path) -> Result<Self, String> {
+        let failed = |e: std::io::Error| format!("{front} cannot be started: {e}");
+        let port = match site.port {
+            Some(port) => port,
+            None => free_port("127.0.0.1").map_err(failed)?,
+        };
+        let (configuration, mut command) = match front {
+            Front::Nginx => (nginx(site, home, port), that_dies_with_us("TERM", "nginx")),
+            Front::Apache => (apache(site, home, port), that_dies_with_us("TERM", "apache2")),
+        };
+        let file = home.join("web.conf");
+        fs::write(&file, configuration).map_err(failed)?;
+        match front {
+            Front::Nginx => command.arg("-e").arg(home.join("error.log")).arg("-c").arg(&file),
+            Front::Apache => command.args(["-D", "FOREGROUND", "-f"]).arg(&file),
+        };
+        let output = fs::File::create(home.join("output")).map_err(failed)?;
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(failed)?)
+            .stderr(output);
+        let child = spawn(command).map_err(failed)?;
+        let mut web = Self {
+            port,
+            home: home.to_owned(),
+            child,
+        };
+        web.wait_until_it_accepts().map_err(|e| format!("{front} {e}"))?;
+        Ok(web)
+    }
+
+    fn wait_until_it_accepts(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(format!("ended with {status} at its start:\n{}", self.log()));
+            }
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("does not accept connections:\n{}", self.log()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// What the web server has complained about.
+    pub fn log(&self) -> String {
+        let read = |name| fs::read_to_string(self.home.join(name)).unwrap_or_default();
+        read("output") + &read("error.log")
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        let _ = kill(pid, Signal::SIGTERM);
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The parts of DokuWiki's tree that are nobody's business, as its own documentation asks for.
+const PRIVATE: &str = "^/(data|conf|bin|inc|vendor)/";
+
+fn nginx(site: &Site, home: &Path, port: u16) -> String {
+    let home = home.display();
+    let user = if geteuid().is_root() { "user www-data;" } else { "" };
+    let pool = match site.pool {
+        Address::Unix(path) => format!("unix:{}", path.display()),
+        Address::Tcp(host, port) => format!("{host}:{port}"),
+    };
+    let (keep, keep_conn) = match site.keep {
+        0 => (String::new(), ""),
+        n => (format!("keepalive {n};"), "fastcgi_keep_conn on;"),
+    };
+    let mut temporary = String::new();
+    for what in ["client_body", "fastcgi", "proxy", "scgi", "uwsgi"] {
+        writeln!(temporary, "    {what}_temp_path {home}/{what};").expect("into a String");
+    }
+    format!(
+        "{user}
+daemon off;
+worker_processes 2;
+pid {home}/nginx.pid;
+error_log {home}/error.log warn;
+events {{ worker_connections 1024; }}
+http {{
+    include /etc/nginx/mime.types;
+    access_log off;
+{temporary}
+    client_max_body_size 64m;
+    upstream php {{ server {pool}; {keep} }}
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        root {www};
+        index index.php;
+        location ~ {PRIVATE} {{ deny all; }}
+        location ~ [^/]\\.php(/|$) {{
+            fastcgi_split_path_info ^(.+?\\.php)(/.*)$;
+            include /etc/nginx/fastcgi.conf;
+            fastcgi_param PATH_INFO $fastcgi_path_info;
+            fastcgi_pass php;
+            {keep_conn}
+        }}
+    }}
+}}
+",
+        www = site.www.display(),
+    )
+}
+
+fn apache(site: &Site, home: &Path, port: u16) -> String {
+    let home = home.display();
+    let www = site.www.display();
+    let user = if geteuid().is_root() {
+        "User www-data\nGroup www-data"
+    } else {
+        ""
+    };
+    // The part behind the pipe names the <Proxy> whose settings hold.
+    let (handler, proxy) = match site.pool {
+        Address::Unix(path) => (
+            format!("proxy:unix:{}|fcgi://pool/", path.display()),
+            "fcgi://pool/".to_owned(),
+        ),
+        Address::Tcp(host, port) => (format!("proxy:fcgi://{host}:{port}"), format!("fcgi://{host}:{port}")),
+    };
+    let reuse = match site.keep {
+        0 => "enablereuse=off".to_owned(),
+        n => format!("enablereuse=on max={n}"),
+    };
+    let mut modules = String::new();
+    for module in ["mpm_event", "authz_core", "mime", "dir", "proxy", "proxy_fcgi"] {
+        writeln!(
+            modules,
+            "LoadModule {module}_module /usr/lib/apache2/modules/mod_{module}.so"
+        )
+        .expect("into a String");
+    }
+    format!(
+        "{modules}
+ServerName 127.0.0.1
+Listen 127.0.0.1:{port}
+PidFile {home}/apache.pid
+DefaultRuntimeDir {home}
+Mutex file:{home} default
+ErrorLog {home}/error.log
+LogLevel warn
+{user}
+StartServers 1
+ServerLimit 2
+ThreadsPerChild 25
+MaxRequestWorkers 50
+TypesConfig /dev/null
+AddType text/css .css
+AddType text/javascript .js
+AddType image/png .png
+AddType image/svg+xml .svg
+DocumentRoot {www}
+DirectoryIndex index.php
+<Directory {www}>
+    AllowOverride None
+    Require all granted
+</Directory>
+<LocationMatch {PRIVATE}>
+    Require all denied
+</LocationMatch>
+<FilesMatch \"\\.php$\">
+    SetHandler \"{handler}\"
+</FilesMatch>
+<Proxy \"{proxy}\" {reuse}>
+</Proxy>
+"
+    )
+}

@@ -5,6 +5,7 @@
 //! `php-pool-worker` links libphp.
 
 pub mod cli;
+pub mod access_log;
 pub mod config;
 pub mod control;
 pub mod fastcgi;

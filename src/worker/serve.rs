@@ -552,6 +552,8 @@ impl Loop {
                     }
                     let Handover { bytes, kept, since } = received.message;
                     conn.put_back(&bytes);
+                    // What has begun has a limit, whoever began to read it.
+                    let since = if since == 0 && !bytes.is_empty() { monotonic_ns() } else { since };
                     (conn.kept, conn.began) = (kept, since);
                     self.attend(conn, None);
                 }

@@ -4,8 +4,8 @@
 //! (`fastcgi`, `scoreboard`, `control`, `log`, and the types of `config` and `status`). Nothing in here knows PHP: only
 //! `php-pool-worker` links libphp.
 
-pub mod cli;
 pub mod access_log;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod fastcgi;

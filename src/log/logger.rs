@@ -11,7 +11,6 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::line::{LineFormat, Stamp};
-use super::output::{Lines, Stream, WorkerOutput};
 use super::sink::{Outcome, Sink, Syslog, Target};
 use super::{Clock, Fields, Level};
 use crate::config::{Global, LogTarget};
@@ -197,22 +196,14 @@ impl Logger {
         level >= self.0.borrow().format.threshold
     }
 
-    /// Writes what a worker printed; no bytes are the end of its stream.
-    pub fn worker_said(&self, output: &mut WorkerOutput, stream: Stream, bytes: &[u8]) {
-        let mut said = Vec::new();
-        let mut state = self.0.borrow_mut();
-        let mut lines = Lines {
-            now: realtime_us(),
-            format: &mut state.format,
-            take: &mut |one| said.push(one.line.to_vec()),
-        };
-        match bytes {
-            [] => output.close(stream, &mut lines),
-            bytes => output.feed(stream, bytes, &mut lines),
-        }
-        for line in said {
-            state.write(Level::Warning, &line);
-        }
+    /// The rules of its lines, for what formats lines of its own ([`super::WorkerOutput`]).
+    pub fn format(&self) -> LineFormat {
+        self.0.borrow().format.clone()
+    }
+
+    /// Writes a line that is formatted already, with its newline, whatever its level.
+    pub fn line(&self, level: Level, line: &[u8]) {
+        self.0.borrow_mut().write(level, line);
     }
 
     /// Writes what could not be written at once; false while something is left. To be called now and then.
@@ -419,6 +410,7 @@ impl Drop for State {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use super::super::{Lines, Stream, WorkerOutput};
     use super::*;
 
     fn settings(target: LogTarget) -> Settings {
@@ -449,16 +441,21 @@ mod tests {
         logger.debug("not this");
         logger.notice("ready to handle connections");
         logger.clone().pool("www").warning(format_args!("child {} exited", 7));
-        let mut output = WorkerOutput::new("www", 7, true);
-        logger.worker_said(&mut output, Stream::Stdout, b"one\ntwo");
-        logger.worker_said(&mut output, Stream::Stdout, b"");
+        WorkerOutput::new("www", 7, true).feed(
+            Stream::Stdout,
+            b"one\n",
+            &mut Lines {
+                now: realtime_us(),
+                format: &mut logger.format(),
+                take: &mut |said| logger.line(Level::Warning, said.line),
+            },
+        );
         assert_eq!(
             texts(&path),
             [
                 "NOTICE: ready to handle connections",
                 "WARNING: [pool www] child 7 exited",
-                "WARNING: [pool www] child 7 said into stdout: \"one\"",
-                "WARNING: [pool www] child 7 said into stdout: \"two\""
+                "WARNING: [pool www] child 7 said into stdout: \"one\""
             ]
         );
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

@@ -95,7 +95,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, UsageEr
                 None => (long, None),
             };
             let found = OPTIONS.iter().find(|(_, long, _)| *long == name);
-            let Some((short, _, takes)) = found else { return Err(UsageError::Unknown(word)) };
+            let Some((short, _, takes)) = found else {
+                return Err(UsageError::Unknown(word));
+            };
             let value = match (takes, value) {
                 (true, None) => Some(words.next().ok_or(UsageError::Missing(word))?),
                 (true, value) => value,
@@ -105,7 +107,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, UsageEr
         } else if let Some(letters) = word.strip_prefix('-').filter(|letters| !letters.is_empty()) {
             for (at, letter) in letters.char_indices() {
                 let found = OPTIONS.iter().find(|(short, ..)| *short == letter);
-                let Some((_, _, takes)) = found else { return Err(UsageError::Unknown(format!("-{letter}"))) };
+                let Some((_, _, takes)) = found else {
+                    return Err(UsageError::Unknown(format!("-{letter}")));
+                };
                 if *takes {
                     let rest = &letters[at + letter.len_utf8()..];
                     let value = match rest.strip_prefix('=').unwrap_or(rest) {
@@ -185,10 +189,18 @@ mod tests {
 
     #[test]
     fn every_way_of_writing_an_option_is_read() {
-        let same = ["-y f -d a=b -nF", "--fpm-config=f --define a=b -n --nodaemonize", "-yf -da=b -Fn", "-y=f -d=a=b -D -F -n --"];
+        let same = [
+            "-y f -d a=b -nF",
+            "--fpm-config=f --define a=b -n --nodaemonize",
+            "-yf -da=b -Fn",
+            "-y=f -d=a=b -D -F -n --",
+        ];
         for line in same {
             let options = words(line).unwrap();
-            assert_eq!((options.config.unwrap(), options.defines, options.no_ini), ("f".into(), vec!["a=b".to_owned()], true));
+            assert_eq!(
+                (options.config.unwrap(), options.defines, options.no_ini),
+                ("f".into(), vec!["a=b".to_owned()], true)
+            );
             assert_eq!(options.daemonize, Some(false), "{line}");
         }
         assert_eq!(words("-tt").unwrap().test, 2);
@@ -197,7 +209,10 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        assert_eq!(words("--memory-limit=1G"), Err(UsageError::Unknown("--memory-limit=1G".into())));
+        assert_eq!(
+            words("--memory-limit=1G"),
+            Err(UsageError::Unknown("--memory-limit=1G".into()))
+        );
         assert_eq!(words("-x"), Err(UsageError::Unknown("-x".into())));
         assert_eq!(words("-y"), Err(UsageError::Missing("-y".into())));
         assert_eq!(words("-F stray"), Err(UsageError::Stray("stray".into())));

@@ -56,7 +56,11 @@ impl PhpOptions {
             ini: found.file_or_dir,
             no_ini: found.none,
             scan_dir: found.scan_dir,
-            defines: found.defines.iter().map(|(name, text)| format!("{name}={text}\n")).collect(),
+            defines: found
+                .defines
+                .iter()
+                .map(|(name, text)| format!("{name}={text}\n"))
+                .collect(),
             extended_info: self.extended_info,
             ..PhpSettings::default()
         }
@@ -114,17 +118,36 @@ enum Commands {
 
 /// Runs what the arguments ask for; returns the exit status.
 pub fn main() -> i32 {
-    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    let called = argv.first().map_or("php-pool", |name| name.rsplit('/').next().unwrap_or(name)).to_owned();
+    let argv: Vec<String> = std::env::args_os()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let called = argv
+        .first()
+        .map_or("php-pool", |name| name.rsplit('/').next().unwrap_or(name))
+        .to_owned();
     if called.contains("fpm") {
         return php_fpm(&called, argv);
     }
     match Cli::parse().command {
-        Commands::Serve { config, allow_to_run_as_root, php_ini, define } => {
-            let php = PhpOptions { ini: php_ini, defines: define, ..PhpOptions::default() };
+        Commands::Serve {
+            config,
+            allow_to_run_as_root,
+            php_ini,
+            define,
+        } => {
+            let php = PhpOptions {
+                ini: php_ini,
+                defines: define,
+                ..PhpOptions::default()
+            };
             let mut load = load_options(config, &php);
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
-            crate::master::run(Launch { load, php, force_stderr: true, argv })
+            crate::master::run(Launch {
+                load,
+                php,
+                force_stderr: true,
+                argv,
+            })
         }
         Commands::Check { config, print } => check(&config, print),
     }
@@ -196,7 +219,12 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
         load.test = true;
         return test(&load, options.test > 1);
     }
-    crate::master::run(Launch { load, php, force_stderr: options.force_stderr, argv })
+    crate::master::run(Launch {
+        load,
+        php,
+        force_stderr: options.force_stderr,
+        argv,
+    })
 }
 
 /// Without `-y`: php.ini's `fpm.config`, else below the prefix, else php-fpm's own place.
@@ -222,7 +250,10 @@ fn ask_worker(called: &str, what: &str, php: &PhpOptions) -> i32 {
     };
     let settings = php.settings(php.search(&worker.php, None, None).find());
     let settings = serde_json::to_string(&settings).expect("settings are plain data");
-    let error = Command::new(&worker.path).arg(what).arg(OsString::from(settings)).exec();
+    let error = Command::new(&worker.path)
+        .arg(what)
+        .arg(OsString::from(settings))
+        .exec();
     eprintln!("{called}: {} cannot be run: {error}", worker.path.display());
     EX_SOFTWARE
 }

@@ -45,20 +45,37 @@ pub struct Worker {
 /// When there is none; the sentence says where it was looked for.
 pub fn find(path: Option<&Path>, version: Option<&str>) -> Result<Worker, WorkerError> {
     if let Some(path) = path {
-        let worker = Worker { path: path.to_owned(), php: version.unwrap_or(BUILT_FOR).to_owned() };
-        return if path.exists() { Ok(worker) } else { Err(WorkerError::NoSuchFile(path.to_owned())) };
+        let worker = Worker {
+            path: path.to_owned(),
+            php: version.unwrap_or(BUILT_FOR).to_owned(),
+        };
+        return if path.exists() {
+            Ok(worker)
+        } else {
+            Err(WorkerError::NoSuchFile(path.to_owned()))
+        };
     }
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())).unwrap_or_default();
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|own| Some(own.parent()?.to_owned()))
+        .unwrap_or_default();
     let ours = beside.join(NAME);
     if version.is_none_or(|version| version == BUILT_FOR) && ours.exists() {
-        return Ok(Worker { path: ours, php: BUILT_FOR.to_owned() });
+        return Ok(Worker {
+            path: ours,
+            php: BUILT_FOR.to_owned(),
+        });
     }
     let version = match version {
         Some(version) => version.to_owned(),
         None => newest().unwrap_or_else(|| BUILT_FOR.to_owned()),
     };
     let path = Path::new(PACKAGES).join(&version).join(NAME);
-    if path.exists() { Ok(Worker { path, php: version }) } else { Err(WorkerError::NoSuchVersion { version, beside }) }
+    if path.exists() {
+        Ok(Worker { path, php: version })
+    } else {
+        Err(WorkerError::NoSuchVersion { version, beside })
+    }
 }
 
 fn newest() -> Option<String> {

@@ -24,7 +24,10 @@ pub enum ConfineError {
 }
 
 fn failed(step: impl Into<String>) -> impl FnOnce(Errno) -> ConfineError {
-    move |error| ConfineError::Step { step: step.into(), error }
+    move |error| ConfineError::Step {
+        step: step.into(),
+        error,
+    }
 }
 
 /// Confines this process. `complain` is told of what is refused and can be done without, as in php-fpm.
@@ -36,7 +39,9 @@ pub fn confine(wanted: &Confinement, complain: impl Fn(String)) -> Result<(), Co
     if let Some(files) = wanted.rlimit_files
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, files, files)
     {
-        complain(format!("failed to set rlimit_files for this pool. Please check your system limits or decrease rlimit_files. setrlimit(RLIMIT_NOFILE, {files}): {error}"));
+        complain(format!(
+            "failed to set rlimit_files for this pool. Please check your system limits or decrease rlimit_files. setrlimit(RLIMIT_NOFILE, {files}): {error}"
+        ));
     }
     if let Some(core) = wanted.rlimit_core {
         let core = match core {
@@ -44,7 +49,9 @@ pub fn confine(wanted: &Confinement, complain: impl Fn(String)) -> Result<(), Co
             Rlimit::Value(value) => value,
         };
         if let Err(error) = setrlimit(Resource::RLIMIT_CORE, core, core) {
-            complain(format!("failed to set rlimit_core for this pool. Please check your system limits or decrease rlimit_core. setrlimit(RLIMIT_CORE, {core}): {error}"));
+            complain(format!(
+                "failed to set rlimit_core for this pool. Please check your system limits or decrease rlimit_core. setrlimit(RLIMIT_CORE, {core}): {error}"
+            ));
         }
     }
     // A negative one needs root as well.
@@ -63,7 +70,8 @@ pub fn confine(wanted: &Confinement, complain: impl Fn(String)) -> Result<(), Co
         setgroups(&groups).map_err(failed("set the supplementary groups"))?;
         setresgid(gid, gid, gid).map_err(failed(format!("setgid({gid})")))?;
         setresuid(uid, uid, uid).map_err(failed(format!("setuid({uid})")))?;
-        if !uid.is_root() && Uid::from_raw(0).as_raw() != uid.as_raw() && setresuid(Uid::from_raw(0), uid, uid).is_ok() {
+        if !uid.is_root() && Uid::from_raw(0).as_raw() != uid.as_raw() && setresuid(Uid::from_raw(0), uid, uid).is_ok()
+        {
             return Err(failed(format!("give up root for uid {uid}"))(Errno::EPERM));
         }
     }
@@ -75,7 +83,9 @@ pub fn confine(wanted: &Confinement, complain: impl Fn(String)) -> Result<(), Co
     prctl::set_dumpable(wanted.dumpable).map_err(failed("set process.dumpable"))?;
     // Last, as the profile may forbid all of the above.
     if let Some(hat) = &wanted.apparmor_hat {
-        change_hat(hat).map_err(failed(format!("change to the AppArmor hat {hat}: failed to query apparmor confinement")))?;
+        change_hat(hat).map_err(failed(format!(
+            "change to the AppArmor hat {hat}: failed to query apparmor confinement"
+        )))?;
     }
     Ok(())
 }

@@ -45,7 +45,16 @@ impl Conn {
     /// `buffer` is memory of an earlier connection, or empty.
     pub fn new(fd: OwnedFd, mut buffer: Vec<u8>) -> Self {
         buffer.resize(BUFFER, 0);
-        Self { fd, input: Input::default(), buffer, start: 0, end: 0, peer: None, began: 0, kept: false }
+        Self {
+            fd,
+            input: Input::default(),
+            buffer,
+            start: 0,
+            end: 0,
+            peer: None,
+            began: 0,
+            kept: false,
+        }
     }
 
     /// Gives back what another connection can use.
@@ -69,7 +78,9 @@ impl Conn {
 
     /// The peer's address, asked of the kernel; None for a unix socket.
     pub fn ask_peer(&mut self) {
-        let Ok(address) = getpeername::<SockaddrStorage>(self.fd.as_raw_fd()) else { return };
+        let Ok(address) = getpeername::<SockaddrStorage>(self.fd.as_raw_fd()) else {
+            return;
+        };
         self.peer = if let Some(v4) = address.as_sockaddr_in() {
             Some(v4.ip().into())
         } else {
@@ -90,7 +101,11 @@ impl Conn {
     /// As `next`, with at most `want` bytes of STDIN's content, so that the rest stays here.
     fn next_within(&mut self, want: usize) -> Result<Event, Lost> {
         // Outside of content a header comes first.
-        let most = if self.input.stdin_left() > 0 { want } else { want.saturating_add(8) };
+        let most = if self.input.stdin_left() > 0 {
+            want
+        } else {
+            want.saturating_add(8)
+        };
         let end = self.end.min(self.start.saturating_add(most));
         let (used, event) = self.input.next(&self.buffer[self.start..end]).map_err(Lost::Protocol)?;
         let base = self.start;
@@ -221,4 +236,3 @@ fn receive(fd: BorrowedFd, target: &mut [u8]) -> Result<Option<usize>, Lost> {
         };
     }
 }
-

@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use php_pool::control::PoolSettings;
-use php_pool::fastcgi::{Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type};
+use php_pool::fastcgi::{
+    Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type,
+};
 use php_pool::log::Level;
 use php_pool::scoreboard::{Request, Stage, monotonic_ns};
 use php_pool::status::{Reply, View, pong, unavailable};
@@ -39,12 +41,24 @@ pub struct Page {
 
 impl Page {
     fn error(status: u16, body: &str) -> Self {
-        Self { status, headers: Vec::new(), body: body.into() }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+        }
     }
 
     fn made(status: u16, reply: Reply) -> Self {
-        let headers = reply.headers.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self { status, headers, body: reply.body.into_bytes() }
+        let headers = reply
+            .headers
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        Self {
+            status,
+            headers,
+            body: reply.body.into_bytes(),
+        }
     }
 }
 
@@ -60,6 +74,8 @@ pub struct Memory {
 pub struct Exchange {
     worker: &'static Worker,
     begin: Begin,
+    /// The client's address.
+    pub peer: Option<std::net::IpAddr>,
     /// None: the reply is complete and the connection was given back early.
     conn: Option<Conn>,
     out: Output,
@@ -106,17 +122,26 @@ pub struct Over {
 impl Exchange {
     /// A request whose parameters are complete.
     pub fn new(worker: &'static Worker, begin: Begin, conn: Conn, memory: Memory) -> Self {
-        let Memory { mut params, mut out, c_params } = memory;
+        let Memory {
+            mut params,
+            mut out,
+            c_params,
+        } = memory;
         params.read(conn.input.params(), begin.role.name());
         out.begin(begin.id);
         let (settings, logging) = &worker.script_settings;
         let script = script::resolve(&mut params, settings, &super::php::PhpFiles);
-        let length = if script.named { params.get("CONTENT_LENGTH").unwrap_or_default() } else { b"" };
+        let length = if script.named {
+            params.get("CONTENT_LENGTH").unwrap_or_default()
+        } else {
+            b""
+        };
         let parsed = parse_length(length);
         let content_length = parsed.unwrap_or(0);
         Self {
             worker,
             begin,
+            peer: conn.peer,
             conn: Some(conn),
             out,
             params,
@@ -188,7 +213,9 @@ impl Exchange {
     }
 
     fn append(&mut self, kind: RecordType, data: &[u8]) {
-        let (None, Some(conn)) = (self.lost, &self.conn) else { return };
+        let (None, Some(conn)) = (self.lost, &self.conn) else {
+            return;
+        };
         if let Err(why) = self.out.write(kind, data, conn, self.pool().response_write_timeout) {
             self.lose(why);
         }
@@ -232,7 +259,10 @@ impl Exchange {
         }
         self.body_left -= done as u64;
         if self.truncated {
-            let text = format!("the body ended {} bytes before its CONTENT_LENGTH of {}", self.body_left, self.content_length);
+            let text = format!(
+                "the body ended {} bytes before its CONTENT_LENGTH of {}",
+                self.body_left, self.content_length
+            );
             self.log(Level::Notice, false, text.as_bytes());
         }
         done
@@ -253,8 +283,16 @@ impl Exchange {
             return;
         }
         let prefix: &[u8] = if from_php { b"PHP message: " } else { b"" };
-        let joint: &[u8] = if std::mem::replace(&mut self.complained, true) { b"; " } else { b"" };
-        let limit = if from_php { settings.log_limit.saturating_sub(1) } else { 2047 };
+        let joint: &[u8] = if std::mem::replace(&mut self.complained, true) {
+            b"; "
+        } else {
+            b""
+        };
+        let limit = if from_php {
+            settings.log_limit.saturating_sub(1)
+        } else {
+            2047
+        };
         let mut message = [prefix, text].concat();
         if message.len() > limit {
             message.truncate(limit.saturating_sub(3));
@@ -306,12 +344,18 @@ impl Exchange {
     /// Whether security.limit_extensions lets this path be run: longer than one of the suffixes, and ending with it.
     pub fn may_run(&self, path: &[u8]) -> bool {
         let list = &self.pool().limit_extensions;
-        list.is_empty() || list.iter().any(|suffix| path.len() > suffix.len() && path.ends_with(suffix.as_bytes()))
+        list.is_empty()
+            || list
+                .iter()
+                .any(|suffix| path.len() > suffix.len() && path.ends_with(suffix.as_bytes()))
     }
 
     /// Whether the pool fixes this setting.
     pub fn is_admin_value(&self, name: &[u8]) -> bool {
-        self.worker.admin_values().iter().any(|entry| entry.key.as_bytes() == name)
+        self.worker
+            .admin_values()
+            .iter()
+            .any(|entry| entry.key.as_bytes() == name)
     }
 
     /// The script has ended; shutdown functions and destructors follow.
@@ -321,7 +365,7 @@ impl Exchange {
         let (slot, now) = (self.worker.slot(), monotonic_ns());
         slot.memory.store(peak_memory, Relaxed);
         slot.set_stage(Stage::Finishing, now);
-        self.worker.log_access(self, now);
+        self.worker.log_access(self, now, peak_memory);
     }
 
     /// Ends the FastCGI request. True: it was open, or its connection is kept.
@@ -329,7 +373,11 @@ impl Exchange {
         let first = !std::mem::replace(&mut self.finished, true);
         if first && let Some(conn) = &mut self.conn {
             if self.lost.is_none()
-                && let Err(why) = self.out.end(ProtocolStatus::Complete, conn, self.worker.pool().response_write_timeout)
+                && let Err(why) = self.out.end(
+                    ProtocolStatus::Complete,
+                    conn,
+                    self.worker.pool().response_write_timeout,
+                )
             {
                 self.lost = Some(why);
             }
@@ -353,15 +401,18 @@ impl Exchange {
         Some(&self.c_fields)
     }
 
-    /// The time the request has taken so far, and its values for the access log.
-    pub fn peer(&self) -> Option<std::net::IpAddr> {
-        self.conn.as_ref().and_then(|conn| conn.peer)
-    }
-
     /// Nothing is left to do.
     pub fn over(self) -> Over {
-        let memory = Memory { params: self.params, out: self.out, c_params: self.c_params };
-        Over { conn: self.conn.map(|conn| (conn, self.lost)), keep: self.begin.keep, memory }
+        let memory = Memory {
+            params: self.params,
+            out: self.out,
+            c_params: self.c_params,
+        };
+        Over {
+            conn: self.conn.map(|conn| (conn, self.lost)),
+            keep: self.begin.keep,
+            memory,
+        }
     }
 }
 
@@ -383,7 +434,11 @@ fn parse_length(text: &[u8]) -> Option<u64> {
         return Some(0);
     }
     let text = std::str::from_utf8(text).ok()?.trim_matches(' ');
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten().filter(|&n: &u64| n <= i64::MAX as u64)
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
+        .filter(|&n: &u64| n <= i64::MAX as u64)
 }
 
 fn decode_base64(text: &[u8]) -> Vec<u8> {

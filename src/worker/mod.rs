@@ -1,7 +1,8 @@
 //! The worker's executable: the zygote, the workers forked from it, and `php -v` and the like.
 
-mod conn;
+mod access;
 mod confine;
+mod conn;
 mod environment;
 mod exchange;
 mod output;
@@ -14,6 +15,7 @@ mod zygote;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -65,11 +67,23 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     };
     let _ = nix::unistd::dup2_stdout(stdout);
     let _ = nix::unistd::dup2_stderr(stderr);
-    let zygote::Generation { config, listener, board, queue, bell } = generation;
+    let zygote::Generation {
+        config,
+        listener,
+        board,
+        queue,
+        bell,
+        master,
+    } = generation;
     let board: &'static _ = Box::leak(Box::new(board));
     let slot = spawn.slot as usize;
     if slot >= board.slots() {
-        print_log(Level::Alert, false, b"Spawn names a slot that does not exist", usize::MAX);
+        print_log(
+            Level::Alert,
+            false,
+            b"Spawn names a slot that does not exist",
+            usize::MAX,
+        );
         std::process::exit(70);
     }
     board.slot(slot).reset();
@@ -90,7 +104,9 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
 
     let _ = php_pool::sys::set_title(&format!("php-fpm: {}", config.pool.title));
     php::obey(&board.control(slot).terminate, config.pool.request_terminate_timeout);
-    php::load_extensions(&config.php, |text| print_log(Level::Error, false, text.as_bytes(), usize::MAX));
+    php::load_extensions(&config.php, |text| {
+        print_log(Level::Error, false, text.as_bytes(), usize::MAX)
+    });
     let pool = config.pool;
     for wrong in &pool.allowed_clients_wrong {
         let text = format!("Wrong IP address '{wrong}' in listen.allowed_clients");
@@ -111,7 +127,8 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,
         status_page: RefCell::default(),
-        access_log: RefCell::new(fds.next()),
+        access: RefCell::new(fds.next().and_then(|file| access::Access::new(&pool, file, master))),
+        log_epoch: Cell::new(board.header().log_epoch.load(Relaxed)),
         told: RefCell::default(),
         released: RefCell::default(),
         orphaned: Cell::new(false),

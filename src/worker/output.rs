@@ -3,9 +3,7 @@
 use std::io::IoSlice;
 use std::time::Duration;
 
-use php_pool::fastcgi::{
-    HEADER_LEN, Header, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, padding,
-};
+use php_pool::fastcgi::{HEADER_LEN, Header, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, padding};
 
 use super::conn::{Conn, Lost};
 
@@ -68,7 +66,12 @@ impl Output {
         self.close();
         let records: Vec<(&[u8], [u8; HEADER_LEN])> = data
             .chunks(MAX_CONTENT)
-            .map(|part| (part, Header::bytes(kind, self.id, part.len() as u16, padding(part.len()) as u8)))
+            .map(|part| {
+                (
+                    part,
+                    Header::bytes(kind, self.id, part.len() as u16, padding(part.len()) as u8),
+                )
+            })
             .collect();
         let mut parts = Vec::with_capacity(3 * records.len() + 1);
         parts.push(IoSlice::new(&self.bytes));
@@ -110,4 +113,3 @@ impl Output {
         self.send(conn, timeout)
     }
 }
-

@@ -40,7 +40,8 @@ impl Params {
         self.entries.clear();
         // A name costs two bytes of stream at the least.
         self.buckets.clear();
-        self.buckets.resize((stream.len() / 32).next_power_of_two().clamp(BUCKETS, 1 << 16), None);
+        self.buckets
+            .resize((stream.len() / 32).next_power_of_two().clamp(BUCKETS, 1 << 16), None);
         self.set(b"FCGI_ROLE", role.as_bytes());
         for pair in pairs(stream).map_while(Result::ok) {
             self.set(pair.name, pair.value);
@@ -52,7 +53,10 @@ impl Params {
         let at = self.arena.len() as u32;
         self.arena.extend_from_slice(text);
         self.arena.push(0);
-        Text { at, length: text.len() as u32 }
+        Text {
+            at,
+            length: text.len() as u32,
+        }
     }
 
     fn text(&self, text: Text) -> &[u8] {
@@ -82,7 +86,9 @@ impl Params {
 
     /// The value of a parameter.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.find(name.as_bytes()).and_then(|index| self.entries[index].value).map(|value| self.text(value))
+        self.find(name.as_bytes())
+            .and_then(|index| self.entries[index].value)
+            .map(|value| self.text(value))
     }
 
     /// Sets a parameter; a new one comes last.
@@ -109,7 +115,9 @@ impl Params {
 
     /// All of them, in order, without the NULs that follow each string in memory.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.entries.iter().filter_map(|entry| Some((self.text(entry.name), self.text(entry.value?))))
+        self.entries
+            .iter()
+            .filter_map(|entry| Some((self.text(entry.name), self.text(entry.value?))))
     }
 }
 
@@ -129,11 +137,23 @@ mod tests {
     #[test]
     fn the_last_value_counts_at_the_first_place() {
         let mut params = Params::default();
-        params.read(&stream(&[("A", "1"), ("B", "2"), ("A", "3"), ("", "empty"), ("N", "a\0b")]), "RESPONDER");
+        params.read(
+            &stream(&[("A", "1"), ("B", "2"), ("A", "3"), ("", "empty"), ("N", "a\0b")]),
+            "RESPONDER",
+        );
         params.remove("B");
         params.set(b"C", b"4");
-        let all: Vec<_> = params.iter().map(|(n, v)| (String::from_utf8_lossy(n), String::from_utf8_lossy(v))).collect();
-        let expected = [("FCGI_ROLE", "RESPONDER"), ("A", "3"), ("", "empty"), ("N", "a"), ("C", "4")];
+        let all: Vec<_> = params
+            .iter()
+            .map(|(n, v)| (String::from_utf8_lossy(n), String::from_utf8_lossy(v)))
+            .collect();
+        let expected = [
+            ("FCGI_ROLE", "RESPONDER"),
+            ("A", "3"),
+            ("", "empty"),
+            ("N", "a"),
+            ("C", "4"),
+        ];
         assert_eq!(all, expected.map(|(n, v)| (n.into(), v.into())));
         assert_eq!(params.get("B"), None);
     }

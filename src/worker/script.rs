@@ -52,7 +52,11 @@ pub fn resolve(params: &mut Params, settings: &Settings, files: &dyn Files) -> S
         && let Some(rest) = info.strip_prefix(name.as_slice())
     {
         params.set(b"ORIG_PATH_INFO", &info);
-        if rest.is_empty() { params.remove("PATH_INFO") } else { params.set(b"PATH_INFO", rest) }
+        if rest.is_empty() {
+            params.remove("PATH_INFO")
+        } else {
+            params.set(b"PATH_INFO", rest)
+        }
     }
 
     let mut apache = false;
@@ -75,11 +79,31 @@ pub fn resolve(params: &mut Params, settings: &Settings, files: &dyn Files) -> S
             Some(translated) if !settings.discard_path || filename.is_none() => Some(translated),
             _ => filename,
         };
-        return Script { path: path.filter(|path| acceptable(path)), uri: info.or(name), missing: false, named: true };
+        return Script {
+            path: path.filter(|path| acceptable(path)),
+            uri: info.or(name),
+            missing: false,
+            named: true,
+        };
     }
 
-    let facts = Facts { filename, translated, name, info, apache };
-    Fixing { params, facts, files, script: Script { named: true, ..Script::default() } }.run(settings)
+    let facts = Facts {
+        filename,
+        translated,
+        name,
+        info,
+        apache,
+    };
+    Fixing {
+        params,
+        facts,
+        files,
+        script: Script {
+            named: true,
+            ..Script::default()
+        },
+    }
+    .run(settings)
 }
 
 /// `proxy:fcgi://` and `proxy:balancer://`, as Apache's mod_proxy_fcgi puts before a path.
@@ -120,7 +144,12 @@ impl Fixing<'_> {
             self.params.set(b"DOCUMENT_ROOT", root);
         }
         let redirect = self.params.get("REDIRECT_URL").map(<[u8]>::to_vec);
-        let mut path = self.facts.filename.clone().or_else(|| self.facts.translated.clone()).unwrap_or_default();
+        let mut path = self
+            .facts
+            .filename
+            .clone()
+            .or_else(|| self.facts.translated.clone())
+            .unwrap_or_default();
         let mut name = self.facts.name.clone();
         // Apache's mod_action: SCRIPT_FILENAME is the program, PATH_TRANSLATED the script.
         if !self.facts.apache
@@ -139,9 +168,10 @@ impl Fixing<'_> {
                 self.params.set(b"SCRIPT_FILENAME", &path);
             }
             if !self.facts.apache && redirect.is_some() {
-                for (parameter, value) in
-                    [("PATH_INFO", self.facts.info.clone()), ("PATH_TRANSLATED", self.facts.translated.clone())]
-                {
+                for (parameter, value) in [
+                    ("PATH_INFO", self.facts.info.clone()),
+                    ("PATH_TRANSLATED", self.facts.translated.clone()),
+                ] {
                     if value.is_some() {
                         self.move_away(parameter, value);
                         self.params.remove(parameter);
@@ -201,7 +231,10 @@ impl Fixing<'_> {
             // Apache sends no PATH_INFO, or one that is decoded.
             (!tail.is_empty() && given.as_deref() != Some(tail)).then(|| tail.to_vec())
         } else {
-            given.as_ref().filter(|info| info.len() > tail.len()).map(|info| info[info.len() - tail.len()..].to_vec())
+            given
+                .as_ref()
+                .filter(|info| info.len() > tail.len())
+                .map(|info| info[info.len() - tail.len()..].to_vec())
         };
         let mut name = name.clone();
         if let Some(info) = &new_info {
@@ -228,7 +261,10 @@ impl Fixing<'_> {
             self.params.set(b"SCRIPT_FILENAME", file);
         }
         let info = new_info.or(given).unwrap_or_default();
-        let root = self.params.get("DOCUMENT_ROOT").map(|root| root.strip_suffix(b"/").unwrap_or(root).to_vec());
+        let root = self
+            .params
+            .get("DOCUMENT_ROOT")
+            .map(|root| root.strip_suffix(b"/").unwrap_or(root).to_vec());
         let base = match (root, name) {
             (Some(root), _) => root,
             (None, Some(name)) if contains(file, &name) => file[..file.len() - name.len()].to_vec(),
@@ -241,7 +277,11 @@ impl Fixing<'_> {
 
 /// The name without the path info at its end, which may stand there decoded.
 fn without_tail(name: &[u8], info: &[u8]) -> Option<Vec<u8>> {
-    let strip = |tail: &[u8]| name.strip_suffix(tail).filter(|rest| !rest.is_empty()).map(<[u8]>::to_vec);
+    let strip = |tail: &[u8]| {
+        name.strip_suffix(tail)
+            .filter(|rest| !rest.is_empty())
+            .map(<[u8]>::to_vec)
+    };
     strip(info).or_else(|| info.contains(&b'%').then(|| strip(&url_decode(info))).flatten())
 }
 
@@ -250,7 +290,9 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 }
 
 fn last_separator(path: &[u8]) -> Option<usize> {
-    path.iter().rposition(|&byte| byte == b'/').or_else(|| path.iter().rposition(|&byte| byte == b'\\'))
+    path.iter()
+        .rposition(|&byte| byte == b'/')
+        .or_else(|| path.iter().rposition(|&byte| byte == b'\\'))
 }
 
 fn url_decode(text: &[u8]) -> Vec<u8> {
@@ -280,7 +322,10 @@ mod tests {
 
     impl Files for Site {
         fn resolves(&self, path: &[u8]) -> bool {
-            matches!(path, b"/w/info.php" | b"/w/dir" | b"/w/img.txt" | b"/usr/lib/cgi-bin/php")
+            matches!(
+                path,
+                b"/w/info.php" | b"/w/dir" | b"/w/img.txt" | b"/usr/lib/cgi-bin/php"
+            )
         }
         fn is_file(&self, path: &[u8]) -> bool {
             matches!(path, b"/w/info.php" | b"/w/img.txt")
@@ -294,7 +339,10 @@ mod tests {
         for (name, value) in given {
             params.set(name.as_bytes(), value.as_bytes());
         }
-        let settings = Settings { fix_pathinfo: true, ..Settings::default() };
+        let settings = Settings {
+            fix_pathinfo: true,
+            ..Settings::default()
+        };
         let script = resolve(&mut params, &settings, &Site);
         let text = |value: Option<&[u8]>| value.map_or("-".into(), |v| String::from_utf8_lossy(v).into_owned());
         for (name, value) in expected {
@@ -310,8 +358,19 @@ mod tests {
     #[test]
     fn a_plain_script_is_left_alone() {
         check(
-            &[("SCRIPT_FILENAME", "/w/info.php"), ("SCRIPT_NAME", "/info.php"), ("PATH_INFO", "/a/b"), ("DOCUMENT_ROOT", "/w")],
-            &[("path", "/w/info.php"), ("uri", "/info.php"), ("PATH_INFO", "/a/b"), ("PATH_TRANSLATED", "-"), ("ORIG_PATH_INFO", "-")],
+            &[
+                ("SCRIPT_FILENAME", "/w/info.php"),
+                ("SCRIPT_NAME", "/info.php"),
+                ("PATH_INFO", "/a/b"),
+                ("DOCUMENT_ROOT", "/w"),
+            ],
+            &[
+                ("path", "/w/info.php"),
+                ("uri", "/info.php"),
+                ("PATH_INFO", "/a/b"),
+                ("PATH_TRANSLATED", "-"),
+                ("ORIG_PATH_INFO", "-"),
+            ],
         );
     }
 
@@ -319,7 +378,12 @@ mod tests {
     fn path_info_is_split_off() {
         let whole = "/info.php/a/b";
         check(
-            &[("SCRIPT_FILENAME", "/w/info.php/a/b"), ("SCRIPT_NAME", whole), ("PATH_INFO", whole), ("DOCUMENT_ROOT", "/w")],
+            &[
+                ("SCRIPT_FILENAME", "/w/info.php/a/b"),
+                ("SCRIPT_NAME", whole),
+                ("PATH_INFO", whole),
+                ("DOCUMENT_ROOT", "/w"),
+            ],
             &[
                 ("path", "/w/info.php"),
                 ("uri", "/info.php"),
@@ -332,11 +396,24 @@ mod tests {
             ],
         );
         check(
-            &[("SCRIPT_FILENAME", "/w/info.php/a/b"), ("SCRIPT_NAME", whole), ("DOCUMENT_ROOT", "/w")],
-            &[("path", "/w/info.php"), ("uri", whole), ("PATH_INFO", "-"), ("PATH_TRANSLATED", "/w")],
+            &[
+                ("SCRIPT_FILENAME", "/w/info.php/a/b"),
+                ("SCRIPT_NAME", whole),
+                ("DOCUMENT_ROOT", "/w"),
+            ],
+            &[
+                ("path", "/w/info.php"),
+                ("uri", whole),
+                ("PATH_INFO", "-"),
+                ("PATH_TRANSLATED", "/w"),
+            ],
         );
         check(
-            &[("SCRIPT_FILENAME", "/w/info.php/a/b"), ("SCRIPT_NAME", whole), ("PATH_INFO", whole)],
+            &[
+                ("SCRIPT_FILENAME", "/w/info.php/a/b"),
+                ("SCRIPT_NAME", whole),
+                ("PATH_INFO", whole),
+            ],
             &[("uri", "/info.php"), ("PATH_INFO", "/a/b"), ("PATH_TRANSLATED", "-")],
         );
     }
@@ -344,14 +421,29 @@ mod tests {
     #[test]
     fn apache_is_understood() {
         check(
-            &[("SCRIPT_FILENAME", "proxy:fcgi://h:9000/w/info.php/a/b"), ("SCRIPT_NAME", "/info.php/a/b"), ("DOCUMENT_ROOT", "/w")],
-            &[("path", "/w/info.php"), ("uri", "/info.php"), ("PATH_INFO", "/a/b"), ("ORIG_SCRIPT_NAME", "/info.php/a/b")],
+            &[
+                ("SCRIPT_FILENAME", "proxy:fcgi://h:9000/w/info.php/a/b"),
+                ("SCRIPT_NAME", "/info.php/a/b"),
+                ("DOCUMENT_ROOT", "/w"),
+            ],
+            &[
+                ("path", "/w/info.php"),
+                ("uri", "/info.php"),
+                ("PATH_INFO", "/a/b"),
+                ("ORIG_SCRIPT_NAME", "/info.php/a/b"),
+            ],
         );
         check(
-            &[("SCRIPT_FILENAME", "proxy:fcgi://h/w/info.php/pa%20th/x"), ("SCRIPT_NAME", "/info.php/pa th/x")],
+            &[
+                ("SCRIPT_FILENAME", "proxy:fcgi://h/w/info.php/pa%20th/x"),
+                ("SCRIPT_NAME", "/info.php/pa th/x"),
+            ],
             &[("uri", "/info.php"), ("PATH_INFO", "/pa%20th/x")],
         );
-        check(&[("SCRIPT_FILENAME", "proxy:fcgi://h/w/info.php?x=1")], &[("path", "/w/info.php")]);
+        check(
+            &[("SCRIPT_FILENAME", "proxy:fcgi://h/w/info.php?x=1")],
+            &[("path", "/w/info.php")],
+        );
         check(&[("SCRIPT_FILENAME", "proxy:fcgi://h")], &[("path", "-")]);
         check(
             &[
@@ -362,7 +454,12 @@ mod tests {
                 ("REDIRECT_URL", "/info.php/a"),
                 ("DOCUMENT_ROOT", "/w"),
             ],
-            &[("path", "/w/info.php"), ("uri", "/info.php"), ("PATH_INFO", "/a"), ("PATH_TRANSLATED", "/w/a")],
+            &[
+                ("path", "/w/info.php"),
+                ("uri", "/info.php"),
+                ("PATH_INFO", "/a"),
+                ("PATH_TRANSLATED", "/w/a"),
+            ],
         );
     }
 
@@ -370,7 +467,12 @@ mod tests {
     fn what_is_missing_or_climbs_is_refused() {
         check(
             &[("SCRIPT_FILENAME", "/w/nope.php"), ("SCRIPT_NAME", "/nope.php")],
-            &[("path", "-"), ("SCRIPT_FILENAME", "-"), ("ORIG_SCRIPT_FILENAME", "/w/nope.php"), ("uri", "/nope.php")],
+            &[
+                ("path", "-"),
+                ("SCRIPT_FILENAME", "-"),
+                ("ORIG_SCRIPT_FILENAME", "/w/nope.php"),
+                ("uri", "/nope.php"),
+            ],
         );
         check(&[("SCRIPT_FILENAME", "/w/d/../info.php")], &[("path", "-")]);
         check(&[("SCRIPT_NAME", "/info.php")], &[("path", "-"), ("uri", "-")]);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
+use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
 use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
@@ -16,6 +17,7 @@ use php_pool::log::Level;
 use php_pool::scoreboard::{Control, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
 use php_pool::status::{Snapshot, StatusPage};
 
+use super::access::Access;
 use super::conn::{BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
@@ -61,7 +63,9 @@ pub struct Worker {
     /// Renders the pool's state.
     pub status_page: RefCell<StatusPage>,
     /// The access log.
-    pub access_log: RefCell<Option<OwnedFd>>,
+    pub access: RefCell<Option<Access>>,
+    /// The scoreboard's `log_epoch` up to which reopened logs have been received.
+    pub log_epoch: Cell<u32>,
     /// What the master said while something else was awaited.
     pub told: RefCell<Vec<ToWorker>>,
     /// Connections that a script let go of before it ended.
@@ -103,14 +107,76 @@ impl Worker {
             let received = self.link.receive(false).ok()?;
             match received.message {
                 ToWorker::Status(snapshot) => return Some(*snapshot),
-                ToWorker::AccessLog => *self.access_log.borrow_mut() = received.fds.into_iter().next(),
-                other => self.told.borrow_mut().push(other),
+                other => self.note(other, received.fds),
+            }
+        }
+    }
+
+    /// What the master says unasked: the new log at once, the rest when there is time.
+    fn note(&self, message: ToWorker, fds: Vec<OwnedFd>) {
+        match message {
+            ToWorker::AccessLog => {
+                if let (Some(access), Some(file)) = (&mut *self.access.borrow_mut(), fds.into_iter().next()) {
+                    access.replace(file);
+                }
+            }
+            other => self.told.borrow_mut().push(other),
+        }
+    }
+
+    /// After this, lines go to the log that was opened last.
+    fn catch_up_with_logs(&self) {
+        let epoch = self.board.header().log_epoch.load(Relaxed);
+        if self.log_epoch.replace(epoch) != epoch {
+            while let Ok(received) = self.link.receive(false) {
+                self.note(received.message, received.fds);
             }
         }
     }
 
     /// One line for a request that has been run.
-    pub fn log_access(&self, _exchange: &Exchange, _now: u64) {}
+    pub fn log_access(&self, exchange: &Exchange, now: u64, memory: u64) {
+        if self.access.borrow().is_none() {
+            return;
+        }
+        self.catch_up_with_logs();
+        let mut access = self.access.borrow_mut();
+        let Some(access) = &mut *access else { return };
+        let get = |name| exchange.params.get(name).unwrap_or_default();
+        let user = exchange.user().unwrap_or_default();
+        let slot = self.slot();
+        let entry = Entry {
+            accepted: slot.started_epoch.load(Relaxed),
+            now: realtime_us(),
+            duration: now.saturating_sub(slot.started.load(Relaxed)) / 1000,
+            cpu_user: 0,
+            cpu_system: 0,
+            pid: std::process::id(),
+            parent: access.master,
+            pool: &self.pool.name,
+            method: get("REQUEST_METHOD"),
+            uri: exchange.script.uri.as_deref().unwrap_or_default(),
+            query: if exchange.script.named {
+                get("QUERY_STRING")
+            } else {
+                b""
+            },
+            script: exchange.script.path.as_deref().unwrap_or_default(),
+            user: &user,
+            id: get("HTTP_X_REQUEST_ID"),
+            remote: exchange.peer,
+            status: exchange.status,
+            content_length: exchange.content_length,
+            memory,
+            parameter: &|name| {
+                std::str::from_utf8(name)
+                    .ok()
+                    .and_then(|name| exchange.params.get(name))
+            },
+            header: &|name| php::response_header(name),
+        };
+        access.write(entry, self.pool.log_limit);
+    }
 
     /// A script works on, its client is served: the connection goes back.
     pub fn release(&self, conn: Conn, lost: Option<Lost>, keep: bool) {
@@ -177,7 +243,8 @@ impl CpuMeter {
         self.busy += duration;
         if self.busy >= CPU_EVERY || self.read_at == 0 {
             let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
-            let now = nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
+            let now =
+                nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
             if self.read_at != 0 {
                 self.share = (now.saturating_sub(self.read_at) as f64 / self.busy.max(1) as f64).min(1.0);
             }
@@ -313,7 +380,9 @@ impl Loop {
     }
 
     fn is_allowed(&self, conn: &Conn) -> bool {
-        let (Some(list), Some(peer)) = (&self.worker.pool.allowed_clients, conn.peer) else { return true };
+        let (Some(list), Some(peer)) = (&self.worker.pool.allowed_clients, conn.peer) else {
+            return true;
+        };
         let allowed = list.iter().any(|network| network.contains(peer));
         if !allowed {
             let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
@@ -336,7 +405,9 @@ impl Loop {
                     Err(_) => return self.close(conn, token),
                 },
                 Ok(Event::Request(begin)) => {
-                    let Some((back, lost, keep)) = self.serve(conn, begin, token) else { return };
+                    let Some((back, lost, keep)) = self.serve(conn, begin, token) else {
+                        return;
+                    };
                     conn = back;
                     if lost.is_some() {
                         return self.close(conn, token);
@@ -365,7 +436,10 @@ impl Loop {
                     if self.aside.send(&conn, timeout).is_err() {
                         return self.close(conn, token);
                     }
-                    if matches!(event, Event::Abort { keep: false, .. } | Event::UnknownRole { keep: false, .. }) {
+                    if matches!(
+                        event,
+                        Event::Abort { keep: false, .. } | Event::UnknownRole { keep: false, .. }
+                    ) {
                         return self.finish(conn, token);
                     }
                 }
@@ -388,6 +462,9 @@ impl Loop {
         slot.started_epoch.store(realtime_us(), Relaxed);
         slot.since.store(now, Relaxed);
         slot.requests.fetch_add(1, Relaxed);
+        if let Some(access) = &mut *worker.access.borrow_mut() {
+            access.begin();
+        }
         let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
         exchange.publish();
         let idle = header.idle.fetch_sub(1, SeqCst) - 1;
@@ -467,7 +544,11 @@ impl Loop {
             }
             Wait::Request => Some(pool.request_header_timeout),
         };
-        let spent = if conn.began == 0 { 0 } else { monotonic_ns().saturating_sub(conn.began) };
+        let spent = if conn.began == 0 {
+            0
+        } else {
+            monotonic_ns().saturating_sub(conn.began)
+        };
         let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
         let token = match token {
             Some(token) => token,
@@ -486,8 +567,12 @@ impl Loop {
 
     /// Gives what waits for a request to the master, before a request of unknown length runs here.
     fn clear_waiting_room(&mut self) {
-        let waiting: Vec<u64> =
-            self.parked.iter().filter(|(_, p)| matches!(p.wait, Wait::Request)).map(|(token, _)| *token).collect();
+        let waiting: Vec<u64> = self
+            .parked
+            .iter()
+            .filter(|(_, p)| matches!(p.wait, Wait::Request))
+            .map(|(token, _)| *token)
+            .collect();
         for token in waiting {
             if let Some(parked) = self.parked.remove(&token) {
                 self.forget(&parked.conn, token);
@@ -516,7 +601,12 @@ impl Loop {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(error) => {
-                print_log(Level::Alert, false, format!("epoll failed: {error}").as_bytes(), usize::MAX);
+                print_log(
+                    Level::Alert,
+                    false,
+                    format!("epoll failed: {error}").as_bytes(),
+                    usize::MAX,
+                );
                 std::process::exit(70);
             }
         };
@@ -526,7 +616,12 @@ impl Loop {
         let now = Instant::now();
         if first.is_some_and(|first| first <= now) {
             let late = |parked: &Parked| parked.deadline.is_some_and(|at| at <= now);
-            let tokens: Vec<u64> = self.parked.iter().filter(|(_, p)| late(p)).map(|(token, _)| *token).collect();
+            let tokens: Vec<u64> = self
+                .parked
+                .iter()
+                .filter(|(_, p)| late(p))
+                .map(|(token, _)| *token)
+                .collect();
             for token in tokens {
                 if let Some(parked) = self.parked.remove(&token) {
                     self.close(parked.conn, Some(token));
@@ -545,15 +640,21 @@ impl Loop {
             }
             QUEUE => match self.worker.queue.receive(false) {
                 Ok(received) => {
-                    let Some(fd) = received.fds.into_iter().next() else { return };
+                    let Some(fd) = received.fds.into_iter().next() else {
+                        return;
+                    };
                     let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
-                    if self.worker.tcp {
+                    if self.worker.tcp && self.worker.pool.access_log {
                         conn.ask_peer();
                     }
                     let Handover { bytes, kept, since } = received.message;
                     conn.put_back(&bytes);
                     // What has begun has a limit, whoever began to read it.
-                    let since = if since == 0 && !bytes.is_empty() { monotonic_ns() } else { since };
+                    let since = if since == 0 && !bytes.is_empty() {
+                        monotonic_ns()
+                    } else {
+                        since
+                    };
                     (conn.kept, conn.began) = (kept, since);
                     self.attend(conn, None);
                 }
@@ -561,16 +662,15 @@ impl Loop {
                 Err(_) => {}
             },
             LINK => match self.worker.link.receive(false) {
-                Ok(received) => match received.message {
-                    ToWorker::AccessLog => *self.worker.access_log.borrow_mut() = received.fds.into_iter().next(),
-                    other => self.hear(other),
-                },
+                Ok(received) => self.worker.note(received.message, received.fds),
                 Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },
             WAKE => signals::clear_wake(),
             token => {
-                let Some(mut parked) = self.parked.remove(&token) else { return };
+                let Some(mut parked) = self.parked.remove(&token) else {
+                    return;
+                };
                 match parked.wait {
                     Wait::Request => self.attend(parked.conn, Some(token)),
                     Wait::Close(left) => match parked.conn.discard() {

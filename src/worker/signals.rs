@@ -74,4 +74,3 @@ pub fn clear_wake() {
         let _ = wake.read();
     }
 }
-

@@ -33,6 +33,8 @@ pub struct Generation {
     pub queue: OwnedFd,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
+    /// Pid of the master, for the access log.
+    pub master: u32,
 }
 
 /// Runs the zygote on the control channel at descriptor 3, to its end.
@@ -56,13 +58,21 @@ fn start(control: &Control) -> Result<Generation, String> {
     unsafe { libc::close_range(4, u32::MAX, 0) };
     nix::fcntl::fcntl(control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
         .map_err(|e| format!("descriptor 3 is not the control channel: {e}"))?;
-    let Received { message, fds } = control.receive(true).map_err(|e| format!("the master said nothing: {e}"))?;
-    let ToZygote::Configure(config) = message else { return Err("the master's first message is no Configure".into()) };
+    let Received { message, fds } = control
+        .receive(true)
+        .map_err(|e| format!("the master said nothing: {e}"))?;
+    let ToZygote::Configure(config) = message else {
+        return Err("the master's first message is no Configure".into());
+    };
     if config.version != VERSION {
-        return Err(format!("the master speaks version {} of the control protocol, not {VERSION}", config.version));
+        return Err(format!(
+            "the master speaks version {} of the control protocol, not {VERSION}",
+            config.version
+        ));
     }
-    let [listener, board, queue, bell]: [OwnedFd; 4] =
-        fds.try_into().map_err(|_| "Configure came without its four descriptors".to_owned())?;
+    let [listener, board, queue, bell]: [OwnedFd; 4] = fds
+        .try_into()
+        .map_err(|_| "Configure came without its four descriptors".to_owned())?;
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
     let complain = |text: String| print_log(Level::Error, false, text.as_bytes(), usize::MAX);
@@ -81,7 +91,14 @@ fn start(control: &Control) -> Result<Generation, String> {
     php::publish_trace_layout(&board.header().trace);
     // Extensions may have started threads or left children; neither survives a fork in order.
     signals::reset();
-    Ok(Generation { config: *config, listener, board, queue, bell })
+    Ok(Generation {
+        config: *config,
+        listener,
+        board,
+        queue,
+        bell,
+        master: std::os::unix::process::parent_id(),
+    })
 }
 
 /// Forks on command until the master says Quit or is gone.
@@ -89,15 +106,21 @@ fn serve(control: &Control, generation: Generation) -> i32 {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     let _ = mask.thread_block();
-    let Ok(ended) = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else { return 70 };
-    let ready = FromZygote::Ready { php: php::version().to_owned() };
+    let Ok(ended) = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
+        return 70;
+    };
+    let ready = FromZygote::Ready {
+        php: php::version().to_owned(),
+    };
     if control.send(&ready, &[], true).is_err() {
         return 0;
     }
     let mut workers: HashMap<Pid, u64> = HashMap::new();
     loop {
-        let mut polled =
-            [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        let mut polled = [
+            PollFd::new(control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+        ];
         if let Err(error) = poll(&mut polled, PollTimeout::NONE)
             && error != Errno::EINTR
         {
@@ -111,17 +134,36 @@ fn serve(control: &Control, generation: Generation) -> i32 {
             Err(ChannelError::WouldBlock) => {}
             Err(ChannelError::Closed) => return orphaned(workers, generation.config.pool.stop_timeout),
             Err(error) => print_log(Level::Error, false, error.to_string().as_bytes(), usize::MAX),
-            Ok(Received { message: ToZygote::Quit, .. }) => return 0,
-            Ok(Received { message: ToZygote::Ping(number), .. }) => {
+            Ok(Received {
+                message: ToZygote::Quit,
+                ..
+            }) => return 0,
+            Ok(Received {
+                message: ToZygote::Ping(number),
+                ..
+            }) => {
                 let _ = control.send(&FromZygote::Pong(number), &[], true);
             }
-            Ok(Received { message: ToZygote::Configure(_), .. }) => {}
-            Ok(Received { message: ToZygote::Spawn(spawn), fds }) => {
+            Ok(Received {
+                message: ToZygote::Configure(_),
+                ..
+            }) => {}
+            Ok(Received {
+                message: ToZygote::Spawn(spawn),
+                fds,
+            }) => {
                 let worker = spawn.worker;
                 // SAFETY: this process has one thread, so that the child is whole.
                 match unsafe { fork() } {
                     Err(error) => {
-                        let _ = control.send(&FromZygote::NotSpawned { worker, errno: error as i32 }, &[], true);
+                        let _ = control.send(
+                            &FromZygote::NotSpawned {
+                                worker,
+                                errno: error as i32,
+                            },
+                            &[],
+                            true,
+                        );
                     }
                     Ok(ForkResult::Parent { child }) => {
                         workers.insert(child, worker);
@@ -145,7 +187,14 @@ fn announce(control: &Control, worker: u64, child: Pid) {
         }
         Err(error) => {
             let _ = kill(child, Signal::SIGKILL);
-            let _ = control.send(&FromZygote::NotSpawned { worker, errno: error as i32 }, &[], true);
+            let _ = control.send(
+                &FromZygote::NotSpawned {
+                    worker,
+                    errno: error as i32,
+                },
+                &[],
+                true,
+            );
         }
     }
 }
@@ -163,7 +212,13 @@ fn reap(workers: &mut HashMap<Pid, u64>) -> Vec<(u64, Exit)> {
     loop {
         let (pid, exit) = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code)),
-            Ok(WaitStatus::Signaled(pid, signal, core)) => (pid, Exit::Signal { signal: signal as i32, core }),
+            Ok(WaitStatus::Signaled(pid, signal, core)) => (
+                pid,
+                Exit::Signal {
+                    signal: signal as i32,
+                    core,
+                },
+            ),
             Ok(WaitStatus::StillAlive) | Err(_) => return ended,
             Ok(_) => continue,
         };

@@ -149,12 +149,19 @@ unsafe extern "C" {
     pub fn shim_init(callbacks: *const Callbacks);
     pub fn shim_start(start: *const Start) -> bool;
     pub fn shim_stop();
-    pub fn shim_set_ini(name: *const c_char, name_len: usize, value: *const c_char, value_len: usize, admin: bool) -> bool;
+    pub fn shim_set_ini(
+        name: *const c_char,
+        name_len: usize,
+        value: *const c_char,
+        value_len: usize,
+        admin: bool,
+    ) -> bool;
     pub fn shim_load_extension(name: *const c_char) -> bool;
     pub fn shim_disable(names: *const c_char, classes: bool);
     pub fn shim_settings(out: *mut Cgi);
     pub fn shim_resolves(path: *const c_char) -> bool;
     pub fn shim_serve(request: *const Request) -> u32;
+    pub fn shim_response_header(name: *const c_char, name_len: usize, length: *mut usize) -> *const c_char;
     pub fn shim_show_time_limit(seconds: i64);
     pub fn shim_trace(out: *mut TraceLayout);
     pub fn shim_php_version() -> *const c_char;

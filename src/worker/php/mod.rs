@@ -69,7 +69,9 @@ extern "C" fn params(count: *mut usize) -> *const ffi::Param {
 extern "C" fn param(name: *const c_char, length: usize) -> *const c_char {
     // SAFETY: a name in PHP's memory.
     let name = unsafe { bytes(name, length) };
-    let found = std::str::from_utf8(name).ok().and_then(|name| current()?.params.get(name));
+    let found = std::str::from_utf8(name)
+        .ok()
+        .and_then(|name| current()?.params.get(name));
     // A NUL follows every value in the arena.
     found.map_or(null(), |value| value.as_ptr().cast())
 }
@@ -102,7 +104,10 @@ extern "C" fn answer(page: *mut ffi::Page) -> u32 {
         Answer::Page(made) => {
             exchange.page = made;
             let Page { status, headers, body } = &exchange.page;
-            exchange.c_headers = headers.iter().map(|(name, value)| ffi::Param::new(name.as_bytes(), value.as_bytes())).collect();
+            exchange.c_headers = headers
+                .iter()
+                .map(|(name, value)| ffi::Param::new(name.as_bytes(), value.as_bytes()))
+                .collect();
             // SAFETY: the address of a local variable of the shim. What it is made to point to lives in the exchange,
             // unchanged, until the request's end.
             unsafe {
@@ -173,13 +178,31 @@ fn c_string(text: &[u8]) -> CString {
 
 /// Module start-up with php.ini, extensions, opcache and preload; false when PHP refuses.
 pub fn start(settings: &PhpSettings) -> bool {
-    let ini_path = settings.ini.as_ref().map(|path| c_string(path.as_os_str().as_encoded_bytes()));
+    let ini_path = settings
+        .ini
+        .as_ref()
+        .map(|path| c_string(path.as_os_str().as_encoded_bytes()));
     let mut entries = settings.defines.clone();
-    for entry in settings.values.iter().chain(&settings.admin_values).filter(|entry| !is_special(&entry.key)) {
-        entries += &format!("{}=\"{}\"\n", entry.key, entry.value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$"));
+    for entry in settings
+        .values
+        .iter()
+        .chain(&settings.admin_values)
+        .filter(|entry| !is_special(&entry.key))
+    {
+        entries += &format!(
+            "{}=\"{}\"\n",
+            entry.key,
+            entry
+                .value
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('$', "\\$")
+        );
     }
     let entries = c_string(entries.as_bytes());
-    let executable = std::env::current_exe().map(|path| c_string(path.as_os_str().as_encoded_bytes())).unwrap_or_default();
+    let executable = std::env::current_exe()
+        .map(|path| c_string(path.as_os_str().as_encoded_bytes()))
+        .unwrap_or_default();
     let start = ffi::Start {
         ini_path: ini_path.as_ref().map_or(null(), |path| path.as_ptr()),
         no_ini: settings.no_ini,
@@ -202,9 +225,10 @@ fn is_special(key: &str) -> bool {
 
 /// The pool's own settings, after module start-up. `complain` is told what PHP does not know.
 pub fn apply(settings: &PhpSettings, complain: impl Fn(String)) {
-    for (list, directive, admin) in
-        [(&settings.values, "php_value", false), (&settings.admin_values, "php_admin_value", true)]
-    {
+    for (list, directive, admin) in [
+        (&settings.values, "php_value", false),
+        (&settings.admin_values, "php_admin_value", true),
+    ] {
         for entry in list {
             let (key, value) = (entry.key.as_bytes(), entry.value.as_bytes());
             let text = c_string(value);
@@ -216,8 +240,15 @@ pub fn apply(settings: &PhpSettings, complain: impl Fn(String)) {
                 unsafe { ffi::shim_disable(text.as_ptr(), entry.key == "disable_classes") };
             }
             // SAFETY: PHP is started; lengths are those of the strings.
-            let known =
-                unsafe { ffi::shim_set_ini(key.as_ptr().cast(), key.len(), value.as_ptr().cast(), value.len(), admin) };
+            let known = unsafe {
+                ffi::shim_set_ini(
+                    key.as_ptr().cast(),
+                    key.len(),
+                    value.as_ptr().cast(),
+                    value.len(),
+                    admin,
+                )
+            };
             if !known {
                 complain(format!("Unable to set {directive} '{}'", entry.key));
             }
@@ -227,7 +258,12 @@ pub fn apply(settings: &PhpSettings, complain: impl Fn(String)) {
 
 /// Extensions that the pool loads into its workers.
 pub fn load_extensions(settings: &PhpSettings, complain: impl Fn(String)) {
-    for entry in settings.values.iter().chain(&settings.admin_values).filter(|entry| entry.key == "extension") {
+    for entry in settings
+        .values
+        .iter()
+        .chain(&settings.admin_values)
+        .filter(|entry| entry.key == "extension")
+    {
         let name = c_string(entry.value.as_bytes());
         // SAFETY: PHP is started; a C string.
         if !unsafe { ffi::shim_load_extension(name.as_ptr()) } {
@@ -244,14 +280,26 @@ pub fn stop() {
 
 /// Settings of the request's path.
 pub fn script_settings() -> (Settings, bool) {
-    let mut raw = ffi::Cgi { fix_pathinfo: true, discard_path: false, logging: true, doc_root: null() };
+    let mut raw = ffi::Cgi {
+        fix_pathinfo: true,
+        discard_path: false,
+        logging: true,
+        doc_root: null(),
+    };
     // SAFETY: PHP is started; the struct is ours.
     unsafe { ffi::shim_settings(&mut raw) };
     let doc_root = (!raw.doc_root.is_null()).then(|| {
         // SAFETY: a C string of PHP's, copied at once.
         unsafe { CStr::from_ptr(raw.doc_root) }.to_bytes().to_vec()
     });
-    (Settings { fix_pathinfo: raw.fix_pathinfo, discard_path: raw.discard_path, doc_root }, raw.logging)
+    (
+        Settings {
+            fix_pathinfo: raw.fix_pathinfo,
+            discard_path: raw.discard_path,
+            doc_root,
+        },
+        raw.logging,
+    )
 }
 
 /// The file system as PHP sees it.
@@ -272,8 +320,17 @@ impl Files for PhpFiles {
 
 /// Runs a request through PHP. True: this process must not serve another.
 pub fn serve(exchange: &mut Exchange) -> bool {
-    exchange.c_params = exchange.params.iter().map(|(name, value)| ffi::Param::new(name, value)).collect();
-    let text = |name: &str| exchange.params.get(name).map_or(null(), |value| value.as_ptr().cast::<c_char>());
+    exchange.c_params = exchange
+        .params
+        .iter()
+        .map(|(name, value)| ffi::Param::new(name, value))
+        .collect();
+    let text = |name: &str| {
+        exchange
+            .params
+            .get(name)
+            .map_or(null(), |value| value.as_ptr().cast::<c_char>())
+    };
     let named = exchange.script.named;
     let only_if_named = |pointer: *const c_char| if named { pointer } else { null() };
     let uri = exchange.script.uri.as_ref().map(|uri| c_string(uri));
@@ -284,7 +341,11 @@ pub fn serve(exchange: &mut Exchange) -> bool {
         query_string: only_if_named(text("QUERY_STRING")),
         uri: uri.as_ref().map_or(null(), |uri| uri.as_ptr()),
         script: path.as_ref().map_or(null(), |path| path.as_ptr()),
-        content_type: if content_type.is_null() { c"".as_ptr() } else { content_type },
+        content_type: if content_type.is_null() {
+            c"".as_ptr()
+        } else {
+            content_type
+        },
         cookies: text("HTTP_COOKIE"),
         authorization: only_if_named(text("HTTP_AUTHORIZATION")),
         php_value: text("PHP_VALUE"),
@@ -298,6 +359,15 @@ pub fn serve(exchange: &mut Exchange) -> bool {
     let outcome = unsafe { ffi::shim_serve(&request) };
     CURRENT.store(null_mut(), Relaxed);
     outcome == ffi::RETIRE
+}
+
+/// The value of the response's first header of exactly this name; not for longer than the request.
+pub fn response_header(name: &[u8]) -> Option<&'static [u8]> {
+    let mut length = 0;
+    // SAFETY: PHP is started; the name is as long as it is said to be.
+    let value = unsafe { ffi::shim_response_header(name.as_ptr().cast(), name.len(), &mut length) };
+    // SAFETY: PHP's memory, of that length, which lives until the request's shutdown; the access log copies it before.
+    (!value.is_null()).then(|| unsafe { std::slice::from_raw_parts(value.cast(), length) })
 }
 
 /// Tells a tracer where PHP's stack is.
@@ -342,7 +412,9 @@ fn show_time_limit() {
 /// PHP_VERSION
 pub fn version() -> &'static str {
     // SAFETY: a static C string.
-    unsafe { CStr::from_ptr(ffi::shim_php_version()) }.to_str().unwrap_or("unknown")
+    unsafe { CStr::from_ptr(ffi::shim_php_version()) }
+        .to_str()
+        .unwrap_or("unknown")
 }
 
 /// `php -v`, `-m`, `-i`.

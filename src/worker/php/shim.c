@@ -754,6 +754,20 @@ bool shim_resolves(const char *path)
     return found;
 }
 
+const char *shim_response_header(const char *name, size_t name_len, size_t *length)
+{
+    zend_llist_position position;
+    for (sapi_header_struct *header = zend_llist_get_first_ex(&SG(sapi_headers).headers, &position); header;
+         header = zend_llist_get_next_ex(&SG(sapi_headers).headers, &position)) {
+        if (header->header_len >= name_len + 2 && memcmp(header->header, name, name_len) == 0
+            && memcmp(header->header + name_len, ": ", 2) == 0) {
+            *length = header->header_len - name_len - 2;
+            return header->header + name_len + 2;
+        }
+    }
+    return NULL;
+}
+
 void shim_show_time_limit(int64_t seconds)
 {
     if (!now.limit_shown) {

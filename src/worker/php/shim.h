@@ -133,6 +133,8 @@ void shim_settings(struct shim_cgi *out);
 /* realpath() by PHP's cache; false: it does not resolve. */
 bool shim_resolves(const char *path);
 enum shim_outcome shim_serve(const struct shim_request *request);
+/* The value of the response's first header of exactly this name, or NULL. */
+const char *shim_response_header(const char *name, size_t name_len, size_t *length);
 /* What the message of PHP's time-out names in this request; safe in a signal handler. */
 void shim_show_time_limit(int64_t seconds);
 void shim_trace(struct shim_trace_layout *out);

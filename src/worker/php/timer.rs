@@ -53,7 +53,10 @@ fn arm(nanoseconds: u64, now: u64) {
         tv_sec: (nanoseconds / 1_000_000_000) as i64,
         tv_usec: (nanoseconds % 1_000_000_000 / 1000) as i64,
     };
-    let timer = libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    let timer = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        it_value: value,
+    };
     ARMED.store(nanoseconds, Relaxed);
     ARMED_AT.store(now, Relaxed);
     // SAFETY: a valid timer; the old one is not asked for.
@@ -88,7 +91,12 @@ pub unsafe extern "C" fn setitimer(which: c_int, new: *const libc::itimerval, ol
 extern "C" fn on_prof(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let limit = LIMIT.load(Relaxed);
     if !told_to_end() {
-        let (armed, at, began, now) = (ARMED.swap(0, Relaxed), ARMED_AT.load(Relaxed), BEGAN.load(Relaxed), monotonic_ns());
+        let (armed, at, began, now) = (
+            ARMED.swap(0, Relaxed),
+            ARMED_AT.load(Relaxed),
+            BEGAN.load(Relaxed),
+            monotonic_ns(),
+        );
         if limit == 0 {
             return;
         }
@@ -103,7 +111,8 @@ extern "C" fn on_prof(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     let handler = HANDLER.load(Relaxed);
     if handler > libc::SIG_IGN {
         // SAFETY: libphp's own handler, installed with SA_SIGINFO.
-        let handler = unsafe { std::mem::transmute::<usize, extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void)>(handler) };
+        let handler =
+            unsafe { std::mem::transmute::<usize, extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void)>(handler) };
         handler(signal, info, context);
     }
 }
@@ -131,7 +140,8 @@ fn real_sigaction() -> RealSigaction {
 pub unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int {
     // SAFETY: the caller's promise; read only when it is not null.
     let wanted = unsafe { new.as_ref() };
-    let Some(action) = wanted.filter(|action| signal == libc::SIGPROF && action.sa_flags & libc::SA_SIGINFO != 0) else {
+    let Some(action) = wanted.filter(|action| signal == libc::SIGPROF && action.sa_flags & libc::SA_SIGINFO != 0)
+    else {
         if signal == libc::SIGPROF && !new.is_null() {
             HANDLER.store(0, SeqCst);
         }
@@ -141,7 +151,10 @@ pub unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, o
     if HANDLER.swap(action.sa_sigaction, SeqCst) == action.sa_sigaction && old.is_null() {
         return 0;
     }
-    let ours = libc::sigaction { sa_sigaction: on_prof as *const () as usize, ..*action };
+    let ours = libc::sigaction {
+        sa_sigaction: on_prof as *const () as usize,
+        ..*action
+    };
     // SAFETY: a valid action whose handler is async-signal-safe.
     unsafe { real_sigaction()(signal, &ours, old) }
 }
@@ -164,5 +177,13 @@ pub unsafe extern "C" fn sigprocmask(how: c_int, new: *const libc::sigset_t, old
         UNBLOCKED.store(only_prof, Relaxed);
     }
     // SAFETY: passed on as it came; the kernel's mask is 8 bytes.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, if new.is_null() { null() } else { new }, old, 8usize) as c_int }
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            how,
+            if new.is_null() { null() } else { new },
+            old,
+            8usize,
+        ) as c_int
+    }
 }

@@ -379,6 +379,18 @@ impl Server {
         None
     }
 
+    /// The pids of the workers: the processes that have no children.
+    pub fn workers(&self) -> Vec<i32> {
+        let family = self.family();
+        let childless = |p: &&Process| family.iter().all(|other| other.parent != p.pid);
+        family.iter().skip(1).filter(childless).map(|p| p.pid).collect()
+    }
+
+    /// The pids of the master and of every process below it.
+    pub fn pids(&self) -> Vec<i32> {
+        self.family().iter().map(|p| p.pid).collect()
+    }
+
     /// The processes below the master, and itself.
     fn family(&self) -> Vec<Process> {
         let all = Process::all();

@@ -296,6 +296,15 @@ impl<'a> Parser<'a> {
                     let hint = Some("brackets close on their line; quote a name that holds ';'");
                     return Err(self.error("syntax error, unexpected end of file, expecting ']'", hint));
                 }
+                // These take the byte after them along, whatever it means.
+                Some(byte @ (b'$' | b'\\')) => {
+                    out.push(byte);
+                    self.position += 1;
+                    if let Some(next) = self.peek().filter(|next| !matches!(next, b'\n' | b'\r' | 0)) {
+                        out.push(next);
+                        self.position += 1;
+                    }
+                }
                 Some(byte) => {
                     out.push(byte);
                     self.position += 1;

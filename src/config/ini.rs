@@ -213,7 +213,7 @@ impl<'a> Parser<'a> {
         String::from_utf8(bytes).map_err(|_| {
             self.error(
                 "the text is not UTF-8",
-                Some("save the file as UTF-8 (comments may be in any encoding)"),
+                Some("save the file as UTF-8; comments may be in any encoding"),
             )
         })
     }

@@ -10,11 +10,17 @@ fn main() {
     for file in ["shim.c", "shim.h"] {
         println!("cargo::rerun-if-changed=src/worker/php/{file}");
     }
-    let config = env::var_os("PHP_CONFIG").map(PathBuf::from).or_else(newest_php_config).unwrap_or_else(|| {
-        panic!("there is no php-config here: install php8.2-dev and libphp8.2-embed, or name one by PHP_CONFIG")
-    });
+    let config = env::var_os("PHP_CONFIG")
+        .map(PathBuf::from)
+        .or_else(newest_php_config)
+        .unwrap_or_else(|| {
+            panic!("there is no php-config here: install php8.2-dev and libphp8.2-embed, or name one by PHP_CONFIG")
+        });
     let ask = |option: &str| {
-        let output = Command::new(&config).arg(option).output().unwrap_or_else(|e| panic!("{}: {e}", config.display()));
+        let output = Command::new(&config)
+            .arg(option)
+            .output()
+            .unwrap_or_else(|e| panic!("{}: {e}", config.display()));
         assert!(output.status.success(), "{} {option} failed", config.display());
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
@@ -23,15 +29,26 @@ fn main() {
     println!("cargo::rustc-env=PHP_POOL_PHP_VERSION={short}");
 
     let mut build = cc::Build::new();
-    build.file("src/worker/php/shim.c").pic(true).std("gnu11").define("_GNU_SOURCE", None).cargo_metadata(false);
-    build.define("PHP_POOL_VERSION", format!("\"{}\"", env!("CARGO_PKG_VERSION")).as_str());
+    build
+        .file("src/worker/php/shim.c")
+        .pic(true)
+        .std("gnu11")
+        .define("_GNU_SOURCE", None)
+        .cargo_metadata(false);
+    build.define(
+        "PHP_POOL_VERSION",
+        format!("\"{}\"", env!("CARGO_PKG_VERSION")).as_str(),
+    );
     build.flag("-Wno-unused-parameter");
     for flag in ask("--includes").split_whitespace() {
         // As system headers, so that only our own code is warned about.
         build.flag(format!("-isystem{}", flag.trim_start_matches("-I")));
     }
-    let mut arguments: Vec<String> =
-        build.compile_intermediates().iter().map(|object| object.display().to_string()).collect();
+    let mut arguments: Vec<String> = build
+        .compile_intermediates()
+        .iter()
+        .map(|object| object.display().to_string())
+        .collect();
     let prefix = PathBuf::from(ask("--prefix"));
     arguments.push(match find_library(&prefix, &short) {
         Some(library) => library.display().to_string(),
@@ -47,17 +64,28 @@ fn main() {
 fn newest_php_config() -> Option<PathBuf> {
     let version = |path: &Path| -> Vec<u32> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.trim_start_matches("php-config").split('.').filter_map(|part| part.parse().ok()).collect()
+        name.trim_start_matches("php-config")
+            .split('.')
+            .filter_map(|part| part.parse().ok())
+            .collect()
     };
     env::split_paths(&env::var_os("PATH")?)
         .filter_map(|folder| fs::read_dir(folder).ok())
         .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("php-config")))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("php-config"))
+        })
         .max_by_key(|path| version(path))
 }
 
 fn find_library(prefix: &Path, short: &str) -> Option<PathBuf> {
     let folders = ["lib", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "lib64"];
     let names = [format!("libphp{short}.so"), "libphp.so".to_owned()];
-    names.iter().find_map(|name| folders.iter().map(|folder| prefix.join(folder).join(name)).find(|path| path.exists()))
+    names.iter().find_map(|name| {
+        folders
+            .iter()
+            .map(|folder| prefix.join(folder).join(name))
+            .find(|path| path.exists())
+    })
 }

@@ -92,11 +92,11 @@ impl<S, R> AsRawFd for Channel<S, R> {
 }
 
 impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
-    /// Sends one message. With `wait` false it never blocks.
+    /// Sends one message and says how many bytes it has. With `wait` false it never blocks.
     ///
     /// # Errors
     /// [`ChannelError::WouldBlock`] when the other end does not read, [`ChannelError::Closed`] when it is gone.
-    pub fn send(&self, message: &S, fds: &[BorrowedFd], wait: bool) -> Result<(), ChannelError> {
+    pub fn send(&self, message: &S, fds: &[BorrowedFd], wait: bool) -> Result<usize, ChannelError> {
         let bytes = postcard::to_stdvec(message).map_err(|_| ChannelError::Malformed("it cannot be written"))?;
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
@@ -109,7 +109,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             };
         loop {
             match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None) {
-                Ok(_) => return Ok(()),
+                Ok(length) => return Ok(length),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
                 Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => return Err(ChannelError::Closed),

@@ -1,15 +1,32 @@
-//! The master.
+//! The master: one process for all pools of a configuration, without PHP.
+//!
+//! It starts zygotes, tells them when to fork, watches every process by its pidfd, and answers for the whole. Whatever comes
+//! from a zygote or a worker (messages, descriptors, the scoreboard) is hostile input: none of it can block the master,
+//! grow it without bound, or make it signal a process that is not the pool's.
+//!
+//! - [`start`]: from the command line to the loop; [`daemon`]: the loop; [`reload`](daemon): a new configuration
+//! - [`pool`], [`generation`], [`worker`]: what there is
+//! - [`watch`]: the tasks that turn descriptors into events
 
-/// Runs a master to its end; returns the exit status.
-pub fn run(_launch: crate::cli::Launch) -> i32 {
-    eprintln!("php-pool: the master is not here yet");
-    70
-}
+mod access_log;
+mod acl;
+mod background;
+mod backlog;
+mod context;
+mod daemon;
+mod generation;
+mod listen;
+mod output;
+mod pid_file;
+mod pool;
+mod process;
+mod queue;
+mod start;
+mod status;
+mod sys;
+mod users;
+mod watch;
+mod worker;
+mod zygote;
 
-/// Opens the error log and every access log and slow log of the configuration, as `-t` does too.
-///
-/// # Errors
-/// A full sentence.
-pub fn open_logs(_config: &crate::config::Config, _log: &crate::log::Logger) -> Result<(), String> {
-    Ok(())
-}
+pub use start::{StartError, open_logs, run};

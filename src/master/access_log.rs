@@ -1,0 +1,91 @@
+//! A pool's access log, which the master opens and its workers write.
+#![forbid(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use thiserror::Error;
+
+use super::users::Identity;
+use crate::log::errno;
+
+/// It cannot be opened.
+#[derive(Debug, Error)]
+#[error("failed to open access log ({path}): {reason}", path = .0.display(), reason = errno(.1))]
+pub struct AccessLogError(PathBuf, #[source] io::Error);
+
+/// An open access log.
+#[derive(Debug)]
+pub struct AccessLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl AccessLog {
+    /// Opens it. `stderr` is what /dev/stderr means, whatever has become of descriptor 2.
+    ///
+    /// # Errors
+    /// With the path and the reason.
+    pub fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> Result<Self, AccessLogError> {
+        let file = match stderr {
+            Some(stderr) if path == Path::new("/dev/stderr") => stderr.try_clone(),
+            _ => open_as(path, identity),
+        };
+        let file = file.map_err(|error| AccessLogError(path.to_owned(), error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Opens it again, where it was.
+    ///
+    /// # Errors
+    /// With the path and the reason; the old one stays.
+    pub fn reopen(&mut self, identity: &Identity, stderr: Option<&File>) -> Result<(), AccessLogError> {
+        *self = Self::open(&self.path, identity, stderr)?;
+        Ok(())
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A descriptor for a worker.
+    ///
+    /// # Errors
+    /// When there are none left.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+}
+
+/// Opens a log for appending, 0600. In a folder that is not root's, its owner could put a link in its place: it is opened
+/// as the pool's user then, and no link is followed.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_as(path: &Path, identity: &Identity) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let folder = path.parent().and_then(|folder| folder.metadata().ok());
+    let foreign = folder.is_some_and(|folder| folder.uid() != 0);
+    if !foreign || !Uid::effective().is_root() {
+        return options.open(path);
+    }
+    options.custom_flags(libc::O_NOFOLLOW);
+    let Some((uid, gid, _)) = &identity.user else {
+        return options.open(path);
+    };
+    setfsgid(Gid::from_raw(*gid));
+    setfsuid(Uid::from_raw(*uid));
+    let result = options.open(path);
+    setfsuid(Uid::effective());
+    setfsgid(Gid::effective());
+    result
+}

@@ -1,0 +1,76 @@
+//! What all parts of a master share.
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+
+use super::backlog::Diag;
+use super::watch::Events;
+use crate::cli::Launch;
+use crate::log::Logger;
+
+/// What the master is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Serve.
+    Normal,
+    /// End when the requests are done (SIGQUIT).
+    Finishing,
+    /// End when the requests are done (SIGTERM).
+    Terminating,
+    /// End now (a second SIGTERM).
+    Killing,
+}
+
+/// Shared by everything that runs in the master's thread.
+#[derive(Debug)]
+pub struct Context {
+    /// The error log.
+    pub log: Logger,
+    /// The command line.
+    pub launch: Launch,
+    /// The way to the loop.
+    pub events: Events,
+    /// For the length of queues.
+    pub diag: Diag,
+    /// stderr as it was at the start, for an access log that names it.
+    pub stderr: Option<File>,
+    /// What the master is about to do.
+    pub state: Cell<State>,
+    /// The limit of open files as it was at the start: that of zygotes.
+    pub open_files: rustix::process::Rlimit,
+    next: Cell<u64>,
+}
+
+impl Context {
+    /// Makes one.
+    pub fn new(
+        log: Logger,
+        launch: Launch,
+        events: Events,
+        stderr: Option<File>,
+        open_files: rustix::process::Rlimit,
+    ) -> Self {
+        Self {
+            log,
+            launch,
+            events,
+            diag: Diag::new(),
+            stderr,
+            state: Cell::new(State::Normal),
+            open_files,
+            next: Cell::new(1),
+        }
+    }
+
+    /// A number that no worker, generation or pool has had.
+    pub fn number(&self) -> u64 {
+        self.next.replace(self.next.get() + 1)
+    }
+
+    /// A random number of 0 to 1, good enough to spread things.
+    pub fn jitter(&self) -> f64 {
+        (RandomState::new().hash_one(self.next.get()) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}

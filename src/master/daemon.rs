@@ -1,0 +1,509 @@
+//! The loop: signals, events and the clock come in, the pools are looked at.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::access_log::AccessLog;
+use super::background::Report;
+use super::context::{Context, State};
+use super::listen::Sockets;
+use super::pid_file::PidFile;
+use super::pool::{Pool, Wanted};
+use super::process;
+use super::start::{self, Start, StartError};
+use super::watch::{self, Event, Events, PoolId};
+use super::worker::describe;
+use crate::config::Config;
+use crate::log::{Logger, Settings};
+
+/// Events handled before the pools are looked at.
+const AT_ONCE: usize = 64;
+
+/// How long whoever called a daemon waits for PHP to be up; it is told of success then all the same.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// The whole of a master.
+pub struct Daemon {
+    ctx: Rc<Context>,
+    events: mpsc::Receiver<Event>,
+    config: Config,
+    pools: Vec<Pool>,
+    /// Pools that a reload has removed.
+    removed: Vec<Pool>,
+    sockets: Sockets,
+    pid_file: Option<PidFile>,
+    report: Option<Report>,
+    report_at: Duration,
+    signals: Signals,
+    /// What is being waited for before it is said that all is ready.
+    phase: Phase,
+    /// A reload was asked for during one.
+    again: bool,
+    /// Every request has ended by then.
+    stop_at: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Reloading,
+    Ready,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    reopen: Signal,
+    reload: Signal,
+    hang_up: Signal,
+    child: Signal,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Terminate,
+    Quit,
+    Reopen,
+    Reload,
+    Child,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            reload: signal(SignalKind::user_defined2())?,
+            hang_up: signal(SignalKind::hangup())?,
+            child: signal(SignalKind::child())?,
+        })
+    }
+
+    async fn next(&mut self) -> Sent {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => Sent::Terminate,
+            _ = self.interrupt.recv() => Sent::Terminate,
+            _ = self.quit.recv() => Sent::Quit,
+            _ = self.child.recv() => Sent::Child,
+            _ = self.reload.recv() => Sent::Reload,
+            _ = self.hang_up.recv() => Sent::Reload,
+            _ = self.reopen.recv() => Sent::Reopen,
+        }
+    }
+}
+
+impl Daemon {
+    /// Makes the pools; none of them runs yet.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn new(
+        start: Start,
+        sender: Events,
+        events: mpsc::Receiver<Event>,
+        report: Option<Report>,
+    ) -> io::Result<Self> {
+        // Workers whose zygote ends become our children.
+        nix::sys::prctl::set_child_subreaper(true)?;
+        // Nobody but root looks into a process that holds all pools' settings.
+        nix::sys::prctl::set_dumpable(false)?;
+        let Start {
+            launch,
+            log,
+            config,
+            pools,
+            sockets,
+            pid_file,
+            stderr,
+            open_files,
+        } = start;
+        let ctx = Rc::new(Context::new(log, launch, sender, stderr, open_files));
+        let pools = pools
+            .into_iter()
+            .map(|(wanted, access_log)| Pool::new(&ctx, wanted, access_log));
+        Ok(Self {
+            pools: pools.collect::<io::Result<_>>()?,
+            signals: Signals::new()?,
+            ctx,
+            events,
+            config,
+            removed: Vec::new(),
+            sockets,
+            pid_file,
+            report,
+            report_at: watch::now() + PATIENCE,
+            phase: Phase::Starting,
+            again: false,
+            stop_at: Duration::MAX,
+        })
+    }
+
+    fn log(&self) -> &Logger {
+        &self.ctx.log
+    }
+
+    /// Runs to the end; returns the exit status.
+    pub async fn run(mut self) -> i32 {
+        self.log()
+            .notice(format_args!("fpm is running, pid {}", std::process::id()));
+        let alone = self.pools.len() == 1;
+        for pool in self.pools.iter_mut().filter(|pool| alone || !pool.sleeps_at_first()) {
+            pool.start();
+        }
+        loop {
+            if let Some(status) = self.look() {
+                return status;
+            }
+            self.wait().await;
+        }
+    }
+
+    /// Waits for anything, and takes it in.
+    async fn wait(&mut self) {
+        let wake = self.all().filter_map(|pool| pool.wake()).min();
+        let wake = wake
+            .into_iter()
+            .chain(self.report.as_ref().map(|_| self.report_at))
+            .min();
+        let flush = (!self.ctx.log.flush()).then(|| watch::now() + Duration::from_millis(100));
+        let wake = wake.into_iter().chain(flush).min();
+        let sleep = async {
+            match wake {
+                // Let the watchers run first.
+                Some(at) if at <= watch::now() => tokio::task::yield_now().await,
+                Some(at) => watch::until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            sent = self.signals.next() => self.on_signal(sent),
+            () = sleep => {}
+            Some(event) = self.events.recv() => {
+                self.on_event(event);
+                for _ in 0..AT_ONCE {
+                    let Ok(event) = self.events.try_recv() else { break };
+                    self.on_event(event);
+                }
+            }
+        }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Pool> {
+        self.pools.iter_mut().chain(&mut self.removed)
+    }
+
+    fn pool(&mut self, id: PoolId) -> Option<&mut Pool> {
+        self.all().find(|pool| pool.id == id)
+    }
+
+    fn on_event(&mut self, event: Event) {
+        let id = match &event {
+            Event::Zygote(place, _) | Event::Worker(place, ..) | Event::Ended(place, _) | Event::Rang(place) => {
+                place.pool
+            }
+            Event::Waiting(pool) | Event::Queued(pool) => *pool,
+        };
+        let Some(pool) = self.pool(id) else { return };
+        match event {
+            Event::Zygote(place, result) => pool.on_zygote(place.generation, result),
+            Event::Worker(place, worker, result) => pool.on_worker(place.generation, worker, result),
+            Event::Ended(place, worker) => pool.worker_ended(place.generation, worker),
+            Event::Rang(_) => pool.touch(),
+            Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
+        }
+    }
+
+    /// Looks at the pools that want it; Some: all is over.
+    fn look(&mut self) -> Option<i32> {
+        let now = watch::now();
+        let most = self.config.global.process_max;
+        for index in 0..self.pools.len() + self.removed.len() {
+            let room = (most > 0).then(|| most.saturating_sub(self.all().map(Pool::workers).sum()));
+            let pool = self.all().nth(index).expect("within the number of pools");
+            if pool.wake().is_some_and(|at| at <= now) {
+                pool.look(room);
+            }
+        }
+        self.removed.retain(|pool| !pool.is_gone());
+        self.sockets.close_unused();
+        if self.report_at <= now {
+            self.tell_caller();
+        }
+        match self.ctx.state.get() {
+            State::Normal => self.advance(),
+            _ if self.all().all(|pool| pool.is_gone()) => Some(self.leave()),
+            _ => None,
+        }
+    }
+
+    /// From starting or reloading to ready.
+    fn advance(&mut self) -> Option<i32> {
+        if self.phase == Phase::Ready || !self.pools.iter().all(Pool::is_settled) {
+            return None;
+        }
+        if self.phase == Phase::Starting && self.pools.iter().all(|pool| pool.failed.is_some()) {
+            self.log().error("FPM initialization failed");
+            self.all().for_each(Pool::kill);
+            self.clean_up();
+            return Some(70);
+        }
+        if self.phase == Phase::Reloading {
+            self.log()
+                .notice(format_args!("fpm is running, pid {}", std::process::id()));
+        }
+        self.log().notice("ready to handle connections");
+        self.phase = Phase::Ready;
+        self.tell_caller();
+        self.tell_systemd(&[NotifyState::Ready, NotifyState::Status("Ready to handle connections")]);
+        if std::mem::take(&mut self.again) {
+            self.reload();
+        }
+        None
+    }
+
+    fn tell_caller(&mut self) {
+        if let Some(report) = self.report.take() {
+            report.success();
+        }
+    }
+
+    fn tell_systemd(&self, state: &[NotifyState<'_>]) {
+        if let Err(error) = sd_notify::notify(state) {
+            self.log().warning(format_args!("systemd cannot be told: {error}"));
+        }
+    }
+
+    fn on_signal(&mut self, sent: Sent) {
+        match sent {
+            Sent::Child => self.reap(),
+            Sent::Reopen => self.reopen_logs(),
+            Sent::Reload if self.ctx.state.get() == State::Normal => self.reload(),
+            Sent::Reload => self
+                .log()
+                .debug("not switching to 'reloading' state, because already in 'finishing' state"),
+            Sent::Terminate => match self.ctx.state.get() {
+                State::Normal | State::Finishing => {
+                    self.log().notice("Terminating ...");
+                    self.stop(State::Terminating, None);
+                }
+                State::Terminating | State::Killing => {
+                    self.log().notice("Terminating at once");
+                    self.ctx.state.set(State::Killing);
+                    self.all().for_each(Pool::kill);
+                }
+            },
+            Sent::Quit if self.ctx.state.get() == State::Normal => {
+                self.log().notice("Finishing ...");
+                let limit = self.config.global.process_control_timeout;
+                self.stop(State::Finishing, (!limit.is_zero()).then_some(limit));
+            }
+            Sent::Quit => self
+                .log()
+                .debug("not switching to 'finishing' state, because already in 'terminating' state"),
+        }
+    }
+
+    /// `limit` is how long requests may go on; None: each pool's own `stop_timeout`.
+    fn stop(&mut self, state: State, limit: Option<Duration>) {
+        self.tell_systemd(&[NotifyState::Stopping]);
+        self.ctx.state.set(state);
+        let now = watch::now();
+        for pool in self.all() {
+            let limit = limit.unwrap_or(pool.wanted.config.stop_timeout);
+            pool.stop(now + limit);
+        }
+        self.stop_at = now;
+    }
+
+    fn leave(&mut self) -> i32 {
+        self.log().notice("exiting, bye-bye!");
+        self.clean_up();
+        0
+    }
+
+    fn clean_up(&mut self) {
+        if let Some(Err(error)) = self.pid_file.take().map(PidFile::remove) {
+            self.log().warning(error);
+        }
+        self.sockets.remove_files();
+    }
+
+    /// Collects the children that have ended: zygotes, workers that were left to us, and strangers, who come to a subreaper
+    /// and to PID 1 of a container.
+    fn reap(&mut self) {
+        loop {
+            self.all().for_each(Pool::reap);
+            let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+            let pid = match waitid(Id::All, any | WaitPidFlag::WNOWAIT).map(|status| status.pid()) {
+                Ok(Some(pid)) => pid,
+                _ => return,
+            };
+            if self.all().any(|pool| pool.knows_child(pid.as_raw())) {
+                // A worker whose pidfd will tell; or a zygote that ended after it was looked at.
+                if !self.collect(pid) {
+                    return;
+                }
+                continue;
+            }
+            match waitid(Id::Pid(pid), any) {
+                Ok(status @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) => {
+                    let how = describe(process::exit(status));
+                    let init = std::process::id() == 1;
+                    let text = format!("unknown child ({pid}) exited {how} - most likely an orphan process");
+                    let suffix = if init {
+                        " (master process is the init process)"
+                    } else {
+                        ""
+                    };
+                    self.log().debug(format_args!("{text}{suffix}"));
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Lets the pool of a known child collect it.
+    fn collect(&mut self, pid: Pid) -> bool {
+        self.all().any(|pool| pool.collect(pid.as_raw()))
+    }
+
+    /// Log rotation. No worker ends for it.
+    fn reopen_logs(&mut self) {
+        self.log().reopen();
+        let ctx = self.ctx.clone();
+        let mut opened = None;
+        for pool in self.all() {
+            let identity = pool.wanted.identity.clone();
+            let Some(log) = &mut pool.access_log else { continue };
+            match log.reopen(&identity, ctx.stderr.as_ref()) {
+                Ok(()) => {
+                    opened = opened.or(Some(true));
+                    pool.pass_access_log_on();
+                }
+                Err(error) => {
+                    ctx.log.error(error);
+                    opened = Some(false);
+                }
+            }
+        }
+        match opened {
+            Some(true) => ctx.log.notice("access log file re-opened"),
+            Some(false) => ctx.log.error("unable to re-opened access log file"),
+            None => {}
+        }
+    }
+
+    /// Reads and checks everything again; with an error all stays as it is.
+    fn reload(&mut self) {
+        if self.phase != Phase::Ready {
+            self.again = true;
+            return;
+        }
+        self.log().notice("Reloading in progress ...");
+        match self.prepare_reload() {
+            Ok((config, pools)) => self.commit_reload(config, pools),
+            Err(error) => {
+                if !matches!(error, StartError::Configuration) {
+                    self.log().error(error);
+                }
+                self.sockets.close_unused();
+                self.log()
+                    .error("the reload is given up; everything goes on with the configuration there is");
+            }
+        }
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn prepare_reload(&mut self) -> Result<(Config, Vec<(Wanted, Option<AccessLog>)>), StartError> {
+        let ctx = self.ctx.clone();
+        let old = self.config.global.clone();
+        let config =
+            start::load(&ctx.launch, &ctx.log).inspect_err(|_| ctx.log.configure(old.log_level, old.log_limit))?;
+        let mut pools = Vec::new();
+        for pool in &config.pools {
+            let access_log = start::open_pool_logs(pool, ctx.stderr.as_ref())?;
+            pools.push((
+                start::wanted(&ctx.launch, &config.global, pool, &mut self.sockets, &ctx.log)?,
+                access_log,
+            ));
+        }
+        let replace = Logger::replaces_stderr(self.config.global.daemonize, ctx.launch.force_stderr);
+        ctx.log.open(&Settings::from(&config.global), replace)?;
+        Ok((config, pools))
+    }
+
+    fn commit_reload(&mut self, config: Config, pools: Vec<(Wanted, Option<AccessLog>)>) {
+        self.log().notice(reload_line(&self.ctx.launch.argv));
+        self.sockets.say_all_inherited(&self.ctx.log);
+        let alone = pools.len() == 1;
+        let mut before = std::mem::take(&mut self.pools);
+        for (wanted, access_log) in pools {
+            let known = before
+                .iter()
+                .position(|pool| pool.wanted.config.name == wanted.config.name);
+            match known.map(|index| before.remove(index)) {
+                Some(mut pool) => {
+                    pool.reload(wanted, access_log);
+                    self.pools.push(pool);
+                }
+                None => match Pool::new(&self.ctx, wanted, access_log) {
+                    Ok(mut pool) => {
+                        if alone || !pool.sleeps_at_first() {
+                            pool.start();
+                        }
+                        self.pools.push(pool);
+                    }
+                    Err(error) => self
+                        .log()
+                        .error(format_args!("a pool cannot be made: {}", crate::log::errno(&error))),
+                },
+            }
+        }
+        let limit = config.global.process_control_timeout;
+        for mut pool in before {
+            let limit = if limit.is_zero() {
+                pool.wanted.config.stop_timeout
+            } else {
+                limit
+            };
+            pool.stop(watch::now() + limit);
+            self.removed.push(pool);
+        }
+        if self.config.global.pid != config.global.pid {
+            self.move_pid_file(&config);
+        }
+        self.config = config;
+        self.phase = Phase::Reloading;
+    }
+
+    fn move_pid_file(&mut self, config: &Config) {
+        if let Some(Err(error)) = self.pid_file.take().map(PidFile::remove) {
+            self.log().warning(error);
+        }
+        match config.global.pid.as_deref().map(PidFile::write).transpose() {
+            Ok(file) => self.pid_file = file,
+            Err(error) => self.log().error(error),
+        }
+    }
+}
+
+/// php-fpm's words for its exec; what goes on here is a new generation in the same process.
+fn reload_line(argv: &[String]) -> String {
+    const SHOWN: usize = 11;
+    let name = argv.first().map_or("", String::as_str);
+    let quoted: Vec<String> = argv.iter().take(SHOWN).map(|word| format!("\"{word}\"")).collect();
+    format!("reloading: execvp(\"{name}\", {{{}}})", quoted.join(", "))
+}

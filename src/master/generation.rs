@@ -1,0 +1,503 @@
+//! A generation: one zygote, its scoreboard, and the workers forked from it.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::Signal;
+
+use super::context::{Context, State};
+use super::listen::Listener;
+use super::process::Process;
+use super::users::Identity;
+use super::watch::{self, Place, Watch};
+use super::worker::{Worker, describe, describe_request};
+use super::zygote::{Parts, Zygote, ZygoteError};
+use crate::config::{Global, Pool};
+use crate::control::{Exit, Spawn, ToWorker, ToZygote};
+use crate::log::Level;
+use crate::pm::{Idle, Snapshot, WorkerId};
+use crate::scoreboard::{Scoreboard, SlotView, Stage};
+
+/// How long a worker's zygote may take to say how the worker ended.
+const SAYS_HOW: Duration = Duration::from_secs(1);
+
+/// A worker that lived so long, or served a request, did not die of its start.
+const LIVED: Duration = Duration::from_secs(10);
+
+/// Where a generation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// PHP is starting up.
+    Starting,
+    /// It serves.
+    Ready,
+    /// Its zygote has ended; its workers may go on.
+    Ended,
+}
+
+/// How the end of a drain is enforced.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// SIGTERM, with leave to cut requests, then; None is never.
+    pub limit: Option<Duration>,
+    /// It was sent then.
+    pub cut: Option<Duration>,
+}
+
+/// What became of a worker, for whoever decides about its replacement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// Nobody had asked it to leave.
+    pub unasked: bool,
+    /// It crashed inside PHP (SIGSEGV, SIGBUS…).
+    pub crashed: bool,
+    /// It came to nothing: it died soon and without having served.
+    pub stillborn: bool,
+}
+
+/// Counters of workers that are gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Requests begun.
+    pub requests: u64,
+}
+
+/// A generation. Its workers see their links close when this goes, finish their requests and leave.
+#[derive(Debug)]
+pub struct Generation {
+    /// Its name.
+    pub place: Place,
+    /// What it was configured with.
+    pub config: Rc<Pool>,
+    /// What it listens on.
+    pub listener: Rc<Listener>,
+    /// Where it stands.
+    pub life: Life,
+    /// Its scoreboard.
+    pub board: Scoreboard,
+    /// Its workers.
+    pub workers: BTreeMap<WorkerId, Worker>,
+    /// Set while it drains.
+    pub drain: Option<Drain>,
+    /// Set once the zygote was told to end; it is killed then.
+    pub quit: Option<Duration>,
+    /// PHP's version.
+    pub php: String,
+    ctx: Rc<Context>,
+    zygote: Zygote,
+    free: BTreeSet<u32>,
+    _bell: Watch,
+}
+
+impl Generation {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When its zygote cannot be executed.
+    pub fn start(
+        ctx: &Rc<Context>,
+        place: Place,
+        global: &Global,
+        config: &Rc<Pool>,
+        identity: &Identity,
+        listener: &Rc<Listener>,
+        queue: &OwnedFd,
+    ) -> Result<Self, ZygoteError> {
+        let make = |what| move |error| ZygoteError::Make(what, error);
+        // One that leaves may still be there when its replacement comes.
+        let slots = config.pm_max_children + config.pm_max_children.div_ceil(4);
+        let board = Scoreboard::create(slots as usize)
+            .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| ZygoteError::Make("its bell", error.into()))?;
+        let clone = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map_err(make("a descriptor"));
+        let fds = [clone(board.fd())?, clone(queue.as_fd())?, clone(bell.as_fd())?];
+        let parts = Parts {
+            global,
+            pool: config,
+            identity,
+            listener,
+            fds,
+        };
+        let zygote = Zygote::start(ctx, place, parts)?;
+        let bell = watch::bell(bell, &ctx.events, place).map_err(make("a registration"))?;
+        Ok(Self {
+            place,
+            config: config.clone(),
+            listener: listener.clone(),
+            life: Life::Starting,
+            board,
+            workers: BTreeMap::new(),
+            drain: None,
+            quit: None,
+            php: String::new(),
+            ctx: ctx.clone(),
+            zygote,
+            free: (0..slots).collect(),
+            _bell: bell,
+        })
+    }
+
+    /// The zygote's process.
+    pub fn zygote(&self) -> &Rc<Process> {
+        &self.zygote.process
+    }
+
+    fn log(&self, level: Level, text: impl std::fmt::Display) {
+        self.ctx.log.pool(&self.config.name).log(level, text);
+    }
+
+    /// Whether it can make workers.
+    pub fn can_spawn(&self) -> bool {
+        self.life == Life::Ready && self.drain.is_none() && self.quit.is_none()
+    }
+
+    /// Orders a worker.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn spawn(&mut self, access_log: Option<&File>, replaces: bool) -> Result<(), String> {
+        let slot = self
+            .free
+            .first()
+            .copied()
+            .ok_or("every slot of the scoreboard is taken")?;
+        let number = self.ctx.number();
+        let spawn = Spawn {
+            worker: number,
+            slot,
+            max_requests: self.max_requests(),
+        };
+        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn)
+            .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
+        self.zygote
+            .orders
+            .try_send(order)
+            .map_err(|_| "the zygote does not listen")?;
+        self.free.remove(&slot);
+        worker.replaces = replaces;
+        self.board.slot(slot as usize).reset();
+        self.board.control(slot as usize).drain.store(0, SeqCst);
+        self.board.control(slot as usize).terminate.store(0, SeqCst);
+        self.workers.insert(worker.id, worker);
+        Ok(())
+    }
+
+    /// `pm.max_requests` of one worker: up to a tenth less, so that those of a pool are not recycled together.
+    fn max_requests(&self) -> u64 {
+        let most = self.config.pm_max_requests;
+        most - (((most / 10) as f64 * self.ctx.jitter()) as u64).min(most.saturating_sub(10))
+    }
+
+    /// The zygote has made a worker and sent its pidfd.
+    pub fn spawned(&mut self, id: WorkerId, fds: Vec<OwnedFd>) {
+        let zygote = self.zygote.process.pid();
+        let Some(worker) = self.workers.get(&id).filter(|worker| worker.process.is_none()) else {
+            return self.log(
+                Level::Warning,
+                format_args!("zygote {zygote} told of a worker that it was not asked for"),
+            );
+        };
+        let replaces = worker.replaces;
+        let problem = match fds
+            .into_iter()
+            .next()
+            .ok_or_else(|| "it came without its descriptor".to_owned())
+        {
+            Ok(fd) => match Process::of_pidfd(fd, zygote) {
+                Ok(process) if self.knows(process.pid()) => format!("it is worker {} again", process.pid()),
+                Ok(process) => {
+                    let pid = process.pid();
+                    let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
+                    let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
+                    match worker.go(&ctx, place, &config, process) {
+                        Ok(()) => {
+                            let level = if replaces { Level::Notice } else { Level::Debug };
+                            return self.log(level, format_args!("child {pid} started"));
+                        }
+                        Err(error) => crate::log::errno(&error),
+                    }
+                }
+                // It may have died before we looked; then its zygote says how.
+                Err(_) if worker.exit.is_some() => return,
+                Err(problem) => problem,
+            },
+            Err(problem) => problem,
+        };
+        self.log(
+            Level::Warning,
+            format_args!("a worker of zygote {zygote} is not accepted: {problem}"),
+        );
+        self.forget(id);
+    }
+
+    fn knows(&self, pid: i32) -> bool {
+        self.workers.values().any(|worker| worker.pid() == Some(pid))
+    }
+
+    /// The zygote could not fork.
+    pub fn not_spawned(&mut self, id: WorkerId, errno: i32) {
+        if self.workers.get(&id).is_some_and(|worker| worker.process.is_none()) {
+            let error = io::Error::from_raw_os_error(errno);
+            self.log(
+                Level::Error,
+                format_args!("fork() failed: {}", crate::log::errno(&error)),
+            );
+            self.forget(id);
+        }
+    }
+
+    /// The zygote's word on how a worker ended.
+    pub fn exited(&mut self, id: WorkerId, exit: Exit) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.exit = Some(exit);
+            match &worker.process {
+                Some(process) if process.has_ended() => worker.ended = worker.ended.or(Some(watch::now())),
+                Some(_) => {}
+                // It died before its pidfd could be looked at.
+                None => worker.ended = Some(watch::now()),
+            }
+        }
+    }
+
+    /// A worker's process has ended.
+    pub fn ended(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.ended = worker.ended.or(Some(watch::now()));
+        }
+    }
+
+    /// Buries the workers that have ended and of which it is known how, or no longer waited for.
+    pub fn bury(&mut self, now: Duration, totals: &mut Totals) -> Vec<Death> {
+        let mut dead = Vec::new();
+        for (id, worker) in &mut self.workers {
+            let Some(ended) = worker.ended else { continue };
+            if worker.exit.is_none()
+                && let Some(process) = &worker.process
+            {
+                // The zygote may be gone, and the worker ours.
+                worker.exit = process.wait();
+            }
+            if worker.exit.is_some() || ended + SAYS_HOW <= now {
+                dead.push(*id);
+            }
+        }
+        dead.into_iter().map(|id| self.bury_one(id, now, totals)).collect()
+    }
+
+    /// When [`Self::bury`] should be called again.
+    pub fn next_burial(&self) -> Option<Duration> {
+        self.workers
+            .values()
+            .filter_map(|worker| worker.ended)
+            .min()
+            .map(|ended| ended + SAYS_HOW)
+    }
+
+    fn bury_one(&mut self, id: WorkerId, now: Duration, totals: &mut Totals) -> Death {
+        let worker = &self.workers[&id];
+        worker.drain_output();
+        let view = self.board.view(worker.slot as usize);
+        let lived = now.saturating_sub(worker.started);
+        let exit = worker.exit;
+        let by_quit = matches!(
+            exit,
+            Some(Exit::Signal {
+                signal: libc::SIGQUIT,
+                ..
+            })
+        );
+        let orderly = by_quit || matches!(exit, Some(Exit::Code(0)));
+        let leaving = worker.asked.is_some() && orderly;
+        let pid = worker.pid().unwrap_or(0);
+        let after = format!(
+            "after {}.{:06} seconds from start",
+            lived.as_secs(),
+            lived.subsec_micros()
+        );
+        if leaving {
+            let text = format!("child {pid} has been killed by the process management {after}");
+            self.log(Level::Debug, text);
+        } else {
+            let quiet = self.drain.is_some() || self.ctx.state.get() != State::Normal;
+            let level = match (orderly, quiet) {
+                (_, true) => Level::Debug,
+                (true, false) => Level::Notice,
+                (false, false) => Level::Warning,
+            };
+            let mut text = format!("child {pid} exited {} {after}", describe(exit));
+            if !orderly && view.is_active() {
+                text += &format!(", {}", describe_request(&view));
+            }
+            self.log(level, text);
+        }
+        totals.requests += view.requests;
+        let death = Death {
+            unasked: !leaving && self.drain.is_none(),
+            crashed: matches!(
+                exit,
+                Some(Exit::Signal {
+                    signal: libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT | libc::SIGILL | libc::SIGFPE,
+                    ..
+                })
+            ),
+            stillborn: !orderly && view.requests == 0 && lived < LIVED,
+        };
+        self.forget(id);
+        death
+    }
+
+    /// Takes a worker off the books. One that lives all the same sees its link close, and leaves.
+    fn forget(&mut self, id: WorkerId) {
+        let Some(worker) = self.workers.remove(&id) else { return };
+        let slot = self.board.slot(worker.slot as usize);
+        if slot.stage() == Stage::Idle {
+            // One that leaves in order takes itself off the count.
+            self.board.header().idle.fetch_sub(1, SeqCst);
+        }
+        slot.reset();
+        self.free.insert(worker.slot);
+    }
+
+    /// Counts the workers into a snapshot.
+    pub fn count(&self, snapshot: &mut Snapshot) {
+        for worker in self.workers.values().filter(|worker| worker.ended.is_none()) {
+            let slot = self.board.slot(worker.slot as usize);
+            match slot.stage() {
+                Stage::None => snapshot.starting += 1,
+                Stage::Idle => snapshot.idle.push(Idle {
+                    worker: worker.id,
+                    started: worker.started,
+                    since: Duration::from_nanos(slot.since.load(SeqCst)).min(snapshot.now),
+                    asked: worker.asked,
+                }),
+                _ => {
+                    snapshot.active += 1;
+                    snapshot.active_asked += u32::from(worker.asked.is_some());
+                }
+            }
+        }
+    }
+
+    /// Asks a surplus worker to leave.
+    pub fn ask(&mut self, id: WorkerId, now: Duration) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.asked = Some(now);
+            worker.signal(Signal::SIGQUIT);
+        }
+    }
+
+    /// Kills one that was asked and stays.
+    pub fn kill(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get(&id) {
+            worker.signal(Signal::SIGKILL);
+        }
+    }
+
+    /// The views of all workers, in the order of their slots.
+    pub fn views(&self) -> Vec<(&Worker, SlotView)> {
+        let mut all: Vec<_> = self
+            .workers
+            .values()
+            .map(|w| (w, self.board.view(w.slot as usize)))
+            .collect();
+        all.sort_by_key(|(worker, _)| worker.slot);
+        all
+    }
+
+    /// Workers finish their requests and leave; those that have not at `limit` are cut.
+    pub fn start_drain(&mut self, limit: Option<Duration>) {
+        self.drain = Some(Drain { limit, cut: None });
+        self.board.header().ring_below.store(0, SeqCst);
+        self.board.header().draining.store(1, SeqCst);
+        for worker in self.workers.values() {
+            worker.tell(&ToWorker::Drain, &[]);
+        }
+    }
+
+    /// Carries a drain on; when to call again.
+    pub fn continue_drain(&mut self, now: Duration) -> Option<Duration> {
+        /// Between SIGTERM and SIGKILL.
+        const LAST: Duration = Duration::from_secs(1);
+        let drain = self.drain.as_mut()?;
+        if self.workers.is_empty() {
+            self.end_zygote(now);
+            return self.quit;
+        }
+        let (signal, next) = match (drain.limit, drain.cut) {
+            (None, _) => return None,
+            (Some(limit), None) if limit > now => return Some(limit),
+            (Some(_), None) => {
+                drain.cut = Some(now);
+                (Signal::SIGTERM, now + LAST)
+            }
+            (Some(_), Some(cut)) if cut + LAST > now => return Some(cut + LAST),
+            (Some(_), Some(_)) => (Signal::SIGKILL, now + LAST),
+        };
+        for worker in self.workers.values() {
+            let slot = worker.slot as usize;
+            let started = self.board.slot(slot).started.load(SeqCst).max(1);
+            self.board.control(slot).terminate.store(started, SeqCst);
+            worker.signal(signal);
+            self.log(
+                Level::Debug,
+                format_args!("sending {signal} to child {}", worker.pid().unwrap_or(0)),
+            );
+        }
+        Some(next)
+    }
+
+    /// Tells the zygote to end, and kills it when it does not.
+    pub fn end_zygote(&mut self, now: Duration) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        match self.quit {
+            None => {
+                self.quit = Some(now + PATIENCE);
+                if self.zygote.orders.try_send((ToZygote::Quit, Vec::new())).is_err() {
+                    self.zygote.process.signal(Signal::SIGKILL);
+                }
+            }
+            Some(at) if at <= now => {
+                self.zygote.process.signal(Signal::SIGKILL);
+                self.quit = Some(now + PATIENCE);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Kills the zygote and every worker.
+    pub fn kill_all(&self) {
+        for worker in self.workers.values() {
+            worker.signal(Signal::SIGKILL);
+        }
+        self.zygote.process.signal(Signal::SIGKILL);
+    }
+
+    /// The zygote has ended.
+    pub fn zygote_ended(&mut self) {
+        self.zygote.output.drain();
+        self.life = Life::Ended;
+        // What it had not made yet it never will.
+        let unmade: Vec<_> = self
+            .workers
+            .values()
+            .filter(|worker| worker.process.is_none())
+            .map(|worker| worker.id)
+            .collect();
+        for id in unmade {
+            self.forget(id);
+        }
+    }
+
+    /// Nothing of it is left.
+    pub fn is_gone(&self) -> bool {
+        self.life == Life::Ended && self.workers.is_empty()
+    }
+}

@@ -1,0 +1,421 @@
+//! Listening sockets: made, or taken over from whoever started this process.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::sys::stat::{Mode, umask};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use thiserror::Error;
+
+use super::{acl, sys, users};
+use crate::config::{Listen, Pool};
+use crate::log::{Logger, errno};
+
+/// Most variables of a hand-over, and most sockets in each (php-fpm's numbers).
+const MAX_VARIABLES: usize = 256;
+
+/// Why there is no socket. The texts are php-fpm's.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// socket()
+    #[error("failed to create new listening socket: socket(): {reason}", reason = errno(.0))]
+    Socket(#[source] io::Error),
+    /// bind()
+    #[error("unable to bind listening socket for address '{0}': {reason}", reason = errno(.1))]
+    Bind(String, #[source] io::Error),
+    /// listen()
+    #[error("failed to listen to address '{0}': {reason}", reason = errno(.1))]
+    Listen(String, #[source] io::Error),
+    /// Somebody answers there.
+    #[error("Another FPM instance seems to already listen on {0}")]
+    Taken(String),
+    /// The name of a host.
+    #[error("getaddrinfo: {0}: {1}")]
+    Resolve(String, String),
+    /// Owner and group of a unix socket.
+    #[error("[pool {0}] failed to chown() the socket '{1}': {reason}", reason = errno(.2))]
+    Owner(String, String, #[source] io::Error),
+    /// Its ACL.
+    #[error("[pool {0}] failed to write the ACL of the socket '{1}': {reason}", reason = errno(.2))]
+    Acl(String, String, #[source] io::Error),
+    /// A name in `listen.owner`, `listen.group` or the ACL.
+    #[error("[pool {0}] {1}")]
+    Name(String, #[source] users::UserError),
+}
+
+/// A listening socket. Its file, if it made one, goes with it.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    /// As in a hand-over: a path, or `ADDR:PORT`.
+    pub key: String,
+    /// Whether it is a TCP socket.
+    pub tcp: bool,
+    /// Whether it was made here.
+    made: bool,
+    /// The file it is bound to and who it was, when that is ours to remove.
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Listener {
+    fn new(fd: OwnedFd, key: String, tcp: bool, ours: bool, made: bool) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        let identity = |path: &str| {
+            std::fs::symlink_metadata(path)
+                .ok()
+                .map(|meta| (meta.dev(), meta.ino()))
+        };
+        let file = (ours && !tcp)
+            .then(|| identity(&key).map(|(dev, ino)| (PathBuf::from(&key), dev, ino)))
+            .flatten();
+        Ok(Self {
+            fd,
+            key,
+            tcp,
+            made,
+            file,
+        })
+    }
+
+    /// Removes its file, unless another socket has taken its place.
+    fn remove_file(&self) {
+        if let Some((path, dev, ino)) = &self.file
+            && std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino))
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// All sockets of this process, by key.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    all: BTreeMap<String, Rc<Listener>>,
+    /// The keys in the order in which they came.
+    order: Vec<String>,
+}
+
+impl Sockets {
+    /// Takes the sockets of a hand-over.
+    pub fn adopt_all(&mut self, inherited: Inherited, log: &Logger) {
+        for (fd, key) in inherited.fpm {
+            match fd {
+                Some(fd) => self.adopt(fd, Some(key), true, log),
+                None => log.error(format_args!(
+                    "FPM_SOCKETS names a descriptor for {key} that is not open"
+                )),
+            }
+        }
+        for fd in inherited.systemd {
+            self.adopt(fd, None, false, log);
+        }
+    }
+
+    fn adopt(&mut self, fd: OwnedFd, key: Option<String>, ours: bool, log: &Logger) {
+        let number = fd.as_raw_fd();
+        let (own_key, tcp) = match address_of(&fd) {
+            Ok(found) => found,
+            Err(reason) => return log.error(format_args!("descriptor {number} was handed over, but {reason}")),
+        };
+        let key = key.unwrap_or(own_key);
+        match Listener::new(fd, key, tcp, ours, false) {
+            Ok(listener) => {
+                self.say_inherited(&listener, log);
+                self.insert(listener);
+            }
+            Err(error) => log.error(format_args!(
+                "descriptor {number} was handed over, but: {}",
+                errno(&error)
+            )),
+        }
+    }
+
+    fn insert(&mut self, listener: Listener) -> Rc<Listener> {
+        let listener = Rc::new(listener);
+        self.order.push(listener.key.clone());
+        self.all.insert(listener.key.clone(), listener.clone());
+        listener
+    }
+
+    fn say_inherited(&self, listener: &Listener, log: &Logger) {
+        log.notice(format_args!(
+            "using inherited socket fd={}, \"{}\"",
+            listener.as_raw_fd(),
+            listener.key
+        ));
+    }
+
+    /// Says of every socket that it goes on, as php-fpm does after its own exec.
+    pub fn say_all_inherited(&self, log: &Logger) {
+        for key in &self.order {
+            self.say_inherited(&self.all[key], log);
+        }
+    }
+
+    /// The socket of an address: the one there is, unchanged, or a new one with the pool's owner, mode and backlog.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn get(&mut self, address: &Listen, pool: &Pool, log: &Logger) -> Result<Rc<Listener>, ListenError> {
+        let targets = resolve(address, log)?;
+        for (key, _) in &targets {
+            if let Some(listener) = self.all.get(key) {
+                return Ok(listener.clone());
+            }
+        }
+        let mut last = None;
+        for (index, (key, target)) in targets.into_iter().enumerate() {
+            if index > 0 {
+                log.notice("Failed implicitly binding to ::, retrying with 0.0.0.0");
+            }
+            let written = match address {
+                Listen::Port(port) => port.to_string(),
+                Listen::Tcp { host, port } => format!("{host}:{port}"),
+                Listen::Unix(path) => path.display().to_string(),
+            };
+            let made = match &target {
+                Target::Unix(path) => bind_unix(path, pool),
+                Target::Tcp(address) => bind_tcp(*address, &written, pool.listen_backlog),
+            };
+            match made {
+                Ok(fd) => {
+                    let listener = Listener::new(fd, key, matches!(target, Target::Tcp(_)), true, true);
+                    return Ok(self.insert(listener.map_err(ListenError::Socket)?));
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| ListenError::Resolve(pool.listen.clone(), "no address".to_owned())))
+    }
+
+    /// Closes the sockets that no pool has, and removes their files.
+    pub fn close_unused(&mut self) {
+        self.all.retain(|_, listener| {
+            let used = Rc::strong_count(listener) > 1;
+            if !used {
+                listener.remove_file();
+            }
+            used
+        });
+        self.order.retain(|key| self.all.contains_key(key));
+    }
+
+    /// Removes the files of all sockets, at the end.
+    pub fn remove_files(&self) {
+        self.all.values().for_each(|listener| listener.remove_file());
+    }
+
+    /// Removes the files of the sockets that were made here: the start has failed.
+    pub fn remove_made(&self) {
+        self.all
+            .values()
+            .filter(|listener| listener.made)
+            .for_each(|listener| listener.remove_file());
+    }
+}
+
+/// The descriptors that `FPM_SOCKETS` and `LISTEN_FDS` hand over.
+#[derive(Debug)]
+pub struct Inherited {
+    /// With their keys; None where the descriptor is not open.
+    fpm: Vec<(Option<OwnedFd>, String)>,
+    systemd: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes them. To be called once, and before the process opens descriptors of its own.
+    pub fn take() -> Self {
+        let systemd = sd_notify::listen_fds()
+            .map(|fds| fds.filter_map(sys::take_inherited).collect())
+            .unwrap_or_default();
+        let fpm = fpm_sockets()
+            .into_iter()
+            .map(|(fd, key)| (sys::take_inherited(fd), key))
+            .collect();
+        Self { fpm, systemd }
+    }
+}
+
+/// `FPM_SOCKETS`, `FPM_SOCKETS_1`…: `key=fd`, comma-separated.
+fn fpm_sockets() -> Vec<(RawFd, String)> {
+    let mut found = Vec::new();
+    for index in 0..MAX_VARIABLES {
+        let name = if index == 0 {
+            "FPM_SOCKETS".to_owned()
+        } else {
+            format!("FPM_SOCKETS_{index}")
+        };
+        let Ok(value) = std::env::var(name) else { break };
+        found.extend(value.split(',').filter_map(|entry| {
+            let (key, fd) = entry.rsplit_once('=')?;
+            Some((fd.parse().ok()?, key.to_owned()))
+        }));
+    }
+    found
+}
+
+/// Whether an environment variable is about the hand-over, and none of PHP's business.
+pub fn is_hand_over(name: &str) -> bool {
+    name == "FPM_SOCKETS" || name.starts_with("FPM_SOCKETS_") || name.starts_with("LISTEN_")
+}
+
+/// The key of a socket that was handed over, and whether it is TCP.
+fn address_of(fd: &OwnedFd) -> Result<(String, bool), String> {
+    let problem = |error: rustix::io::Errno| format!("it is no socket: {error}");
+    if sockopt::socket_type(fd).map_err(problem)? != SocketType::STREAM {
+        return Err("it is no stream socket".to_owned());
+    }
+    if !sockopt::socket_acceptconn(fd).map_err(problem)? {
+        return Err("it does not listen".to_owned());
+    }
+    let address = rustix::net::getsockname(fd).map_err(problem)?;
+    if let Ok(address) = SocketAddr::try_from(address.clone()) {
+        return Ok((tcp_key(address), true));
+    }
+    let unix = SocketAddrUnix::try_from(address).map_err(|_| "it is neither TCP nor a unix socket".to_owned())?;
+    let path = unix.path().ok_or("its address has no path")?;
+    Ok((path.to_string_lossy().into_owned(), false))
+}
+
+enum Target {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+fn tcp_key(address: SocketAddr) -> String {
+    format!("{}:{}", address.ip(), address.port())
+}
+
+/// What an address means, best first.
+fn resolve(address: &Listen, log: &Logger) -> Result<Vec<(String, Target)>, ListenError> {
+    let tcp = |ip: IpAddr, port| {
+        let address = SocketAddr::new(ip, port);
+        (tcp_key(address), Target::Tcp(address))
+    };
+    match address {
+        Listen::Unix(path) => Ok(vec![(path.display().to_string(), Target::Unix(path.clone()))]),
+        Listen::Port(port) => Ok(vec![
+            tcp(Ipv6Addr::UNSPECIFIED.into(), *port),
+            tcp(Ipv4Addr::UNSPECIFIED.into(), *port),
+        ]),
+        Listen::Tcp { host, port } => {
+            let failed = |reason: String| ListenError::Resolve(host.clone(), reason);
+            let mut found = (host.as_str(), *port)
+                .to_socket_addrs()
+                .map_err(|error| failed(error.to_string()))?;
+            let first = found.next().ok_or_else(|| failed("no address".to_owned()))?;
+            for other in found {
+                log.warning(format_args!(
+                    "Found multiple addresses for {host}, {} ignored",
+                    other.ip()
+                ));
+            }
+            Ok(vec![tcp(first.ip(), first.port())])
+        }
+    }
+}
+
+fn stream(family: AddressFamily) -> Result<OwnedFd, ListenError> {
+    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| ListenError::Socket(error.into()))
+}
+
+fn bind_tcp(address: SocketAddr, written: &str, backlog: i32) -> Result<OwnedFd, ListenError> {
+    let bind = |error: rustix::io::Errno| ListenError::Bind(written.to_owned(), error.into());
+    let family = if address.is_ipv6() {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    // Without IPv6 this is where the fall-back to IPv4 begins.
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(bind)?;
+    sockopt::set_socket_reuseaddr(&socket, true).map_err(bind)?;
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        sockopt::set_ipv6_v6only(&socket, false).map_err(bind)?;
+    }
+    rustix::net::bind(&socket, &address).map_err(bind)?;
+    rustix::net::listen(&socket, backlog).map_err(|error| ListenError::Listen(written.to_owned(), error.into()))?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path, pool: &Pool) -> Result<OwnedFd, ListenError> {
+    let written = path.display().to_string();
+    let bind = |error: io::Error| ListenError::Bind(written.clone(), error);
+    let address = SocketAddrUnix::new(path).map_err(|error| bind(error.into()))?;
+    let socket = stream(AddressFamily::UNIX)?;
+    if rustix::net::connect(stream(AddressFamily::UNIX)?, &address).is_ok() {
+        return Err(ListenError::Taken(written));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
+            // php-fpm removes whatever is there.
+            return Err(bind(io::Error::from_raw_os_error(libc::EADDRINUSE)));
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(bind)?,
+        Err(_) => {}
+    }
+    let mode = pool.listen_mode & 0o777;
+    let before = umask(Mode::from_bits_truncate(0o777 ^ mode));
+    let bound = rustix::net::bind(&socket, &address);
+    umask(before);
+    bound.map_err(|error| bind(error.into()))?;
+    if let Err(error) = set_access(path, pool).and_then(|()| {
+        rustix::net::listen(&socket, pool.listen_backlog)
+            .map_err(|error| ListenError::Listen(written.clone(), error.into()))
+    }) {
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
+    Ok(socket)
+}
+
+/// Owner and group, or the ACL in their place.
+fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
+    let (name, written) = (pool.name.clone(), path.display().to_string());
+    let unknown = |error| ListenError::Name(pool.name.clone(), error);
+    if !pool.listen_acl_users.is_empty() || !pool.listen_acl_groups.is_empty() {
+        let ids = |names: &[String], id: fn(&str) -> Result<u32, users::UserError>| -> Result<Vec<u32>, _> {
+            names.iter().map(|name| id(name)).collect()
+        };
+        let users = ids(&pool.listen_acl_users, users::uid).map_err(unknown)?;
+        let groups = ids(&pool.listen_acl_groups, users::gid).map_err(unknown)?;
+        return acl::grant(path, pool.listen_mode, &users, &groups)
+            .map_err(|error| ListenError::Acl(name, written, error));
+    }
+    let (mut uid, mut gid) = (None, None);
+    if let Some(owner) = &pool.listen_owner {
+        match users::digits(owner) {
+            Some(number) => uid = Some(number),
+            // A name brings its primary group along.
+            None => {
+                let user = users::find_user(owner).map_err(unknown)?;
+                (uid, gid) = (Some(user.uid.as_raw()), Some(user.gid.as_raw()));
+            }
+        }
+    }
+    if let Some(group) = &pool.listen_group {
+        gid = Some(users::gid(group).map_err(unknown)?);
+    }
+    if uid.is_some() || gid.is_some() {
+        std::os::unix::fs::lchown(path, uid, gid).map_err(|error| ListenError::Owner(name, written, error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! A process known by its pidfd, so that no signal ever reaches a stranger who has got its number.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+
+use crate::control::Exit;
+
+/// A process.
+#[derive(Debug)]
+pub struct Process {
+    fd: OwnedFd,
+    pid: i32,
+}
+
+impl AsRawFd for Process {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Process {
+    /// Of a child of ours that has not been waited for.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn of_child(pid: i32) -> io::Result<Self> {
+        let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self {
+            fd: pidfd_open(raw, PidfdFlags::empty())?,
+            pid,
+        })
+    }
+
+    /// Of a pidfd that somebody sent. Believed only if it is a child of `parent`; its number comes from the kernel.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn of_pidfd(fd: OwnedFd, parent: i32) -> Result<Self, String> {
+        let pid = pid_of(fd.as_fd()).ok_or("its descriptor is no pidfd, or of a process that has been waited for")?;
+        match parent_of(pid) {
+            Some(found) if found == parent => {}
+            found => return Err(format!("process {pid} is a child of {found:?}, not of {parent}")),
+        }
+        // The number may have passed to another process between the two looks.
+        match pid_of(fd.as_fd()) {
+            Some(still) if still == pid => Ok(Self { fd, pid }),
+            _ => Err(format!("process {pid} has ended already")),
+        }
+    }
+
+    /// Its number; it is another's only after [`Self::wait`] or its parent has collected it.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a signal. One to a process that has ended is no error.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) {
+            let _ = pidfd_send_signal(&self.fd, signal);
+        }
+    }
+
+    /// How it ended; None while it lives or when it is not our child.
+    pub fn wait(&self) -> Option<Exit> {
+        exit(waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).ok()?)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        poll(
+            &mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::ZERO,
+        )
+        .is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// How a process ended, if it did.
+pub fn exit(status: WaitStatus) -> Option<Exit> {
+    match status {
+        WaitStatus::Exited(_, code) => Some(Exit::Code(code)),
+        WaitStatus::Signaled(_, signal, core) => Some(Exit::Signal {
+            signal: signal as i32,
+            core,
+        }),
+        _ => None,
+    }
+}
+
+fn pid_of(fd: BorrowedFd) -> Option<i32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    line.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_pidfd_is_believed_only_of_the_parents_child() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = child.id() as i32;
+        let me = std::process::id() as i32;
+        let fd = || pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+        assert_eq!(Process::of_pidfd(fd(), me).unwrap().pid(), pid);
+        assert!(Process::of_pidfd(fd(), 1).unwrap_err().contains("is a child of"));
+        let null = fs::File::open("/dev/null").unwrap();
+        assert!(Process::of_pidfd(null.into(), me).is_err());
+
+        let process = Process::of_child(pid).unwrap();
+        assert!(!process.has_ended() && process.wait().is_none());
+        process.signal(Signal::SIGTERM);
+        while !process.has_ended() {
+            std::thread::yield_now();
+        }
+        assert_eq!(
+            process.wait(),
+            Some(Exit::Signal {
+                signal: libc::SIGTERM,
+                core: false
+            })
+        );
+        let _ = child.wait();
+    }
+}

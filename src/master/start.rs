@@ -1,0 +1,347 @@
+//! From the command line to a running loop, in php-fpm's order.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Uid;
+use thiserror::Error;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use super::access_log::{self, AccessLog, AccessLogError};
+use super::background::{self, Report, Side};
+use super::daemon::Daemon;
+use super::listen::{Inherited, ListenError, Sockets};
+use super::pid_file::{PidFile, PidFileError};
+use super::pool::Wanted;
+use super::users::{self, UserError};
+use super::{output, sys};
+use crate::cli::Launch;
+use crate::config::{self, Config, Global, Rlimit};
+use crate::log::{LogError, Logger, Settings, errno};
+
+/// The configuration is wrong, or something that it asks for cannot be had.
+const EX_CONFIG: i32 = 78;
+/// PHP cannot start; or, in the background, anything.
+const EX_SOFTWARE: i32 = 70;
+
+/// Messages of all watchers that wait for the loop; who has more to say waits.
+const EVENTS: usize = 256;
+
+/// Why there is no master. The texts are php-fpm's where it says the same.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration is wrong; all of that has been said.
+    #[error("the configuration cannot be used")]
+    Configuration,
+    /// error_log
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// access.log
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// slowlog
+    #[error("[pool {0}] Unable to create or open slowlog({path}): {reason}", path = .1.display(), reason = errno(.2))]
+    SlowLog(String, PathBuf, #[source] io::Error),
+    /// A limit of the master.
+    #[error("failed to set {0} for this pool. Please check your system limits or decrease {0}. setrlimit({1}): {2}")]
+    Limit(&'static str, String, #[source] Errno),
+    /// fork()
+    #[error("failed to daemonize: {reason}", reason = errno(.0))]
+    Fork(#[source] io::Error),
+    /// A pool's user.
+    #[error("[pool {0}] {1}")]
+    User(String, #[source] UserError),
+    /// A socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The pid file.
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    /// What the master itself needs.
+    #[error("{0} cannot be made: {reason}", reason = errno(.1))]
+    Make(&'static str, #[source] io::Error),
+}
+
+/// Runs a master to its end; returns the exit status.
+pub fn run(launch: Launch) -> i32 {
+    // An early reload must not kill us; TERM may.
+    let early = SigSet::from_iter([Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP, Signal::SIGCHLD]);
+    let _ = early.thread_block();
+    let inherited = Inherited::take();
+    sys::close_on_exec_from(3);
+    let log = Logger::default();
+    let mut report = None;
+    match prepare(launch, &log, inherited, &mut report) {
+        Ok(Prepared::Stays(start)) => start.run(report, early),
+        Ok(Prepared::Called(status)) => status,
+        Err(error) => {
+            if !matches!(error, StartError::Configuration) {
+                log.error(&error);
+            }
+            if matches!(
+                error,
+                StartError::AccessLog(_) | StartError::SlowLog(..) | StartError::Log(_)
+            ) {
+                log.error("failed to post process the configuration");
+            }
+            log.error("FPM initialization failed");
+            if report.is_some() { EX_SOFTWARE } else { EX_CONFIG }
+        }
+    }
+}
+
+enum Prepared {
+    Stays(Box<Start>),
+    Called(i32),
+}
+
+/// All that a loop begins with.
+#[derive(Debug)]
+pub struct Start {
+    /// The command line.
+    pub launch: Launch,
+    /// The log.
+    pub log: Logger,
+    /// The configuration.
+    pub config: Config,
+    /// Its pools, made ready.
+    pub pools: Vec<(Wanted, Option<AccessLog>)>,
+    /// Their sockets.
+    pub sockets: Sockets,
+    /// The pid file.
+    pub pid_file: Option<PidFile>,
+    /// stderr as it was.
+    pub stderr: Option<File>,
+    /// The limit of open files as it was.
+    pub open_files: rustix::process::Rlimit,
+}
+
+fn prepare(
+    launch: Launch,
+    log: &Logger,
+    inherited: Inherited,
+    report: &mut Option<Report>,
+) -> Result<Prepared, StartError> {
+    let null = output::null().map_err(|error| StartError::Make("/dev/null", error))?;
+    let _ = nix::unistd::dup2_stdin(&null);
+    let _ = nix::unistd::dup2_stdout(&null);
+
+    let config = load(&launch, log)?;
+    let global = &config.global;
+    let replace_stderr = Logger::replaces_stderr(global.daemonize, launch.force_stderr);
+    // In the background nothing of the caller's terminal or pipe may stay open.
+    let stderr = (!global.daemonize)
+        .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
+        .flatten();
+    let stderr = stderr.map(File::from);
+    log.open(&Settings::from(global), replace_stderr)?;
+    let opened: Vec<_> = config
+        .pools
+        .iter()
+        .map(|pool| open_pool_logs(pool, stderr.as_ref()))
+        .collect::<Result<_, _>>()?;
+    let open_files = set_limits(global)?;
+    if global.daemonize {
+        match background::enter(log).map_err(StartError::Fork)? {
+            Side::Stays(owed) => *report = Some(owed),
+            Side::Called(status) => return Ok(Prepared::Called(status)),
+        }
+    }
+    let _ = nix::unistd::setsid();
+    set_priority(global, log);
+
+    let mut sockets = Sockets::default();
+    sockets.adopt_all(inherited, log);
+    let pools = config.pools.iter().zip(opened).map(|(pool, access_log)| {
+        let wanted = wanted(&launch, global, pool, &mut sockets, log)?;
+        Ok((wanted, access_log))
+    });
+    let made = pools.collect::<Result<Vec<_>, StartError>>().and_then(|pools| {
+        let pid_file = global.pid.as_deref().map(PidFile::write).transpose()?;
+        Ok((pools, pid_file))
+    });
+    let (pools, pid_file) = made.inspect_err(|_| sockets.remove_made())?;
+    sockets.close_unused();
+
+    let title = format!("php-fpm: master process ({})", config.path.display());
+    if let Err(error) = crate::sys::set_title(&title) {
+        log.debug(format_args!("the process's title cannot be set: {}", errno(&error)));
+    }
+    if replace_stderr {
+        log.tie_stderr()?;
+    }
+    log.started();
+    let log = log.clone();
+    Ok(Prepared::Stays(Box::new(Start {
+        launch,
+        log,
+        config,
+        pools,
+        sockets,
+        pid_file,
+        stderr,
+        open_files,
+    })))
+}
+
+impl Start {
+    fn run(self, report: Option<Report>, early: SigSet) -> i32 {
+        let log = self.log.clone();
+        let failed = |what: &'static str| {
+            let log = log.clone();
+            move |error| {
+                log.error(StartError::Make(what, error));
+                EX_SOFTWARE
+            }
+        };
+        let runtime = match Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed("the event loop"))
+        {
+            Ok(runtime) => runtime,
+            Err(status) => return status,
+        };
+        LocalSet::new().block_on(&runtime, async move {
+            let (sender, events) = mpsc::channel(EVENTS);
+            match Daemon::new(self, sender, events, report).map_err(failed("a descriptor")) {
+                Ok(daemon) => {
+                    let _ = early.thread_unblock();
+                    daemon.run().await
+                }
+                Err(status) => status,
+            }
+        })
+    }
+}
+
+/// Reads the configuration and says what there is to say about it.
+///
+/// # Errors
+/// All that is wrong has been said, but for the last line.
+pub fn load(launch: &Launch, log: &Logger) -> Result<Config, StartError> {
+    match config::load(&launch.load) {
+        Ok(config) => {
+            log.configure(config.global.log_level, config.global.log_limit);
+            for notice in &config.notices {
+                match &notice.pool {
+                    Some(pool) => log.pool(pool).log(notice.level, &notice.text),
+                    None => log.log(notice.level, &notice.text),
+                }
+            }
+            Ok(config)
+        }
+        Err(errors) => {
+            for error in &errors.errors {
+                log.log(error.level, error.php_fpm());
+            }
+            let lines = errors.closing_lines();
+            for line in lines.iter().take(lines.len().saturating_sub(1)) {
+                log.error(line);
+            }
+            Err(StartError::Configuration)
+        }
+    }
+}
+
+/// What a pool's generation is made from: its user is looked up, its socket made.
+///
+/// # Errors
+/// The first of both that fails.
+pub fn wanted(
+    launch: &Launch,
+    global: &Global,
+    pool: &config::Pool,
+    sockets: &mut Sockets,
+    log: &Logger,
+) -> Result<Wanted, StartError> {
+    let identity = users::resolve(pool, launch.load.allow_root_workers)
+        .map_err(|error| StartError::User(pool.name.clone(), error))?;
+    Ok(Wanted {
+        global: Rc::new(global.clone()),
+        config: Rc::new(pool.clone()),
+        identity,
+        listener: sockets.get(&pool.listen_address, pool, log)?,
+    })
+}
+
+/// Opens the access log of a pool, and looks whether its slow log can be opened.
+///
+/// # Errors
+/// When one of them cannot.
+pub fn open_pool_logs(pool: &config::Pool, stderr: Option<&File>) -> Result<Option<AccessLog>, StartError> {
+    // A user that does not exist is said later; then root's rules hold.
+    let identity = users::resolve(pool, true).unwrap_or_default();
+    if let Some(path) = pool
+        .slowlog
+        .as_ref()
+        .filter(|_| !pool.request_slowlog_timeout.is_zero())
+    {
+        access_log::open_as(path, &identity)
+            .map_err(|error| StartError::SlowLog(pool.name.clone(), path.clone(), error))?;
+    }
+    let log = pool
+        .access_log
+        .as_deref()
+        .map(|path| AccessLog::open(path, &identity, stderr));
+    Ok(log.transpose()?)
+}
+
+/// Opens the error log and every access log and slow log of a configuration, as `-t` does too.
+///
+/// # Errors
+/// A full sentence.
+pub fn open_logs(config: &Config, log: &Logger) -> Result<(), StartError> {
+    log.open(&Settings::from(&config.global), true)?;
+    config
+        .pools
+        .iter()
+        .try_for_each(|pool| open_pool_logs(pool, None).map(drop))
+}
+
+/// The master's own limits. Returns that of open files as pools are to see it.
+fn set_limits(global: &Global) -> Result<rustix::process::Rlimit, StartError> {
+    if let Some(core) = global.rlimit_core {
+        let value = match core {
+            Rlimit::Unlimited => libc::RLIM_INFINITY,
+            Rlimit::Value(value) => value,
+        };
+        setrlimit(Resource::RLIMIT_CORE, value, value)
+            .map_err(|error| StartError::Limit("rlimit_core", format!("RLIMIT_CORE, {value}"), error))?;
+    }
+    if let Some(files) = global.rlimit_files {
+        setrlimit(Resource::RLIMIT_NOFILE, files, files)
+            .map_err(|error| StartError::Limit("rlimit_files", format!("RLIMIT_NOFILE, {files}"), error))?;
+    }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    // Each worker costs some descriptors, each kept connection one; only select() minds, which nobody here calls.
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit {
+            current: files.maximum,
+            maximum: files.maximum,
+        },
+    );
+    Ok(files)
+}
+
+fn set_priority(global: &Global, log: &Logger) {
+    let Some(priority) = global.process_priority.filter(|_| Uid::effective().is_root()) else {
+        return;
+    };
+    if let Err(error) = rustix::process::setpriority_process(None, priority) {
+        log.error(format_args!(
+            "Unable to set priority for the master process: {}",
+            errno(&error.into())
+        ));
+    }
+}

@@ -1,0 +1,208 @@
+//! Tasks that watch one descriptor each and tell the master's loop.
+//!
+//! The way to the loop is bounded: who sends more than it takes waits, and nobody else does.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::eventfd::EventFd;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::listen::Listener;
+use super::process::Process;
+use super::sys;
+use crate::control::{Channel, ChannelError, FromWorker, FromZygote, Received};
+use crate::pm::WorkerId;
+use crate::scoreboard::monotonic_ns;
+
+/// A pool's number, unique in the master's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId(pub u64);
+
+/// A generation's number, unique in the master's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GenerationId(pub u64);
+
+/// A generation of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its pool.
+    pub pool: PoolId,
+    /// Which one.
+    pub generation: GenerationId,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A zygote said something, or hung up.
+    Zygote(Place, Result<Received<FromZygote>, ChannelError>),
+    /// A worker said something, or hung up.
+    Worker(Place, WorkerId, Result<Received<FromWorker>, ChannelError>),
+    /// A worker's process has ended.
+    Ended(Place, WorkerId),
+    /// A worker that began a request found few others idle.
+    Rang(Place),
+    /// A connection waits at the pool's listener.
+    Waiting(PoolId),
+    /// A kept connection has something to say and has been put into the pool's queue.
+    Queued(PoolId),
+}
+
+/// The way to the master's loop.
+pub type Events = mpsc::Sender<Event>;
+
+/// A task; it ends with this.
+#[derive(Debug)]
+pub struct Watch(tokio::task::AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Watch {
+    /// Starts a task of the master's thread.
+    pub fn start(task: impl Future<Output = ()> + 'static) -> Self {
+        Self(tokio::task::spawn_local(task).abort_handle())
+    }
+}
+
+/// CLOCK_MONOTONIC, the clock of everything in the master.
+pub fn now() -> Duration {
+    Duration::from_nanos(monotonic_ns())
+}
+
+/// Waits until a moment of [`now`].
+pub async fn until(moment: Duration) {
+    tokio::time::sleep(moment.saturating_sub(now())).await;
+}
+
+/// A channel of the master's end, with its registration.
+pub type Registered<S, R> = Rc<AsyncFd<Channel<S, R>>>;
+
+/// Registers a channel.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn register<S, R>(channel: Channel<S, R>) -> io::Result<Registered<S, R>> {
+    Ok(Rc::new(sys::register(
+        channel,
+        Interest::READABLE | Interest::WRITABLE,
+    )?))
+}
+
+/// Tells every message of a channel, to its end.
+pub fn messages<S: Serialize + 'static, R: DeserializeOwned + 'static>(
+    channel: &Registered<S, R>,
+    events: &Events,
+    event: impl Fn(Result<Received<R>, ChannelError>) -> Event + 'static,
+) -> Watch {
+    let (channel, events) = (channel.clone(), events.clone());
+    Watch::start(async move {
+        while let Ok(mut ready) = channel.readable().await {
+            let result = channel.get_ref().receive(false);
+            if matches!(result, Err(ChannelError::WouldBlock)) {
+                ready.clear_ready();
+                continue;
+            }
+            let over = matches!(result, Err(ChannelError::Closed | ChannelError::System(_)));
+            if events.send(event(result)).await.is_err() || over {
+                return;
+            }
+        }
+    })
+}
+
+/// Sends what is queued as the other end takes it, and never waits for it anywhere else.
+pub fn sender<S: Serialize + 'static, R: DeserializeOwned + 'static>(
+    channel: &Registered<S, R>,
+    mut queue: mpsc::Receiver<(S, Vec<OwnedFd>)>,
+) -> Watch {
+    let channel = channel.clone();
+    Watch::start(async move {
+        while let Some((message, fds)) = queue.recv().await {
+            if !send(&channel, &message, &fds).await {
+                return;
+            }
+        }
+    })
+}
+
+/// Sends one message when the other end takes it; false when it is gone.
+pub async fn send<S: Serialize, R: DeserializeOwned>(
+    channel: &AsyncFd<Channel<S, R>>,
+    message: &S,
+    fds: &[OwnedFd],
+) -> bool {
+    use std::os::fd::AsFd;
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    loop {
+        match channel.get_ref().send(message, &fds, false) {
+            Ok(_) => return true,
+            Err(ChannelError::WouldBlock) => match channel.writable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return false,
+            },
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Tells the end of a process.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn process(process: &Rc<Process>, events: &Events, event: Event) -> io::Result<Watch> {
+    let fd = sys::register(process.clone(), Interest::READABLE)?;
+    let events = events.clone();
+    Ok(Watch::start(async move {
+        if fd.readable().await.is_ok() {
+            let _ = events.send(event).await;
+        }
+    }))
+}
+
+/// Tells each ring of a bell.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn bell(bell: EventFd, events: &Events, place: Place) -> io::Result<Watch> {
+    let fd = sys::register(bell, Interest::READABLE)?;
+    let events = events.clone();
+    Ok(Watch::start(async move {
+        while let Ok(mut ready) = fd.readable().await {
+            let rang = fd.get_ref().read().is_ok();
+            ready.clear_ready();
+            if rang && events.send(Event::Rang(place)).await.is_err() {
+                return;
+            }
+        }
+    }))
+}
+
+/// Tells that connections wait. The kernel wakes nobody for the listener when this is gone.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn listener(listener: &Rc<Listener>, events: &Events, pool: PoolId) -> io::Result<Watch> {
+    let fd = sys::register(listener.clone(), Interest::READABLE)?;
+    let events = events.clone();
+    Ok(Watch::start(async move {
+        while let Ok(mut ready) = fd.readable().await {
+            // Nothing is accepted here; the next edge is the next connection.
+            ready.clear_ready();
+            if events.send(Event::Waiting(pool)).await.is_err() {
+                return;
+            }
+        }
+    }))
+}

@@ -1,0 +1,176 @@
+//! One worker, as the master knows it.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::context::Context;
+use super::output::{self, Output, Pipes};
+use super::process::Process;
+use super::watch::{self, Event, Place, Registered, Watch};
+use super::zygote::BUFFER;
+use crate::config::Pool;
+use crate::control::{self, Exit, FromWorker, Spawn, ToWorker, ToZygote};
+use crate::log::WorkerOutput;
+use crate::pm::WorkerId;
+use crate::scoreboard::SlotView;
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its slot in the scoreboard.
+    pub slot: u32,
+    /// When it was asked for.
+    pub started: Duration,
+    /// The process; None until the zygote has made it.
+    pub process: Option<Rc<Process>>,
+    /// When it was asked to leave.
+    pub asked: Option<Duration>,
+    /// How it ended, by its zygote's word.
+    pub exit: Option<Exit>,
+    /// When its process was seen to have ended.
+    pub ended: Option<Duration>,
+    /// It takes the place of one that ended unasked.
+    pub replaces: bool,
+    link: Registered<ToWorker, FromWorker>,
+    pipes: Option<Pipes>,
+    output: Option<Output>,
+    watches: Vec<Watch>,
+}
+
+impl Worker {
+    /// Prepares one, and the order by which its zygote makes it.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn prepare(
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        access_log: Option<&File>,
+        spawn: Spawn,
+    ) -> io::Result<(Self, (ToZygote, Vec<OwnedFd>))> {
+        let (ours, theirs) = control::pair::<ToWorker, FromWorker>(BUFFER).map_err(io::Error::other)?;
+        let id = WorkerId(spawn.worker);
+        let (pipes, stdout, stderr) = if pool.catch_workers_output {
+            let (pipes, stdout, stderr) = output::pipes()?;
+            (Some(pipes), stdout.into(), stderr.into())
+        } else {
+            (None, output::null()?, output::null()?)
+        };
+        let mut fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
+        if let Some(log) = access_log {
+            fds.push(log.as_fd().try_clone_to_owned()?);
+        }
+        let link = watch::register(ours)?;
+        let watches = vec![watch::messages(&link, &ctx.events, move |result| {
+            Event::Worker(place, id, result)
+        })];
+        let slot = spawn.slot;
+        let worker = Self {
+            id,
+            slot,
+            started: watch::now(),
+            process: None,
+            asked: None,
+            exit: None,
+            ended: None,
+            replaces: false,
+            link,
+            pipes,
+            output: None,
+            watches,
+        };
+        Ok((worker, (ToZygote::Spawn(spawn), fds)))
+    }
+
+    /// Its process is there: opens the gate.
+    ///
+    /// # Errors
+    /// When the kernel refuses a registration.
+    pub fn go(&mut self, ctx: &Context, place: Place, pool: &Pool, process: Process) -> io::Result<()> {
+        let pid = process.pid();
+        let process = Rc::new(process);
+        self.watches
+            .push(watch::process(&process, &ctx.events, Event::Ended(place, self.id))?);
+        self.process = Some(process);
+        if let Some(pipes) = self.pipes.take() {
+            let lines = WorkerOutput::new(&pool.name, pid, pool.decorate_workers_output);
+            self.output = Some(Output::start(pipes, &ctx.log, lines)?);
+        }
+        self.tell(&ToWorker::Go, &[]);
+        Ok(())
+    }
+
+    /// Its pid, once it has one.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(|process| process.pid())
+    }
+
+    /// Sends it a message. One that does not read will not hold up the master; what it is to know stands in the
+    /// scoreboard too, or is asked for again.
+    pub fn tell(&self, message: &ToWorker, fds: &[OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let _ = self.link.get_ref().send(message, &fds, false);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.process {
+            process.signal(signal);
+        }
+    }
+
+    /// Its last words into the log.
+    pub fn drain_output(&self) {
+        if let Some(output) = &self.output {
+            output.drain();
+        }
+    }
+}
+
+/// `with code 0`, `on signal 9 (SIGKILL)`.
+pub fn describe(exit: Option<Exit>) -> String {
+    match exit {
+        Some(Exit::Code(code)) => format!("with code {code}"),
+        Some(Exit::Signal { signal, core }) => {
+            let name = Signal::try_from(signal).map_or_else(|_| format!("SIG{signal}"), |signal| signal.to_string());
+            format!(
+                "on signal {signal} ({name}{})",
+                if core { " - core dumped" } else { "" }
+            )
+        }
+        None => "for a reason that nobody could tell".to_owned(),
+    }
+}
+
+/// `script '/x.php' (request: "GET /x.php?a=b")`, as php-fpm writes it; what a client or a hostile worker put there cannot
+/// forge a line.
+pub fn describe_request(view: &SlotView) -> String {
+    let text = view.text.clone().unwrap_or_default();
+    let clean = |text: &str| -> String {
+        text.bytes()
+            .map(|byte| {
+                if (b' '..=b'~').contains(&byte) {
+                    byte as char
+                } else {
+                    '.'
+                }
+            })
+            .collect()
+    };
+    let (question, query) = if text.query.is_empty() {
+        ("", String::new())
+    } else {
+        ("?", clean(&text.query))
+    };
+    let (script, method, uri) = (clean(&text.script), clean(&text.method), clean(&text.uri));
+    format!("script '{script}' (request: \"{method} {uri}{question}{query}\")")
+}

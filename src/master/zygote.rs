@@ -1,0 +1,238 @@
+//! Starting a zygote: which executable, with what, as whom.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+
+use command_fds::{CommandFdExt, FdMapping};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use super::context::Context;
+use super::listen::{Listener, is_hand_over};
+use super::output::{self, Output};
+use super::process::Process;
+use super::users::Identity;
+use super::watch::{self, Event, Place, Watch};
+use crate::cli::worker;
+use crate::config::{Global, Pool};
+use crate::control::{self, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig};
+use crate::log::{WorkerOutput, errno};
+
+/// Send buffer of control channels and links, bytes.
+pub const BUFFER: usize = 512 << 10;
+
+/// Why there is no zygote.
+#[derive(Debug, Error)]
+pub enum ZygoteError {
+    /// The executable is nowhere.
+    #[error(transparent)]
+    NotFound(#[from] worker::WorkerError),
+    /// It cannot be executed.
+    #[error("{path} cannot be executed: {reason}", path = .0.display(), reason = errno(.1))]
+    Execute(PathBuf, #[source] io::Error),
+    /// Something it needs cannot be made.
+    #[error("{0} cannot be made: {reason}", reason = errno(.1))]
+    Make(&'static str, #[source] io::Error),
+}
+
+/// A zygote that is starting or has started. When this goes, its control channel closes and it ends.
+#[derive(Debug)]
+pub struct Zygote {
+    /// The process.
+    pub process: Rc<Process>,
+    /// What it is to be told; full when it does not listen.
+    pub orders: mpsc::Sender<(ToZygote, Vec<OwnedFd>)>,
+    /// What it prints.
+    pub output: Output,
+    _watches: [Watch; 2],
+}
+
+/// What a zygote is made of.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// `[global]`
+    pub global: &'a Global,
+    /// The pool.
+    pub pool: &'a Pool,
+    /// Who its workers are.
+    pub identity: &'a Identity,
+    /// The listener.
+    pub listener: &'a Listener,
+    /// The scoreboard, the workers' end of the queue, the bell.
+    pub fds: [OwnedFd; 3],
+}
+
+impl Zygote {
+    /// Executes one and tells it what it is to be.
+    ///
+    /// # Errors
+    /// When it cannot be executed.
+    pub fn start(ctx: &Context, place: Place, parts: Parts<'_>) -> Result<Self, ZygoteError> {
+        let Parts {
+            global,
+            pool,
+            identity,
+            listener,
+            fds,
+        } = parts;
+        let make = |what| move |error| ZygoteError::Make(what, error);
+        let executable = worker::find(pool.worker_path.as_deref(), pool.php_version.as_deref())?;
+        let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
+            .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
+        let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
+        let config = ZygoteConfig {
+            version: VERSION,
+            confinement: confinement(pool, identity),
+            php: php_settings(ctx, pool, &executable.php),
+            env: environment(pool, identity),
+            pool: pool_settings(global, pool),
+        };
+
+        let mut command = Command::new(&executable.path);
+        command
+            .arg0(format!("php-fpm: pool {}", pool.name))
+            .arg("zygote")
+            .current_dir("/")
+            .stdin(Stdio::null());
+        if let Ok(here) = std::env::current_dir() {
+            command.current_dir(here);
+        }
+        command
+            .stdout(stderr.try_clone().map_err(make("a pipe"))?)
+            .stderr(stderr);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_internal)) {
+            command.env_remove(name);
+        }
+        let mapping = FdMapping {
+            parent_fd: theirs.into(),
+            child_fd: 3,
+        };
+        command
+            .fd_mappings(vec![mapping])
+            .expect("one descriptor does not collide");
+        let child = command
+            .spawn()
+            .map_err(|error| ZygoteError::Execute(executable.path, error))?;
+        let pid = child.id() as i32;
+        let process = Rc::new(Process::of_child(pid).map_err(make("a pidfd"))?);
+        // The master may need many descriptors; what PHP sees is what the administrator set.
+        let _ = rustix::process::prlimit(
+            rustix::process::Pid::from_raw(pid),
+            rustix::process::Resource::Nofile,
+            ctx.open_files,
+        );
+
+        let lines = WorkerOutput::new(&pool.name, pid, true);
+        let output = Output::start(pipes, &ctx.log, lines).map_err(make("a registration"))?;
+        let channel = watch::register(ours).map_err(make("a registration"))?;
+        let (orders, queue) = mpsc::channel(pool.pm_max_children as usize + 64);
+        let watches = [
+            watch::messages(&channel, &ctx.events, move |result| Event::Zygote(place, result)),
+            watch::sender(&channel, queue),
+        ];
+        let [board, workers, bell] = fds;
+        let listener = listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"))?;
+        let first = (
+            ToZygote::Configure(Box::new(config)),
+            vec![listener, board, workers, bell],
+        );
+        orders.try_send(first).expect("a new queue has room");
+        Ok(Self {
+            process,
+            orders,
+            output,
+            _watches: watches,
+        })
+    }
+}
+
+/// Variables between this process and whoever started it.
+fn is_internal(name: &str) -> bool {
+    is_hand_over(name) || matches!(name, "NOTIFY_SOCKET" | "WATCHDOG_USEC" | "WATCHDOG_PID")
+}
+
+fn confinement(pool: &Pool, identity: &Identity) -> Confinement {
+    let root = nix::unistd::geteuid().is_root();
+    Confinement {
+        user: identity.user.clone(),
+        chroot: pool.chroot.clone().filter(|_| root),
+        chdir: pool.chdir.clone(),
+        priority: pool.process_priority.filter(|_| root),
+        rlimit_files: pool.rlimit_files,
+        rlimit_core: pool.rlimit_core,
+        dumpable: pool.process_dumpable,
+        apparmor_hat: pool.apparmor_hat.clone(),
+    }
+}
+
+fn php_settings(ctx: &Context, pool: &Pool, version: &str) -> PhpSettings {
+    let php = &ctx.launch.php;
+    let search = php.search(version, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref());
+    PhpSettings {
+        values: pool.php_value.clone(),
+        admin_values: pool.php_admin_value.clone(),
+        ..php.settings(search.find())
+    }
+}
+
+/// In php-fpm's order: what is inherited, `env[]`, USER and HOME.
+fn environment(pool: &Pool, identity: &Identity) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    if !pool.clear_env {
+        let inherited = std::env::vars_os().filter(|(name, _)| !name.to_str().is_some_and(is_internal));
+        env.extend(inherited.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec())));
+    }
+    env.extend(
+        pool.env
+            .iter()
+            .map(|entry| (entry.key.clone().into_bytes(), entry.value.clone().into_bytes())),
+    );
+    let own = [
+        ("USER", identity.name.clone().map(String::into_bytes)),
+        ("HOME", identity.home.clone()),
+    ];
+    for (name, value) in own {
+        if let Some(value) = value
+            && !pool.env.iter().any(|entry| entry.key == name)
+        {
+            env.push((name.as_bytes().to_vec(), value));
+        }
+    }
+    env
+}
+
+fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
+    PoolSettings {
+        name: pool.name.clone(),
+        title: format!("pool {}", pool.name),
+        max_children: pool.pm_max_children,
+        max_requests: pool.pm_max_requests,
+        status_path: pool.pm_status_path.clone(),
+        ping_path: pool.ping_path.clone(),
+        ping_response: pool.ping_response.clone(),
+        limit_extensions: pool.security_limit_extensions.clone(),
+        allowed_clients: pool.listen_allowed_clients.clone(),
+        allowed_clients_wrong: pool.listen_allowed_clients_wrong.clone(),
+        access_log: pool.access_log.is_some(),
+        access_format: pool.access_format.clone(),
+        access_suppress_path: pool.access_suppress_path.clone(),
+        catch_output: pool.catch_workers_output,
+        log_level: global.log_level,
+        log_limit: global.log_limit,
+        request_header_timeout: pool.request_header_timeout,
+        request_body_timeout: pool.request_body_timeout,
+        response_write_timeout: pool.response_write_timeout,
+        linger_timeout: pool.linger_timeout,
+        connection_idle_timeout: pool.connection_idle_timeout,
+        request_terminate_timeout: pool.request_terminate_timeout,
+        stop_timeout: pool.stop_timeout,
+        recycle_memory: pool.worker_recycle_memory,
+        recycle_age: pool.worker_recycle_age,
+    }
+}

@@ -37,6 +37,8 @@ pub struct Error {
     pub directive: Option<String>,
     /// What is wrong, in php-fpm's exact words where php-fpm says the same.
     pub text: String,
+    /// The same for who knows the directive already, where php-fpm's words say little.
+    pub plain: Option<String>,
     /// What is allowed, or what was probably meant.
     pub hint: Option<String>,
 }
@@ -55,7 +57,7 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    /// `file:line: directive: what is wrong (what is allowed)`.
+    /// `file:line: directive: what is wrong; what is allowed`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {
             write!(f, "{}:", file.display())?;
@@ -70,9 +72,9 @@ impl fmt::Display for Error {
         if let Some(directive) = &self.directive {
             write!(f, "{directive}: ")?;
         }
-        f.write_str(&self.text)?;
+        f.write_str(self.plain.as_ref().unwrap_or(&self.text))?;
         match &self.hint {
-            Some(hint) => write!(f, " ({hint})"),
+            Some(hint) => write!(f, "; {hint}"),
             None => Ok(()),
         }
     }

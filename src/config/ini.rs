@@ -213,7 +213,7 @@ impl<'a> Parser<'a> {
         String::from_utf8(bytes).map_err(|_| {
             self.error(
                 "the text is not UTF-8",
-                Some("save the file as UTF-8 (comments may be in any encoding)"),
+                Some("save the file as UTF-8; comments may be in any encoding"),
             )
         })
     }
@@ -295,6 +295,15 @@ impl<'a> Parser<'a> {
                 None | Some(b'\n' | b'\r' | b';' | 0) => {
                     let hint = Some("brackets close on their line; quote a name that holds ';'");
                     return Err(self.error("syntax error, unexpected end of file, expecting ']'", hint));
+                }
+                // These take the byte after them along, whatever it means.
+                Some(byte @ (b'$' | b'\\')) => {
+                    out.push(byte);
+                    self.position += 1;
+                    if let Some(next) = self.peek().filter(|next| !matches!(next, b'\n' | b'\r' | 0)) {
+                        out.push(next);
+                        self.position += 1;
+                    }
                 }
                 Some(byte) => {
                     out.push(byte);

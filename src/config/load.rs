@@ -153,6 +153,7 @@ struct Reader<'a> {
 /// An error in a line, before its place is known.
 struct Complaint {
     text: String,
+    plain: Option<String>,
     hint: Option<String>,
     directive: Option<String>,
     /// php-fpm says it when all is read.
@@ -163,6 +164,7 @@ impl Complaint {
     fn new(text: impl Into<String>, hint: Option<String>) -> Self {
         Complaint {
             text: text.into(),
+            plain: None,
             hint,
             directive: None,
             check: None,
@@ -245,6 +247,7 @@ impl Reader<'_> {
             pool: pool.filter(|_| complaint.check.is_some()),
             directive: complaint.directive,
             text: complaint.text,
+            plain: complaint.plain,
             hint: complaint.hint,
         });
     }
@@ -258,6 +261,7 @@ impl Reader<'_> {
             pool: None,
             directive: None,
             text,
+            plain: None,
             hint,
         });
     }
@@ -304,7 +308,10 @@ impl Reader<'_> {
                     format!("write {name} = value")
                 }
             };
-            return Err(Complaint::new("value is NULL for a ZEND_INI_PARSER_ENTRY", Some(hint)));
+            return Err(Complaint {
+                plain: Some(format!("'{name}' has no value")),
+                ..Complaint::new("value is NULL for a ZEND_INI_PARSER_ENTRY", Some(hint))
+            });
         };
         match self.current {
             None => self.global.assign(None, name, value, place),
@@ -484,19 +491,20 @@ impl<S: Section> Draft<S> {
             });
         };
         self.places.insert(directive.name, place.clone());
+        let given = value.clone();
         let unparsable = |reason: &str, hint: String| Complaint {
+            text: format!("unable to parse value for entry '{name}': {reason}"),
+            plain: Some(format!("'{given}' is not allowed")),
+            hint: Some(hint),
             directive: Some(directive.name.to_owned()),
-            ..Complaint::new(
-                format!("unable to parse value for entry '{name}': {reason}"),
-                Some(hint),
-            )
+            check: None,
         };
         let value = match pool {
             _ if !directive.kind.is_text() || !value.contains("$pool") => value,
             Some(pool) => value.replace("$pool", pool),
             None => {
                 self.broken.insert(directive.name);
-                let hint = "[global] is about all pools".to_owned();
+                let hint = "$pool is a pool's name, and [global] is about all of them".to_owned();
                 return Err(unparsable("Can't use '$pool' when the pool is not defined", hint));
             }
         };
@@ -566,7 +574,7 @@ fn unknown_hint<S: Section>(name: &str) -> Option<String> {
     };
     match directives::nearest::<S>(name) {
         Some(near) => Some(format!("did you mean '{}'?", near.name)),
-        None => elsewhere(),
+        None => elsewhere().or_else(|| Some(format!("a setting of php.ini is written php_value[{name}] = value"))),
     }
 }
 
@@ -627,3 +635,7 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>, PathBuf> {
     found.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(found)
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -7,6 +7,7 @@ pub mod access_format;
 pub mod address;
 pub mod directives;
 pub mod ini;
+pub mod manual;
 pub mod phpini;
 pub mod value;
 

@@ -64,6 +64,7 @@ pub(super) fn finish(
             pool: None,
             directive: None,
             text: "No pool defined. at least one pool section must be specified in config file".into(),
+            plain: None,
             hint: Some("a section such as [www] begins a pool".into()),
         });
     }
@@ -75,10 +76,22 @@ pub(super) fn finish(
         errors = check.errors;
         checked.push(check.draft);
     }
-    let pools: Vec<Pool> = checked.into_iter().map(|draft| draft.section).collect();
     if options.test {
-        errors.extend(pools.iter().flat_map(unknown_names));
+        errors.extend(checked.iter().flat_map(|draft| {
+            let place = |error: &Error| {
+                error
+                    .directive
+                    .as_ref()
+                    .and_then(|name| draft.places.get(name.as_str()))
+            };
+            unknown_names(&draft.section).into_iter().map(move |mut error| {
+                error.line = place(&error).map_or(error.line, |place| place.line);
+                error.file = place(&error).map(|place| place.file.clone()).or(error.file);
+                error
+            })
+        }));
     }
+    let pools = checked.into_iter().map(|draft| draft.section).collect();
     if !errors.is_empty() {
         return Err(Errors {
             errors,
@@ -134,6 +147,7 @@ pub fn unknown_names(pool: &Pool) -> Vec<Error> {
             pool: Some(pool.name.clone()),
             directive: Some(directive.to_owned()),
             text: text?,
+            plain: None,
             hint: None,
         })
     };
@@ -169,6 +183,7 @@ impl<S: Section> Check<'_, S> {
             pool,
             directive: Some(directive.to_owned()),
             text: text.into(),
+            plain: None,
             hint: hint.into(),
         });
     }
@@ -237,6 +252,7 @@ impl Check<'_, Global> {
                 pool: None,
                 directive: None,
                 text,
+                plain: None,
                 hint: Some("it is the command line's -p".into()),
             });
         }
@@ -319,17 +335,18 @@ impl Check<'_, Pool> {
         if let Some(chroot) = self.draft.section.text_of("chroot")
             && let Some(rest) = chroot.strip_prefix("$prefix")
         {
-            let chroot = format!("{}{rest}", base.display());
+            // The slash between them is php-fpm's, one more than needed.
+            let slash = if rest.is_empty() { "" } else { "/" };
+            let chroot = format!("{}{slash}{rest}", base.display());
             self.draft.section.chroot = Some(PathBuf::from(&chroot));
             self.draft.section.write("chroot", chroot);
         }
-        if self
-            .draft
-            .section
-            .text_of("chroot")
-            .is_some_and(|chroot| chroot.contains("$prefix"))
-        {
+        let misplaced = |chroot: &str| !chroot.starts_with('/') && chroot.contains("$prefix");
+        if self.draft.section.text_of("chroot").is_some_and(misplaced) {
             let text = "'$prefix' must be use at the beginning of the value";
+            self.fail_in(None, Level::Error, "chroot", text, None);
+            let chroot = self.draft.section.text_of("chroot").unwrap_or_default();
+            let text = format!("the chroot path '{chroot}' must start with a '/'");
             self.fail(Level::Error, "chroot", text, None);
             self.draft.broken.insert("chroot");
         }
@@ -373,12 +390,10 @@ impl Check<'_, Pool> {
         match self.draft.section.text_of("pm.status_listen").map(str::to_owned) {
             None => {}
             Some(text) if text.is_empty() => {
-                self.fail(
-                    Level::Alert,
-                    "pm.status_listen",
-                    "no listen address have been defined!",
-                    None,
-                );
+                // To php-fpm it is a pool of its own.
+                let pool = Some(format!("{}_status", self.draft.section.name));
+                let text = "no listen address have been defined!";
+                self.fail_in(pool, Level::Alert, "pm.status_listen", text, None);
             }
             Some(text) => match address::parse(&text, &base) {
                 Ok(parsed) => {

@@ -191,12 +191,12 @@ impl Kind {
     /// What is allowed, to follow the word "allowed:".
     pub fn allowed(&self) -> String {
         match self {
-            Kind::Bool => "yes or no (also on, off, true, false, 1, 0)".into(),
+            Kind::Bool => "yes or no, or on, off, true, false, 1, 0".into(),
             Kind::Number(range) => format!("a whole number from {} to {}", range.start(), range.end()),
             Kind::Size => "bytes, such as 1048576, 1024K, 64M or 1G".into(),
             Kind::Time => "a time such as 30, 30s, 1.5s, 1500ms, 10m, 2h or 1d".into(),
             Kind::Mode => "octal permissions from 0000 to 0777, such as 0660".into(),
-            Kind::Rlimit => "unlimited, or a whole number from 0 (0 leaves the limit as it is)".into(),
+            Kind::Rlimit => "unlimited, or a whole number from 0, which leaves the limit as it is".into(),
             Kind::Choice(words, _) => alternatives(words.iter().copied()),
             Kind::Facility => alternatives(FACILITIES.iter().map(|(name, _)| *name)),
             Kind::Text => "any text".into(),
@@ -204,7 +204,7 @@ impl Kind {
             Kind::Names => "names separated by commas".into(),
             Kind::Words => "words separated by blanks".into(),
             Kind::Path(_) => "a path".into(),
-            Kind::Address => "a port, host:port, [IPv6]:port, or the path of a unix socket (at most 107 bytes)".into(),
+            Kind::Address => "a port, host:port, [IPv6]:port, or the path of a unix socket, at most 107 bytes".into(),
             Kind::Version => "a version such as 8.2".into(),
             Kind::CgroupSize => "max, or bytes, such as 1048576, 1024K, 64M or 1G".into(),
             Kind::CgroupCount => format!("max, or a whole number from 1 to {}", u32::MAX),
@@ -217,27 +217,6 @@ impl Kind {
             Kind::Array(Array::Value { .. }) => "a php.ini setting in brackets, and any text".into(),
             Kind::Array(Array::Flag { .. }) => "a php.ini setting in brackets, and yes or no".into(),
             Kind::Array(Array::Path) => "empty brackets, and a path that begins with /".into(),
-        }
-    }
-
-    /// The type's name in the manual.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Kind::Bool => "boolean",
-            Kind::Number(_) => "number",
-            Kind::Size => "size",
-            Kind::Time => "time",
-            Kind::Mode => "octal number",
-            Kind::Rlimit => "limit",
-            Kind::Choice(..) | Kind::Facility => "word",
-            Kind::Text | Kind::NonEmpty => "text",
-            Kind::Names | Kind::Words => "list",
-            Kind::Path(_) => "path",
-            Kind::Address => "address",
-            Kind::Version => "version",
-            Kind::CgroupSize | Kind::CgroupCpu | Kind::CgroupCount | Kind::CgroupWeight => "cgroup limit",
-            Kind::Include => "pattern",
-            Kind::Array(_) => "array",
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The bytes of the scoreboard. Atomics alone, so that every bit pattern is valid.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -141,7 +141,7 @@ macro_rules! text {
         #[repr(C)]
         #[derive(Debug)]
         pub struct Text {
-            $($(#[$doc])* pub(super) $name: Field<$size>,)*
+            $($(#[$doc])* pub(super) $name: Field<$size, { $size / 8 }>,)*
         }
 
         /// The strings of a request, for [`Slot::begin`].
@@ -175,26 +175,32 @@ text! {
     id: 64
 }
 
-/// A string of at most `N - 1` bytes.
+/// A string of at most `BYTES - 1` bytes, kept in words: one store for eight of them.
 #[repr(C)]
 #[derive(Debug)]
-pub(super) struct Field<const N: usize> {
-    length: AtomicU32,
-    bytes: [AtomicU8; N],
+pub(super) struct Field<const BYTES: usize, const WORDS: usize> {
+    length: AtomicU64,
+    words: [AtomicU64; WORDS],
 }
 
-impl<const N: usize> Field<N> {
+impl<const BYTES: usize, const WORDS: usize> Field<BYTES, WORDS> {
     fn write(&self, text: &[u8]) {
-        let text = &text[..text.len().min(N - 1)];
-        for (to, from) in self.bytes.iter().zip(text) {
-            to.store(*from, Relaxed);
+        const { assert!(BYTES == WORDS * 8) };
+        let text = &text[..text.len().min(BYTES - 1)];
+        for (word, bytes) in self.words.iter().zip(text.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(whole), Relaxed);
         }
-        self.length.store(text.len() as u32, Relaxed);
+        self.length.store(text.len() as u64, Relaxed);
     }
 
     pub(super) fn read(&self) -> Vec<u8> {
-        let length = (self.length.load(Relaxed) as usize).min(N - 1);
-        self.bytes[..length].iter().map(|byte| byte.load(Relaxed)).collect()
+        let length = (self.length.load(Relaxed) as usize).min(BYTES - 1);
+        let words = &self.words[..length.div_ceil(8)];
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
+        bytes.truncate(length);
+        bytes
     }
 }
 
@@ -276,6 +282,6 @@ impl Slot {
     pub(super) fn scribble_for_test(&self) {
         self.stage.store(77, Relaxed);
         self.sequence.store(5, Relaxed);
-        self.text.uri.length.store(u32::MAX, Relaxed);
+        self.text.uri.length.store(u64::MAX, Relaxed);
     }
 }

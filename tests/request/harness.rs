@@ -7,8 +7,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
@@ -229,6 +230,11 @@ impl Run<'_> {
         let file = self.root.join(path.trim_start_matches('/'));
         fs::create_dir_all(file.parent().expect("below the root")).expect("the document root can be written");
         fs::write(&file, content).expect("the document root can be written");
+        // opcache takes a file into its cache only when it is some seconds old, and tells versions by whole seconds.
+        static VERSION: AtomicU64 = AtomicU64::new(0);
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_500_000_000 + VERSION.fetch_add(1, Ordering::Relaxed));
+        let opened = fs::File::options().write(true).open(&file).expect("just written");
+        opened.set_modified(old).expect("it is ours");
         file
     }
 
@@ -290,7 +296,7 @@ impl Run<'_> {
     }
 
     /// The same for an answer with something in it that is never alike, as a time: note what is.
-    pub fn send_unrecorded(&mut self, request: &Request) -> Reply {
+    pub fn send_unrecorded(&self, request: &Request) -> Reply {
         let mut connection = self.connect();
         connection.send(&request.bytes());
         let reply = connection.reply(request.id);

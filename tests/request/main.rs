@@ -11,10 +11,19 @@ mod support;
 mod auth_headers;
 mod body;
 mod differences;
+mod errors;
+mod finish;
+mod fuzz;
 mod harness;
+mod headers;
+mod logs;
+mod output;
 mod path_info;
+mod protocol;
 mod server_vars;
 mod settings;
+mod state;
+mod status;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,6 +65,15 @@ fn cases() -> Vec<Case> {
         path_info::cases(),
         settings::cases(),
         body::cases(),
+        headers::cases(),
+        output::cases(),
+        errors::cases(),
+        finish::cases(),
+        state::cases(),
+        logs::cases(),
+        status::cases(),
+        protocol::cases(),
+        fuzz::cases(),
     ]
     .into_iter()
     .flatten()

@@ -6,6 +6,7 @@ use ureq::Agent;
 use ureq::http::Request;
 
 use crate::support::fcgi::PATIENCE;
+use crate::support::web::urlencoded;
 
 /// One visitor, with the cookies that the site has given.
 pub struct Browser {
@@ -157,12 +158,8 @@ impl Browser {
 
     /// Submits a form, as `application/x-www-form-urlencoded`.
     pub fn post(&mut self, path: &str, fields: &[(String, String)]) -> Page {
-        let pairs: Vec<String> = fields
-            .iter()
-            .map(|(n, v)| format!("{}={}", encode(n), encode(v)))
-            .collect();
         let kind = [("Content-Type", "application/x-www-form-urlencoded")];
-        self.send("POST", path, &kind, pairs.join("&").as_bytes())
+        self.send("POST", path, &kind, urlencoded(fields).as_bytes())
     }
 
     /// Submits a form with a file, as `multipart/form-data`.
@@ -181,14 +178,4 @@ impl Browser {
         let kind = format!("multipart/form-data; boundary={BOUNDARY}");
         self.send("POST", path, &[("Content-Type", &kind)], &body)
     }
-}
-
-/// Percent-encodes all but what is safe everywhere in a URL.
-pub fn encode(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        })
-        .collect()
 }

@@ -112,6 +112,8 @@ pub struct Setup {
     pub arguments: &'static [&'static str],
     /// What the server's environment holds beside PATH.
     pub environment: &'static [(&'static str, &'static str)],
+    /// Scripts that must be there when the server starts, below `{www}`.
+    pub files: &'static [(&'static str, &'static str)],
     /// Whether cases make workers die, so that the log may say so.
     pub deaths: bool,
 }
@@ -129,6 +131,7 @@ impl Setup {
         ini: "",
         arguments: &[],
         environment: &[],
+        files: &[],
         deaths: false,
     };
 
@@ -148,7 +151,11 @@ impl Setup {
     }
 
     fn ini_file(&self) -> String {
-        let opcache = if self.opcache { "zend_extension = opcache\n" } else { "" };
+        let opcache = if self.opcache {
+            "zend_extension = opcache\nopcache.revalidate_freq = 0\n"
+        } else {
+            ""
+        };
         // Debian's folder of settings loads it by itself.
         let scanned = self.environment.iter().any(|(name, _)| *name == "PHP_INI_SCAN_DIR");
         let posix = if scanned { "" } else { "extension = posix\n" };
@@ -205,6 +212,10 @@ impl Server {
         fs::create_dir_all(&www).map_err(|e| at(&www, e))?;
         fs::create_dir_all(&home).map_err(|e| at(&home, e))?;
         fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).map_err(|e| at(&home, e))?;
+        for (name, content) in setup.files {
+            let file = www.join(name);
+            fs::write(&file, content).map_err(|e| at(&file, e))?;
+        }
         // Between finding a free port and using it somebody else may take it.
         let mut attempts = if setup.listen == Listen::Unix { 1 } else { 5 };
         loop {
@@ -377,6 +388,18 @@ impl Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         None
+    }
+
+    /// The pids of the workers: the processes that have no children.
+    pub fn workers(&self) -> Vec<i32> {
+        let family = self.family();
+        let childless = |p: &&Process| family.iter().all(|other| other.parent != p.pid);
+        family.iter().skip(1).filter(childless).map(|p| p.pid).collect()
+    }
+
+    /// The pids of the master and of every process below it.
+    pub fn pids(&self) -> Vec<i32> {
+        self.family().iter().map(|p| p.pid).collect()
     }
 
     /// The processes below the master, and itself.

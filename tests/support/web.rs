@@ -255,3 +255,22 @@ DirectoryIndex index.php
 "
     )
 }
+
+/// Fields as a form sends them.
+pub fn urlencoded(fields: &[(String, String)]) -> String {
+    let pairs: Vec<String> = fields
+        .iter()
+        .map(|(n, v)| format!("{}={}", encode(n), encode(v)))
+        .collect();
+    pairs.join("&")
+}
+
+/// Percent-encodes all but what is safe everywhere in a URL.
+pub fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}

@@ -3,13 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use nix::unistd::{User, geteuid};
 use tempfile::TempDir;
 
-use super::server::{Listen, Setup};
+use super::server::{Listen, Setup, php_version};
 
 const PACKAGE: &str = "/usr/share/dokuwiki";
 const PACKAGE_CONF: &str = "/etc/dokuwiki";
@@ -68,24 +68,23 @@ pub fn setup(workers: u32) -> &'static Setup {
     } else {
         ""
     };
-    let scan = debian_conf_d().display().to_string();
     Box::leak(Box::new(Setup {
         name: "wiki",
         workers,
         listen: Listen::Unix,
         opcache: false, // conf.d says it already
         pool: owner,
-        ini: "upload_max_filesize = 32M\npost_max_size = 40M\nmemory_limit = 256M\nsession.save_path = \"{home}\"\n\
+        ini: "upload_max_filesize = 32M\npost_max_size = 40M\nmemory_limit = 256M\nopcache.file_update_protection = 0\nsession.save_path = \"{home}\"\n\
               sys_temp_dir = \"{home}\"\n",
-        environment: Box::leak(Box::new([("PHP_INI_SCAN_DIR", &*scan.leak())])),
+        environment: debian_extensions(),
         ..Setup::BASE
     }))
 }
 
-/// The folder of Debian's settings for php-fpm of the version that is under test.
-pub fn debian_conf_d() -> PathBuf {
-    let version = super::server::php_version();
-    PathBuf::from(format!("/etc/php/{version}/fpm/conf.d"))
+/// The environment in which PHP loads what Debian has set up for php-fpm.
+pub fn debian_extensions() -> &'static [(&'static str, &'static str)] {
+    let folder = format!("/etc/php/{}/fpm/conf.d", php_version());
+    Box::leak(Box::new([("PHP_INI_SCAN_DIR", &*folder.leak())]))
 }
 
 /// Makes `www` a fresh DokuWiki, as it is before its installer has run. PHP's user owns what the wiki writes.

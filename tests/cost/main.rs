@@ -1,0 +1,45 @@
+//! What a request costs, in the one unit that does not depend on how busy the machine is: system calls.
+
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each tier uses its part")]
+mod support;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+
+use support::server::Kind;
+use support::strace::{How, Subject, total};
+use support::wiki;
+
+/// The most that one hello world may take of each way; php-fpm takes 34 on a new connection.
+const LIMITS: [(&str, How, u32); 3] = [
+    ("a_new_connection_takes_at_most_12_system_calls", How::New, 12),
+    (
+        "a_new_connection_that_was_queued_takes_at_most_12_system_calls",
+        How::Queued,
+        12,
+    ),
+    ("a_kept_connection_takes_at_most_8_system_calls", How::Kept, 8),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two at once would count each other's requests.
+    arguments.test_threads = Some(1);
+    let root = wiki::folder();
+    let subject = Arc::new(Subject::start(Kind::under_test(), root.path()).unwrap_or_else(|e| panic!("{e}")));
+    let trials = LIMITS.map(|(name, how, limit)| {
+        let subject = Arc::clone(&subject);
+        Trial::test(name, move || {
+            let calls = subject.calls(how)?;
+            let sum = total(&calls);
+            if (1..=limit).contains(&sum) {
+                return Ok(());
+            }
+            Err(format!("{sum} system calls, not 1 to {limit}: {calls:.2?}").into())
+        })
+    });
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
+}

@@ -1,0 +1,197 @@
+//! `pm.status_path`, `ping.path` and fpm_get_status().
+
+use crate::harness::{Case, Cases, Run};
+use crate::numbers::hidden;
+use crate::support::fcgi::Reply;
+use crate::support::server::Setup;
+
+static STATUS: Setup = Setup {
+    name: "status",
+    pool: "pm.status_path = /status\nping.path = /ping\nping.response = \"pong <&>\"\n",
+    ..Setup::BASE
+};
+
+/// Nobody else asks this one: its counters are exact.
+static COUNTED: Setup = Setup {
+    name: "status-counted",
+    workers: 3,
+    pool: "pm.status_path = /status\n",
+    ..Setup::BASE
+};
+
+const FORMATS: [&str; 5] = ["", "html", "xml", "json", "openmetrics"];
+
+/// The answer with its numbers hidden and what there is of workers in an order of its own.
+fn shape(reply: &Reply) -> String {
+    let head = reply.headers().join("\n");
+    let body = hidden(&reply.text());
+    let (text, xml) = ("\n\n************************\n", "<process>");
+    let (separator, end) = match () {
+        () if body.contains(text) => (text, ""),
+        () if body.contains(xml) => (xml, "\n</processes>"),
+        () if body.contains("<tr><td>N</td>") => ("<tr><td>N</td>", "\n</table></body>"),
+        () if body.contains("{\"pid\"") => ("{\"pid\"", "]}"),
+        () => return format!("{head}\n{body}"),
+    };
+    let (workers, end) = match body.rsplit_once(end) {
+        Some((workers, rest)) if !end.is_empty() => (workers.to_owned(), format!("{end}{rest}")),
+        _ => (body, String::new()),
+    };
+    let mut parts: Vec<_> = workers
+        .split(separator)
+        .map(|part| part.trim_end_matches([',', '\n']))
+        .collect();
+    parts[1..].sort_unstable();
+    format!("{head}\n{}{end}", parts.join(&format!("\n{separator}")))
+}
+
+/// A request for the status page as a web server sends it that has no such file.
+fn status(run: &mut Run, query: &str) -> Reply {
+    run.send_unrecorded(&run.get("/status").query(query))
+}
+
+/// Makes all workers look alike: each has answered the same request.
+fn warm(run: &mut Run) {
+    let request = run.page("usleep(50000); echo 'x';");
+    let bytes = request.bytes();
+    let mut connections: Vec<_> = (0..run.server.setup.workers).map(|_| run.connect()).collect();
+    for connection in &mut connections {
+        connection.send(&bytes);
+    }
+    for connection in &mut connections {
+        assert!(connection.reply(1).end.is_some());
+    }
+}
+
+pub fn cases() -> Vec<Case> {
+    Cases::of("status", |cases| {
+        for format in FORMATS {
+            cases.same(format!("the page is php_fpms as '{format}'"), &STATUS, move |run| {
+                let reply = status(run, format);
+                run.note(shape(&reply));
+            });
+            cases
+                .same(
+                    format!("the full page is php_fpms as '{format}'"),
+                    &STATUS,
+                    move |run| {
+                        warm(run);
+                        let reply = status(run, &format!("{format}&full"));
+                        // Which worker is seen on its way out of the last request is a matter of luck.
+                        run.note(shape(&reply).replace("Finishing", "Idle"));
+                    },
+                )
+                .alone();
+        }
+        cases.same("html stands before xml, json and openmetrics", &STATUS, |run| {
+            for query in [
+                "openmetrics&json&xml&html",
+                "openmetrics&json&xml",
+                "openmetrics&json",
+                "a=b&json=0",
+            ] {
+                let reply = status(run, query);
+                run.note(reply.header("Content-Type").join(" "));
+            }
+        });
+        cases.differs(
+            "a query key counts as a whole",
+            &STATUS,
+            "php-fpm takes every prefix of a key for the key, so that `?x=1` is XML",
+            |run| {
+                for query in ["j", "x=1", "htm", "jsonx"] {
+                    let reply = status(run, query);
+                    run.note(format!("{query}: {}", reply.header("Content-Type").join(" ")));
+                }
+            },
+        );
+        for (format, text) in [
+            ("json&full", "application/json"),
+            ("html&full", "text/html"),
+            ("xml&full", "text/xml"),
+        ] {
+            cases.differs(
+                format!("a request cannot break {format}"),
+                &STATUS,
+                "php-fpm escapes URI and query alone; a user name with markup in it runs in the administrator's browser",
+                move |run| {
+                    let user = "Basic Ij48c2NyaXB0PjpwYXNz"; // "><script>
+                    let request = run.get("/status").query(format).set("HTTP_AUTHORIZATION", user);
+                    let reply = run.send_unrecorded(&request);
+                    assert!(reply.header("Content-Type")[0].starts_with(text));
+                    let body = reply.text();
+                    run.note(format!("<script>: {}", body.contains("<script>")));
+                    run.note(format!("\"\">: {}", body.contains("\"\">")));
+                },
+            );
+        }
+        cases.same("HEAD has headers alone", &STATUS, |run| {
+            for uri in ["/status", "/ping"] {
+                let reply = run.send_unrecorded(&run.get(uri).method("HEAD").query("json"));
+                run.note(reply.to_string());
+            }
+        });
+        cases.same("any method is answered, and none is not", &STATUS, |run| {
+            let reply = run.send_unrecorded(&run.get("/status").method("BREW").query("json"));
+            run.note(shape(&reply));
+            run.send(&run.get("/status").unset("REQUEST_METHOD"));
+        });
+        cases.same("ping answers in its own words", &STATUS, |run| {
+            run.send(&run.get("/ping"));
+            run.send(&run.get("/ping").query("json&full"));
+        });
+        cases.same("another path is not the status page", &STATUS, |run| {
+            run.send(&run.get("/status/"));
+            run.send(&run.get("/STATUS"));
+            run.send(&run.get("/ping/"));
+        });
+        cases.same("fpm_get_status has php_fpms array", &STATUS, |run| {
+            warm(run);
+            let request = run
+                .page("$s = fpm_get_status(); foreach ($s['procs'] as $p) if ($p['state'] == 'Running') $r = $p; $s['procs'] = [$r, count($s['procs'])]; var_dump($s);")
+                .query("a=b&c=%22")
+                .set("HTTP_AUTHORIZATION", "Basic dXNlcjpwYXNz");
+            let reply = run.send_unrecorded(&request);
+            run.note(hidden(&reply.text()));
+        })
+        .alone();
+        cases
+            .same("counters are exact", &COUNTED, |run| {
+                warm(run);
+                for n in 0..20 {
+                    run.send(&run.page(&format!("echo {n};")));
+                }
+                let body = status(run, "").text();
+                let row = |name: &str| {
+                    body.lines()
+                        .find(|l| l.starts_with(name))
+                        .unwrap_or_default()
+                        .to_owned()
+                };
+                for name in [
+                    "pool",
+                    "process manager",
+                    "accepted conn",
+                    "total processes",
+                    "max children",
+                    "slow requests",
+                ] {
+                    run.note(row(name));
+                }
+            })
+            .alone();
+        cases
+            .same("the status request is the running one", &COUNTED, |run| {
+                let body = status(run, "full&json").text();
+                let state = |uri: &str| {
+                    let workers = body.split("{\"pid\"");
+                    let mine = workers
+                        .filter(|w| w.contains(uri))
+                        .map(|w| w.split('"').nth(3).unwrap_or_default().to_owned());
+                    mine.collect::<Vec<_>>().join(" ")
+                };
+                run.note(state("\\/status?full&json"));
+            })
+            .alone();
+    })
+}

@@ -1,0 +1,947 @@
+//! The FastCGI protocol itself: well-formed requests in unusual shapes, and what no web server would send.
+
+use std::time::Duration;
+
+use crate::harness::{Case, Cases, Request, Run};
+use crate::support::fcgi::{
+    ABORT_REQUEST, BEGIN_REQUEST, CANT_MPX_CONN, DATA, Ended, GET_VALUES, GET_VALUES_RESULT, PARAMS, REQUEST_COMPLETE,
+    RESPONDER, Record, Reply, STDIN, UNKNOWN_ROLE, UNKNOWN_TYPE, begin, long_pair, pair, stream,
+};
+use crate::support::server::{Listen, Setup};
+
+static TCP: Setup = Setup {
+    name: "protocol-tcp",
+    listen: Listen::Tcp("127.0.0.1"),
+    ..Setup::BASE
+};
+
+/// Workers of php-fpm are held by some of these clients until they leave: others need not wait for them.
+static HELD: Setup = Setup {
+    name: "protocol-held",
+    workers: 8,
+    php_pool: "request_header_timeout = 1\nrequest_body_timeout = 1\nlinger_timeout = 1\n",
+    ..Setup::BASE
+};
+
+const HELLO: &str = "echo 'hello ', $_SERVER['REQUEST_METHOD'];";
+
+/// How long php-fpm is watched doing nothing, where that is what it does.
+const A_MOMENT: Duration = Duration::from_millis(150);
+
+pub fn cases() -> Vec<Case> {
+    Cases::of("protocol", |c| {
+        pieces(c);
+        parameters(c);
+        ids_and_versions(c);
+        roles_and_types(c);
+        kept(c);
+        management(c);
+        leaving(c);
+    })
+}
+
+fn pieces(c: &mut Cases) {
+    const POSTED: &str = "echo $_SERVER['QUERY_STRING'], json_encode($_POST), strlen($_SERVER['LONG'] ?? '');";
+    fn posted(t: &Run) -> Request {
+        t.page(POSTED)
+            .query("q=1")
+            .post("application/x-www-form-urlencoded", "a=1&b=2")
+            .set("LONG", "x".repeat(300))
+    }
+    const WANTED: &str = r#"q=1{"a":"1","b":"2"}300"#;
+    c.same("a_request_may_come_byte_by_byte", &Setup::BASE, |t| {
+        let bytes = posted(t).bytes();
+        let mut connection = t.connect();
+        connection.send_byte_by_byte(&bytes);
+        assert_eq!(t.reply(&mut connection, 1).text(), WANTED);
+    });
+    c.same("a_request_may_come_byte_by_byte_over_tcp", &TCP, |t| {
+        let bytes = posted(t).bytes();
+        let mut connection = t.connect();
+        connection.send_byte_by_byte(&bytes);
+        assert_eq!(t.reply(&mut connection, 1).text(), WANTED);
+    });
+    c.same("a_request_may_be_split_at_every_byte", &Setup::BASE, |t| {
+        let bytes = posted(t).bytes();
+        for at in 1..bytes.len() {
+            let mut connection = t.connect();
+            connection.send(&bytes[..at]);
+            // The server has to have read the first part by itself at least now and then.
+            if at % 16 == 0 {
+                std::thread::yield_now();
+            }
+            connection.send(&bytes[at..]);
+            let reply = connection.reply(1);
+            assert_eq!(reply.text(), WANTED, "split at {at}");
+        }
+    });
+    c.same("two_requests_in_one_packet_are_both_answered", &Setup::BASE, |t| {
+        let request = t.page("echo $_GET['n'];").keep();
+        let both = [request.clone().query("n=1").bytes(), request.query("n=2").id(2).bytes()].concat();
+        let mut connection = t.connect();
+        connection.send(&both);
+        assert_eq!(t.reply(&mut connection, 1).text(), "1");
+        assert_eq!(t.reply(&mut connection, 2).text(), "2");
+    });
+    c.same("ten_requests_in_a_row_are_answered_in_order", &Setup::BASE, |t| {
+        let request = t
+            .page("echo $_GET['n'], strlen(file_get_contents('php://input'));")
+            .post("text/plain", vec![b'x'; 5000])
+            .keep();
+        let all: Vec<u8> = (0..10)
+            .flat_map(|n| request.clone().query(&format!("n={n}")).id(n + 1).bytes())
+            .collect();
+        let mut connection = t.connect();
+        connection.send(&all);
+        for n in 0..10 {
+            assert_eq!(t.reply(&mut connection, n + 1).text(), format!("{n}5000"));
+        }
+    });
+    c.same("a_client_may_half_close_after_its_request", &Setup::BASE, |t| {
+        let request = t.page(HELLO);
+        let mut connection = t.connect();
+        connection.send(&request.bytes());
+        connection.half_close();
+        assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+        assert_eq!(connection.end(), (Vec::new(), Ended::Closed));
+    });
+    c.same("a_client_may_half_close_after_its_body_over_tcp", &TCP, |t| {
+        let request = t
+            .page("echo strlen(file_get_contents('php://input'));")
+            .post("text/plain", vec![b'x'; 100_000]);
+        let mut connection = t.connect();
+        connection.send(&request.bytes());
+        connection.half_close();
+        assert_eq!(t.reply(&mut connection, 1).text(), "100000");
+    });
+    c.same(
+        "a_request_without_the_end_of_its_body_is_answered_if_it_has_none",
+        &Setup::BASE,
+        |t| {
+            let request = t.page(HELLO);
+            let reply = t.send_raw(&request.head());
+            assert_eq!(reply.text(), "hello GET");
+        },
+    );
+    c.same("a_body_of_the_length_announced_needs_no_end", &Setup::BASE, |t| {
+        let request = t
+            .page("echo file_get_contents('php://input');")
+            .post("text/plain", "body");
+        let bytes = [request.head(), Record::new(STDIN, 1, "body").bytes()].concat();
+        assert_eq!(t.send_raw(&bytes).text(), "body");
+    });
+    c.same("the_end_of_the_body_may_come_late", &Setup::BASE, |t| {
+        let request = t
+            .page("echo file_get_contents('php://input');")
+            .post("text/plain", "body")
+            .keep();
+        let mut connection = t.connect();
+        connection.send(&[request.head(), Record::new(STDIN, 1, "body").bytes()].concat());
+        assert_eq!(t.reply(&mut connection, 1).text(), "body");
+        connection.send(&[Record::new(STDIN, 1, []).bytes(), request.bytes()].concat());
+        assert_eq!(t.reply(&mut connection, 1).text(), "body");
+    });
+    c.same("an_empty_body_record_may_come_before_the_request", &Setup::BASE, |t| {
+        let request = t.page(HELLO);
+        let empty = Record::new(STDIN, 1, []).bytes();
+        let reply = t.send_raw(&[empty.clone(), empty, request.bytes()].concat());
+        assert_eq!(reply.text(), "hello GET");
+    });
+}
+
+fn parameters(c: &mut Cases) {
+    /// BEGIN_REQUEST, these records, and the end of parameters and body.
+    fn around(records: &[Vec<u8>]) -> Vec<u8> {
+        let tail = [Record::new(PARAMS, 1, []).bytes(), Record::new(STDIN, 1, []).bytes()].concat();
+        [begin(1, RESPONDER, 0).bytes(), records.concat(), tail].concat()
+    }
+    c.same(
+        "lengths_in_four_bytes_are_understood_however_short",
+        &Setup::BASE,
+        |t| {
+            let request = t.page(HELLO);
+            let pairs: Vec<u8> = request.params.iter().flat_map(|(n, v)| long_pair(n, v)).collect();
+            assert_eq!(
+                t.send_raw(&around(&[Record::new(PARAMS, 1, pairs).bytes()])).text(),
+                "hello GET"
+            );
+        },
+    );
+    c.same(
+        "a_record_of_parameters_may_be_as_long_as_a_record_can",
+        &Setup::BASE,
+        |t| {
+            let request = t.page("echo strlen($_SERVER['FILL']);");
+            let pairs = request.pairs();
+            let fill = 0xffff - pairs.len() - 5 - 4;
+            let content = [pairs, pair(b"FILL", "x".repeat(fill).as_bytes())].concat();
+            assert_eq!(content.len(), 0xffff);
+            assert_eq!(
+                t.send_raw(&around(&[Record::new(PARAMS, 1, content).bytes()])).text(),
+                fill.to_string()
+            );
+        },
+    );
+    c.differs(
+        "a_parameter_may_straddle_records",
+        &Setup::BASE,
+        "php-fpm closes the connection when a name or value goes on in the next record, though the protocol allows it; we \
+         put it together.",
+        |t| {
+            let request = t.page(HELLO);
+            let pairs = request.pairs();
+            let outcome = |reply: &Reply| (reply.text(), reply.end.is_some());
+            let wanted = if t.is_php_pool() { ("hello GET".to_owned(), true) } else { (String::new(), false) };
+            for size in [1, 7, 100] {
+                let records: Vec<Vec<u8>> = pairs.chunks(size).map(|part| Record::new(PARAMS, 1, part).bytes()).collect();
+                let reply = t.send_raw(&around(&records));
+                assert_eq!(outcome(&reply), wanted, "in records of {size}");
+            }
+        },
+    );
+    c.differs(
+        "a_parameter_may_be_longer_than_a_record",
+        &Setup::BASE,
+        "For php-fpm a name and its value must fit into one record of 64 KB; for us a parameter may be longer.",
+        |t| {
+            let request = t
+                .page("echo md5($_SERVER['HUGE']), strlen($_SERVER['HUGE']);")
+                .set("HUGE", "abcdefg".repeat(30_000));
+            let records: Vec<Vec<u8>> = request
+                .pairs()
+                .chunks(0xfff8)
+                .map(|part| Record::new(PARAMS, 1, part).bytes())
+                .collect();
+            let reply = t.send_raw(&around(&records));
+            assert_eq!(reply.text().ends_with("210000"), t.is_php_pool(), "{reply}");
+        },
+    );
+    c.differs(
+        "the_end_of_the_parameters_may_be_padded",
+        &Setup::BASE,
+        "php-fpm takes the padding of the empty PARAMS record for the next header and closes; we skip it.",
+        |t| {
+            let request = t
+                .page("echo file_get_contents('php://input');")
+                .post("text/plain", "body");
+            let bytes = [
+                begin(1, RESPONDER, 0).padded(8).bytes(),
+                Record::new(PARAMS, 1, request.pairs()).padded(255).bytes(),
+                Record::new(PARAMS, 1, []).padded(8).bytes(),
+                request.tail(),
+            ];
+            let reply = t.send_raw(&bytes.concat());
+            assert_eq!(reply.text() == "body", t.is_php_pool(), "{reply}");
+        },
+    );
+    c.same("begin_and_parameters_may_be_padded", &Setup::BASE, |t| {
+        let request = t.page(HELLO);
+        let bytes = [
+            begin(1, RESPONDER, 0).padded(255).bytes(),
+            Record::new(PARAMS, 1, request.pairs()).padded(7).bytes(),
+            Record::new(PARAMS, 1, []).bytes(),
+            Record::new(STDIN, 1, []).bytes(),
+        ];
+        assert_eq!(t.send_raw(&bytes.concat()).text(), "hello GET");
+    });
+    c.differs(
+        "the_end_of_the_body_may_be_padded",
+        &Setup::BASE,
+        "php-fpm takes the padding of the empty STDIN record for a header, and a kept connection is lost; we skip it.",
+        |t| {
+            let request = t.page(HELLO).keep();
+            let bytes = [request.head(), Record::new(STDIN, 1, []).padded(5).bytes()].concat();
+            let mut connection = t.connect();
+            connection.send(&bytes);
+            assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+            connection.send(&bytes);
+            assert_eq!(t.reply(&mut connection, 1).text() == "hello GET", t.is_php_pool());
+        },
+    );
+    c.same("a_truncated_parameter_closes_the_connection", &Setup::BASE, |t| {
+        let pairs = t.page("echo 'never';").pairs();
+        for cut in [1, 5, pairs.len() - 1] {
+            let reply = t.send_raw(&around(&[Record::new(PARAMS, 1, &pairs[..pairs.len() - cut]).bytes()]));
+            assert_eq!((reply.stdout.len(), reply.end), (0, None));
+        }
+    });
+    c.same("a_length_that_lies_closes_the_connection", &Setup::BASE, |t| {
+        for lie in [
+            b"\x05\x05ab".to_vec(),
+            b"\xff\xff\xff\xff\x01ab".to_vec(),
+            b"\x01\xff\xff\xff\xffab".to_vec(),
+            b"\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
+            b"\x80".to_vec(),
+            b"\x7f".to_vec(),
+        ] {
+            let reply = t.send_raw(&around(&[Record::new(PARAMS, 1, lie).bytes()]));
+            assert_eq!((reply.stdout.len(), reply.end), (0, None));
+        }
+    });
+    c.same(
+        "the_end_of_the_parameters_may_be_left_out_before_the_body",
+        &Setup::BASE,
+        |t| {
+            let request = t.page(HELLO);
+            let bytes = [
+                begin(1, RESPONDER, 0).bytes(),
+                Record::new(PARAMS, 1, request.pairs()).bytes(),
+                Record::new(STDIN, 1, []).bytes(),
+            ];
+            assert_eq!(t.send_raw(&bytes.concat()).text(), "hello GET");
+        },
+    );
+}
+
+fn ids_and_versions(c: &mut Cases) {
+    c.same("the_id_of_the_request_is_that_of_the_answer", &Setup::BASE, |t| {
+        for id in [1, 2, 255, 256, 0x1234, 65535] {
+            let request = t.page(HELLO).id(id);
+            assert_eq!(t.send(&request).text(), "hello GET", "{id}");
+        }
+    });
+    c.same("the_id_zero_works_as_any_other", &Setup::BASE, |t| {
+        let request = t.page(HELLO).id(0);
+        assert_eq!(t.send(&request).text(), "hello GET");
+    });
+    c.same("a_version_of_zero_closes_the_connection", &Setup::BASE, |t| {
+        let request = t.page("echo 'never';");
+        let bytes = [
+            begin(1, RESPONDER, 0).version(0).bytes(),
+            request.bytes()[16..].to_vec(),
+        ]
+        .concat();
+        let reply = t.send_raw(&bytes);
+        assert_eq!((reply.records.len(), reply.end), (0, None));
+    });
+    c.same("a_later_version_is_served", &Setup::BASE, |t| {
+        let request = t.page(HELLO);
+        let bytes = [
+            begin(1, RESPONDER, 0).version(7).bytes(),
+            request.bytes()[16..].to_vec(),
+        ]
+        .concat();
+        assert_eq!(t.send_raw(&bytes).text(), "hello GET");
+    });
+    c.same("only_the_lowest_flag_counts", &Setup::BASE, |t| {
+        let request = t.page(HELLO);
+        let mut connection = t.connect();
+        connection.send(&Request { flags: 0xfe, ..request }.bytes());
+        t.reply(&mut connection, 1);
+        assert_eq!(connection.end().1, Ended::Closed);
+    });
+    c.same("all_flags_together_keep_the_connection", &Setup::BASE, |t| {
+        let request = Request {
+            flags: 0xff,
+            ..t.page(HELLO)
+        };
+        let mut connection = t.connect();
+        for _ in 0..2 {
+            connection.send(&request.bytes());
+            assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+        }
+    });
+    c.same("a_begin_of_the_wrong_length_closes_the_connection", &Setup::BASE, |t| {
+        for length in [0, 1, 7, 9, 16, 1000] {
+            let mut content = vec![0; length];
+            if length > 1 {
+                content[1] = 1;
+            }
+            let bytes = [
+                Record::new(BEGIN_REQUEST, 1, content).bytes(),
+                t.page("echo 'never';").bytes()[16..].to_vec(),
+            ];
+            let reply = t.send_raw(&bytes.concat());
+            assert_eq!((reply.records.len(), reply.end), (0, None), "{length}");
+        }
+    });
+    c.differs(
+        "reserved_bytes_of_the_answer_are_zero",
+        &Setup::BASE,
+        "php-fpm sends three bytes of an older answer in the reserved field of END_REQUEST; ours are zero.",
+        |t| {
+            t.writable("met");
+            let request = t.page("echo str_repeat('secret', 3000);");
+            let mut leaked = false;
+            for _ in 0..8 {
+                let reply = t.send_unrecorded(&request);
+                leaked |= reply.end.is_some_and(|end| end.reserved != [0; 3]);
+            }
+            t.note(format!("leaked: {leaked}"));
+            assert_eq!(leaked, !t.is_php_pool());
+        },
+    );
+}
+
+fn roles_and_types(c: &mut Cases) {
+    c.differs(
+        "an_unknown_role_is_answered_as_such",
+        &Setup::BASE,
+        "php-fpm closes the connection without a word when it does not know the role; we answer END_REQUEST with \
+         FCGI_UNKNOWN_ROLE, and a kept connection stays open.",
+        |t| {
+            for role in [0, 4, 0x0101, 65535] {
+                let request = Request {
+                    role,
+                    ..t.page("echo 'never';")
+                };
+                let reply = t.send_raw(&request.bytes());
+                assert_eq!(reply.stdout.len(), 0);
+                assert_eq!(
+                    reply.end.map(|end| end.protocol_status),
+                    t.is_php_pool().then_some(UNKNOWN_ROLE),
+                    "{role}"
+                );
+            }
+            if t.is_php_pool() {
+                let mut connection = t.connect();
+                let request = t.page(HELLO).keep();
+                connection.send(
+                    &Request {
+                        role: 9,
+                        ..request.clone()
+                    }
+                    .bytes(),
+                );
+                assert_eq!(
+                    t.reply(&mut connection, 1).end.map(|end| end.protocol_status),
+                    Some(UNKNOWN_ROLE)
+                );
+                connection.send(&request.bytes());
+                assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+            }
+        },
+    );
+    c.differs(
+        "an_unknown_type_is_answered_as_such",
+        &Setup::BASE,
+        "php-fpm closes the connection when it does not know a record's type; we answer FCGI_UNKNOWN_TYPE and serve on.",
+        |t| {
+            for (kind, id) in [(0, 0), (11, 0), (12, 0), (99, 0), (255, 0), (99, 1)] {
+                let request = t.page(HELLO);
+                let mut connection = t.connect();
+                connection.send(&[Record::new(kind, id, "content").padded(3).bytes(), request.bytes()].concat());
+                if t.is_php_pool() {
+                    let answer = connection.next_record().expect("an answer");
+                    assert_eq!((answer.kind, answer.id, answer.content[0]), (UNKNOWN_TYPE, 0, kind));
+                    assert_eq!(answer.content[1..], [0; 7]);
+                }
+                let reply = t.reply(&mut connection, 1);
+                assert_eq!(reply.text() == "hello GET", t.is_php_pool(), "{kind}");
+            }
+        },
+    );
+    c.same(
+        "a_first_record_that_begins_nothing_closes_the_connection",
+        &Setup::BASE,
+        |t| {
+            for (kind, content) in [
+                (ABORT_REQUEST, ""),
+                (PARAMS, "\u{1}\u{1}ab"),
+                (PARAMS, ""),
+                (STDIN, "body"),
+                (DATA, "data"),
+            ] {
+                let request = t.page("echo 'never';");
+                let reply = t.send_raw(&[Record::new(kind, 1, content).bytes(), request.bytes()].concat());
+                assert_eq!((reply.records.len(), reply.end), (0, None), "{kind}");
+            }
+        },
+    );
+    c.same(
+        "a_record_that_only_servers_send_closes_the_connection",
+        &Setup::BASE,
+        |t| {
+            for kind in [3, 6, 7, 10] {
+                let request = t.page("echo 'never';");
+                let reply = t.send_raw(&[Record::new(kind, 1, "12345678").bytes(), request.bytes()].concat());
+                assert_eq!((reply.records.len(), reply.end), (0, None), "{kind}");
+            }
+        },
+    );
+    c.same("data_for_a_filter_is_not_read", &Setup::BASE, |t| {
+        let request = t
+            .page("echo $_SERVER['FCGI_ROLE'], file_get_contents('php://input');")
+            .post("text/plain", "body");
+        let request = Request { role: 3, ..request };
+        let bytes = [request.bytes(), stream(DATA, 1, b"the file to filter", 5)].concat();
+        assert_eq!(t.send_raw(&bytes).text(), "FILTERbody");
+    });
+    c.differs(
+        "a_request_given_up_before_its_parameters_ended_does_not_run",
+        &Setup::BASE,
+        "php-fpm takes FCGI_ABORT_REQUEST for the end of the parameters and runs the script; for us the request is over.",
+        |t| {
+            let ran = t.writable("ran").join("it");
+            let request = t.page("touch(__DIR__ . '/ran/it'); echo 'ran';");
+            let bytes = [begin(1, RESPONDER, 0).bytes(), Record::new(PARAMS, 1, request.pairs()).bytes(), Record::new(ABORT_REQUEST, 1, []).bytes()];
+            let reply = t.send_raw(&bytes.concat());
+            assert_eq!((reply.text() == "ran", ran.exists()), (!t.is_php_pool(), !t.is_php_pool()));
+            assert_eq!(reply.end.map(|end| end.protocol_status), Some(REQUEST_COMPLETE));
+        },
+    );
+    c.differs(
+        "a_request_given_up_within_its_body_does_not_run",
+        &Setup::BASE,
+        "php-fpm runs the script on FCGI_ABORT_REQUEST, with the body cut short; for us the request is over.",
+        |t| {
+            let request = t
+                .page("echo 'ran';")
+                .post("application/x-www-form-urlencoded", "a=1&b=2&c=3");
+            let bytes = [
+                request.head(),
+                Record::new(STDIN, 1, "a=1&b").bytes(),
+                Record::new(ABORT_REQUEST, 1, []).bytes(),
+            ];
+            let reply = t.send_raw(&bytes.concat());
+            assert_eq!(reply.text(), if t.is_php_pool() { "" } else { "ran" });
+        },
+    );
+    c.differs(
+        "after_a_request_given_up_a_kept_connection_serves_the_next",
+        &Setup::BASE,
+        "php-fpm closes the connection after FCGI_ABORT_REQUEST; for us it stays usable.",
+        |t| {
+            let request = t.page(HELLO).post("text/plain", "0123456789").keep();
+            let mut connection = t.connect();
+            let given_up = [
+                request.head(),
+                Record::new(STDIN, 1, "01234").bytes(),
+                Record::new(ABORT_REQUEST, 1, []).bytes(),
+            ];
+            connection.send(&given_up.concat());
+            t.reply(&mut connection, 1);
+            connection.send(&request.clone().id(2).bytes());
+            let reply = t.reply(&mut connection, 2);
+            assert_eq!(reply.text() == "hello POST", t.is_php_pool(), "{reply}");
+        },
+    );
+}
+
+fn kept(c: &mut Cases) {
+    c.same("a_kept_connection_serves_many_requests", &Setup::BASE, |t| {
+        let mut connection = t.connect();
+        for n in 0..50 {
+            let request = t
+                .page("echo $_GET['n'], file_get_contents('php://input');")
+                .query(&format!("n={n}"))
+                .keep();
+            let request = if n % 3 == 0 {
+                request.post("text/plain", "body")
+            } else {
+                request
+            };
+            connection.send(&request.bytes());
+            assert_eq!(
+                t.reply(&mut connection, 1).text(),
+                if n % 3 == 0 { format!("{n}body") } else { n.to_string() }
+            );
+        }
+    });
+    c.same(
+        "a_kept_connection_ends_with_a_request_that_does_not_keep_it",
+        &Setup::BASE,
+        |t| {
+            let request = t.page(HELLO);
+            let mut connection = t.connect();
+            connection.send(&request.clone().keep().bytes());
+            t.reply(&mut connection, 1);
+            connection.send(&request.bytes());
+            t.reply(&mut connection, 1);
+            assert_eq!(connection.end(), (Vec::new(), Ended::Closed));
+        },
+    );
+    c.same(
+        "parameters_of_one_request_are_not_those_of_the_next",
+        &Setup::BASE,
+        |t| {
+            let request = t
+                .page("echo $_SERVER['ONCE'] ?? 'none', getenv('ONCE') ?: 'none';")
+                .keep();
+            let mut connection = t.connect();
+            for (set, wanted) in [(true, "xx"), (false, "nonenone"), (true, "xx"), (false, "nonenone")] {
+                let request = if set {
+                    request.clone().set("ONCE", "x")
+                } else {
+                    request.clone()
+                };
+                connection.send(&request.bytes());
+                assert_eq!(t.reply(&mut connection, 1).text(), wanted);
+            }
+        },
+    );
+    c.same("an_unread_form_is_skipped_before_the_next_request", &Setup::BASE, |t| {
+        // Not found: nobody reads the body.
+        let request = t.get("/nope.php").post("text/plain", vec![b'x'; 100_000]).keep();
+        let next = t.page(HELLO).keep();
+        let mut connection = t.connect();
+        for _ in 0..2 {
+            connection.send(&[request.bytes(), next.bytes()].concat());
+            assert_eq!(t.reply(&mut connection, 1).status(), 404);
+            assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+        }
+    });
+    c.same("a_fatal_error_leaves_a_kept_connection_usable", &Setup::BASE, |t| {
+        let request = t
+            .page("if (isset($_GET['die'])) no_such_function(); echo 'alive';")
+            .keep();
+        let mut connection = t.connect();
+        for query in ["die", "", "die", ""] {
+            connection.send(&request.clone().query(query).bytes());
+            let reply = t.reply(&mut connection, 1);
+            assert_eq!(reply.status(), if query == "die" { 500 } else { 200 });
+        }
+    });
+    c.differs(
+        "a_body_longer_than_announced_is_never_run_as_a_request",
+        &Setup::BASE,
+        "On a kept connection php-fpm reads what follows CONTENT_LENGTH as new records: a body that holds a request of its \
+         own gets it executed. For us a body is only ever a body.",
+        |t| {
+            let ran = t.writable("ran").join("it");
+            t.file("inner.php", "<?php touch(__DIR__ . '/ran/it'); echo 'inner';");
+            let inner = t.get("/inner.php").id(9).bytes();
+            let request = t.page("echo 'outer', file_get_contents('php://input');").post("text/plain", "abc").keep();
+            let mut connection = t.connect();
+            let body = Record::new(STDIN, 1, [b"abc".to_vec(), inner].concat()).bytes();
+            connection.send(&[request.head(), body, Record::new(STDIN, 1, []).bytes()].concat());
+            assert_eq!(t.reply(&mut connection, 1).text(), "outerabc");
+            if t.is_php_pool() {
+                let next = t.page(HELLO);
+                connection.send(&next.bytes());
+                assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+                assert!(!ran.exists(), "the body was run");
+            } else {
+                assert_eq!(t.reply(&mut connection, 9).text(), "inner");
+            }
+        },
+    );
+    c.differs(
+        "a_body_nobody_announced_is_skipped",
+        &Setup::BASE,
+        "A body without CONTENT_LENGTH ends a kept connection of php-fpm; we skip it.",
+        |t| {
+            let request = t.page(HELLO).keep();
+            let mut connection = t.connect();
+            connection.send(&[request.head(), stream(STDIN, 1, b"unannounced", 4), request.bytes()].concat());
+            assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+            let second = t.reply(&mut connection, 1);
+            assert_eq!(second.text() == "hello GET", t.is_php_pool(), "{second}");
+        },
+    );
+    c.differs(
+        "a_second_request_within_the_first_is_told_that_it_cannot_be",
+        &Setup::BASE,
+        "php-fpm takes the second BEGIN_REQUEST for the end of the first one's parameters or body; we answer the second \
+         with FCGI_CANT_MPX_CONN and serve the first.",
+        |t| {
+            let request = t.page("echo file_get_contents('php://input');").post("text/plain", "body");
+            let other = t.page("echo 'never';").id(2);
+            let mut connection = t.connect();
+            connection.send(&request.head());
+            connection.send(&[Record::new(STDIN, 1, "bo").bytes(), other.head(), Record::new(STDIN, 1, "dy").bytes()].concat());
+            connection.send(&[Record::new(STDIN, 2, []).bytes(), Record::new(STDIN, 1, []).bytes()].concat());
+            if t.is_php_pool() {
+                let refusal = connection.next_record().expect("an answer");
+                assert_eq!((refusal.kind, refusal.id, refusal.content[4]), (3, 2, CANT_MPX_CONN));
+            }
+            let reply = t.reply(&mut connection, 1);
+            assert_eq!(reply.text() == "body", t.is_php_pool(), "{reply}");
+        },
+    );
+}
+
+fn management(c: &mut Cases) {
+    fn ask(names: &[&str]) -> Vec<u8> {
+        let content: Vec<u8> = names.iter().flat_map(|name| pair(name.as_bytes(), b"")).collect();
+        Record::new(GET_VALUES, 0, content).bytes()
+    }
+    c.same("the_server_says_that_it_does_not_multiplex", &Setup::BASE, |t| {
+        let mut connection = t.connect();
+        connection.send(&ask(&["FCGI_MPXS_CONNS", "NO_SUCH_NAME"]));
+        let answer = connection.next_record().expect("an answer");
+        t.note(format!("{answer:?}"));
+        assert_eq!(
+            (answer.kind, answer.id, answer.content),
+            (GET_VALUES_RESULT, 0, pair(b"FCGI_MPXS_CONNS", b"0"))
+        );
+    });
+    c.same("a_question_about_nothing_gets_an_empty_answer", &Setup::BASE, |t| {
+        let mut connection = t.connect();
+        connection.send(&ask(&[]));
+        let answer = connection.next_record().expect("an answer");
+        assert_eq!((answer.kind, answer.content.len()), (GET_VALUES_RESULT, 0));
+    });
+    c.differs(
+        "the_server_says_how_many_requests_it_takes",
+        &Setup::BASE,
+        "php-fpm leaves FCGI_MAX_CONNS and FCGI_MAX_REQS out of its answer to FCGI_GET_VALUES; we answer with pm.max_children.",
+        |t| {
+            let mut connection = t.connect();
+            connection.send(&ask(&["FCGI_MAX_CONNS", "FCGI_MAX_REQS"]));
+            let answer = connection.next_record().expect("an answer");
+            t.note(answer.content.escape_ascii().to_string());
+            let all = [pair(b"FCGI_MAX_CONNS", b"4"), pair(b"FCGI_MAX_REQS", b"4")].concat();
+            assert_eq!(answer.content, if t.is_php_pool() { all } else { Vec::new() });
+        },
+    );
+    c.same("questions_do_not_disturb_the_requests_around_them", &Setup::BASE, |t| {
+        let request = t.page(HELLO).keep();
+        let mut connection = t.connect();
+        for _ in 0..3 {
+            connection.send(&ask(&["FCGI_MPXS_CONNS"]));
+            assert_eq!(connection.next_record().expect("an answer").kind, GET_VALUES_RESULT);
+            connection.send(&request.bytes());
+            assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+        }
+    });
+    c.same("after_a_question_alone_the_connection_stays_open", &Setup::BASE, |t| {
+        let request = t.page(HELLO);
+        let mut connection = t.connect();
+        connection.send(&ask(&["FCGI_MPXS_CONNS"]));
+        connection.next_record().expect("an answer");
+        connection.send(&request.bytes());
+        assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+    });
+    c.same("a_question_may_be_padded", &Setup::BASE, |t| {
+        let mut connection = t.connect();
+        connection.send(
+            &Record::new(GET_VALUES, 0, pair(b"FCGI_MPXS_CONNS", b""))
+                .padded(6)
+                .bytes(),
+        );
+        assert_eq!(connection.next_record().expect("an answer").kind, GET_VALUES_RESULT);
+    });
+}
+
+fn leaving(c: &mut Cases) {
+    c.differs(
+        "a_body_that_ends_too_early_does_not_run_the_script",
+        &HELD,
+        "When the web server ends the body before CONTENT_LENGTH, php-fpm waits until the connection closes; we end the \
+         request at once, without running the script.",
+        |t| {
+            let ran = t.writable("ran").join("it");
+            let request = t.page("touch(__DIR__ . '/ran/it'); echo 'ran';").post("application/x-www-form-urlencoded", "a=1&b=2");
+            let bytes = [request.head(), Record::new(STDIN, 1, "a=1").bytes(), Record::new(STDIN, 1, []).bytes()].concat();
+            let mut connection = t.connect();
+            connection.send(&bytes);
+            let answered = connection.record_within(if t.is_php_pool() { Duration::from_secs(20) } else { A_MOMENT });
+            t.note(format!("answered: {}", answered.is_some()));
+            assert_eq!(answered.is_some(), t.is_php_pool());
+            if t.is_php_pool() {
+                assert!(!ran.exists(), "a script ran on a part of its body");
+            }
+        },
+    );
+    c.differs(
+        "a_client_that_leaves_within_the_body_does_not_run_the_script",
+        &HELD,
+        "php-fpm runs the script with an empty body when the web server goes away within it; we do not run it.",
+        |t| {
+            let ran = t.writable("ran");
+            let request = t.page("touch(__DIR__ . '/ran/' . $_GET['n']); echo json_encode($_POST);");
+            for (n, half) in [("0", true), ("1", false)] {
+                let request = request
+                    .clone()
+                    .query(&format!("n={n}"))
+                    .post("application/x-www-form-urlencoded", "a=1&b=2");
+                let mut connection = t.connect();
+                connection.send(&[request.head(), Record::new(STDIN, 1, "a=1").bytes()].concat());
+                if half {
+                    connection.half_close();
+                    let reply = t.reply(&mut connection, 1);
+                    assert_eq!(reply.text(), if t.is_php_pool() { "" } else { "[]" });
+                }
+            }
+            if t.is_php_pool() {
+                // A request served later than those shows that they are over.
+                let after = t.page("echo count(glob(__DIR__ . '/ran/*'));");
+                assert_eq!(t.send(&after).text(), "0");
+            } else {
+                crate::harness::wait_until("both have run", || ran.join("0").exists() && ran.join("1").exists());
+            }
+        },
+    );
+    c.differs(
+        "a_negative_content_length_is_refused",
+        &HELD,
+        "php-fpm waits for ever when CONTENT_LENGTH is negative; we answer 400.",
+        |t| {
+            let request = t
+                .page("echo 'ran';")
+                .post("text/plain", "body")
+                .set("CONTENT_LENGTH", "-1");
+            length_refused(t, &request);
+        },
+    );
+    c.differs(
+        "a_content_length_that_is_no_number_is_refused",
+        &Setup::BASE,
+        "php-fpm reads the digits at the beginning of CONTENT_LENGTH and takes the rest for nothing: the body is cut there. \
+         We answer 400.",
+        |t| {
+            for length in ["4x", "x", "0x10", "1.5", "4 4"] {
+                let request = t.page("echo 'ran', file_get_contents('php://input');").post("text/plain", "body").set("CONTENT_LENGTH", length);
+                let reply = t.send(&request);
+                assert_eq!(reply.status(), if t.is_php_pool() { 400 } else { 200 }, "{length}");
+            }
+        },
+    );
+    c.differs(
+        "a_content_length_beyond_all_bounds_is_refused",
+        &HELD,
+        "php-fpm takes the largest number there is for such a CONTENT_LENGTH and waits for the bytes; we answer 400.",
+        |t| {
+            let request = t
+                .page("echo 'ran';")
+                .post("text/plain", "body")
+                .set("CONTENT_LENGTH", "99999999999999999999999");
+            length_refused(t, &request);
+        },
+    );
+    c.differs(
+        "a_client_that_says_nothing_holds_no_worker",
+        &SILENT,
+        "A connection without a byte occupies a worker of php-fpm for 5 seconds; ours serves others meanwhile.",
+        |t| {
+            let _silent: Vec<_> = (0..3).map(|_| t.connect()).collect();
+            served_meanwhile(t);
+        },
+    );
+    c.differs(
+        "a_kept_connection_holds_no_worker",
+        &SILENT_KEPT,
+        "A kept connection belongs to its worker in php-fpm until it closes; ours serves others meanwhile.",
+        |t| {
+            let request = t.page(HELLO).keep();
+            let mut kept = t.connect();
+            kept.send(&request.bytes());
+            t.reply(&mut kept, 1);
+            served_meanwhile(t);
+            if t.is_php_pool() {
+                kept.send(&request.bytes());
+                assert_eq!(t.reply(&mut kept, 1).text(), "hello GET");
+            }
+        },
+    );
+    c.differs(
+        "a_client_that_stays_after_its_answer_holds_no_worker",
+        &SILENT_AFTER,
+        "php-fpm reads on until the client closes, without a limit; we close when the end of the request has been read.",
+        |t| {
+            let request = t.page(HELLO);
+            let mut staying = t.connect();
+            staying.send(&request.bytes());
+            t.reply(&mut staying, 1);
+            served_meanwhile(t);
+        },
+    );
+    c.differs(
+        "a_request_that_does_not_get_on_is_ended",
+        &HELD,
+        "php-fpm waits for the rest of a request without a limit; we close after request_header_timeout.",
+        |t| {
+            let bytes = t.page("echo 'never';").bytes();
+            for at in [1, 8, 20, 100] {
+                let mut connection = t.connect();
+                connection.send(&bytes[..at]);
+                if t.is_php_pool() {
+                    let (rest, _) = connection.end();
+                    assert_eq!(rest.escape_ascii().to_string(), "", "after {at} bytes");
+                } else {
+                    assert!(connection.record_within(A_MOMENT / 3).is_none());
+                }
+            }
+            t.note(format!("closed: {}", t.is_php_pool()));
+        },
+    );
+    c.differs(
+        "a_body_that_does_not_get_on_is_ended",
+        &HELD,
+        "php-fpm waits for the rest of a body without a limit; we give up after request_body_timeout and do not run the script.",
+        |t| {
+            let ran = t.writable("ran").join("it");
+            let request = t.page("touch(__DIR__ . '/ran/it');").post("application/x-www-form-urlencoded", "a=1&b=2");
+            let mut connection = t.connect();
+            connection.send(&[request.head(), Record::new(STDIN, 1, "a=1").bytes()].concat());
+            if t.is_php_pool() {
+                let reply = t.reply(&mut connection, 1);
+                assert_eq!(reply.status(), 408, "{reply}");
+                assert!(!ran.exists(), "a script ran on a part of its body");
+            } else {
+                assert!(connection.record_within(A_MOMENT).is_none());
+            }
+            t.note(format!("ended: {}", t.is_php_pool()));
+        },
+    );
+    c.same("a_connection_closed_without_a_byte_is_forgotten", &ONE_WORKER, |t| {
+        for _ in 0..20 {
+            drop(t.connect());
+        }
+        assert_eq!(t.php(HELLO).text(), "hello GET");
+    });
+    c.same(
+        "a_request_broken_off_anywhere_leaves_the_worker_well",
+        &ONE_WORKER,
+        |t| {
+            let request = t.page(HELLO).post("text/plain", "a body");
+            let bytes = request.bytes();
+            for at in (1..bytes.len()).step_by(7) {
+                let mut connection = t.connect();
+                connection.send(&bytes[..at]);
+                drop(connection);
+            }
+            assert_eq!(t.send(&request).text(), "hello POST");
+        },
+    );
+}
+
+/// A length for which php-fpm waits, and which php-pool refuses.
+fn length_refused(t: &mut Run, request: &Request) {
+    let mut connection = t.connect();
+    connection.send(&request.bytes());
+    if t.is_php_pool() {
+        let reply = t.reply(&mut connection, 1);
+        assert_eq!(reply.status(), 400, "{reply}");
+    } else {
+        let answered = connection.record_within(A_MOMENT);
+        t.note(format!("answered: {}", answered.is_some()));
+        assert!(answered.is_none());
+    }
+}
+
+/// Whether a further client is served by the one worker there is.
+fn served_meanwhile(t: &mut Run) {
+    let request = t.page("echo 'served';");
+    let mut other = t.connect();
+    other.send(&request.bytes());
+    let answer = other.record_within(if t.is_php_pool() {
+        Duration::from_secs(20)
+    } else {
+        A_MOMENT
+    });
+    t.note(format!("served: {}", answer.is_some()));
+    assert_eq!(answer.is_some(), t.is_php_pool());
+}
+
+static ONE_WORKER: Setup = Setup {
+    name: "protocol-one-worker",
+    workers: 1,
+    ..Setup::BASE
+};
+static SILENT: Setup = Setup {
+    name: "protocol-silent",
+    workers: 1,
+    ..Setup::BASE
+};
+static SILENT_KEPT: Setup = Setup {
+    name: "protocol-silent-kept",
+    workers: 1,
+    ..Setup::BASE
+};
+static SILENT_AFTER: Setup = Setup {
+    name: "protocol-silent-after",
+    workers: 1,
+    ..Setup::BASE
+};

@@ -1,0 +1,202 @@
+//! The system calls of one request, counted from outside by strace.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::fcgi::{self, Connection};
+use super::server::{Kind, Listen, Server, Setup, www};
+use super::wiki::debian_extensions;
+
+/// How the request comes to the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// On a new connection; the worker had to wait for it.
+    New,
+    /// On a kept connection; the worker had to wait for it.
+    Kept,
+    /// On a new connection that was in the queue when the worker came to it.
+    Queued,
+}
+
+/// How often each system call is made for one request.
+pub type Calls = BTreeMap<String, f64>;
+
+/// Runs of two lengths: what they have in common (start and end of the run) cancels out in the difference.
+const FEW: usize = 5;
+const MANY: usize = 25;
+
+/// A server with one worker that has opcache warm, and its hello world.
+pub struct Subject {
+    server: Server,
+    script: String,
+}
+
+impl Subject {
+    pub fn start(kind: Kind, root: &Path) -> Result<Self, String> {
+        let setup: &'static Setup = Box::leak(Box::new(Setup {
+            name: "strace",
+            workers: 1,
+            listen: Listen::Unix,
+            opcache: false, // as Debian's settings have it
+            ini: "opcache.file_update_protection = 0\n",
+            environment: debian_extensions(),
+            ..Setup::BASE
+        }));
+        let server = Server::start(kind, setup, root)?;
+        let script = www(root, setup).join("hello.php");
+        fs::write(&script, "<?php echo \"Hello, world!\\n\";").map_err(|e| e.to_string())?;
+        fs::write(script.with_file_name("slow.php"), "<?php usleep(200000);").map_err(|e| e.to_string())?;
+        let subject = Self {
+            server,
+            script: script.display().to_string(),
+        };
+        subject.ask(&mut subject.server.connect(), "hello.php", false);
+        Ok(subject)
+    }
+
+    /// The system calls of one request.
+    pub fn calls(&self, how: How) -> Result<Calls, String> {
+        let (few, many) = (self.trace(how, FEW)?, self.trace(how, MANY)?);
+        let mut calls = Calls::new();
+        for (name, count) in many {
+            let other = few.get(&name).copied().unwrap_or(0);
+            let each = (count as f64 - other as f64) / (MANY - FEW) as f64;
+            if each != 0.0 {
+                calls.insert(name, each);
+            }
+        }
+        Ok(calls)
+    }
+
+    /// The system calls of the worker while it answers `count` requests.
+    fn trace(&self, how: How, count: usize) -> Result<BTreeMap<String, u64>, String> {
+        let worker = self
+            .server
+            .workers()
+            .into_iter()
+            .next()
+            .ok_or("the server has no worker")?;
+        let strace = Strace::attach(worker, self.server.home.join("strace.log"))?;
+        match how {
+            How::New => {
+                for _ in 0..count {
+                    self.ask(&mut self.server.connect(), "hello.php", false);
+                }
+            }
+            How::Kept => {
+                let mut connection = self.server.connect();
+                for _ in 0..count {
+                    self.ask(&mut connection, "hello.php", true);
+                }
+            }
+            How::Queued => {
+                // While the worker sleeps in the first request, the others queue up.
+                let mut connections: Vec<Connection> = (0..=count).map(|_| self.server.connect()).collect();
+                for (n, connection) in connections.iter_mut().enumerate() {
+                    let script = if n == 0 { "slow.php" } else { "hello.php" };
+                    connection.send(&self.request(script, false));
+                }
+                for connection in &mut connections {
+                    answered(connection);
+                    connection.half_close();
+                }
+            }
+        }
+        strace.detach()
+    }
+
+    fn request(&self, script: &str, keep: bool) -> Vec<u8> {
+        let script = self.script.replace("hello.php", script);
+        let params: Vec<u8> = [
+            ("SCRIPT_FILENAME", script.as_str()),
+            ("SCRIPT_NAME", "/hello.php"),
+            ("REQUEST_URI", "/hello.php"),
+            ("REQUEST_METHOD", "GET"),
+            ("QUERY_STRING", ""),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+            ("HTTP_HOST", "localhost"),
+        ]
+        .iter()
+        .flat_map(|(name, value)| fcgi::pair(name.as_bytes(), value.as_bytes()))
+        .collect();
+        let flags = if keep { fcgi::KEEP_CONN } else { 0 };
+        let mut bytes = fcgi::begin(1, fcgi::RESPONDER, flags).bytes();
+        bytes.extend(fcgi::stream(fcgi::PARAMS, 1, &params, 0xffff));
+        bytes.extend(fcgi::stream(fcgi::STDIN, 1, &[], 1));
+        bytes
+    }
+
+    fn ask(&self, connection: &mut Connection, script: &str, keep: bool) {
+        connection.send(&self.request(script, keep));
+        answered(connection);
+    }
+}
+
+fn answered(connection: &mut Connection) {
+    let reply = connection.reply(1);
+    assert!(reply.end.is_some(), "no answer: {reply}");
+}
+
+/// strace on one process.
+struct Strace {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Strace {
+    /// Attaches, and returns when the process is being traced.
+    fn attach(pid: i32, log: PathBuf) -> Result<Self, String> {
+        let failed = |e: std::io::Error| format!("strace cannot be started: {e}");
+        let mut child = Command::new("strace")
+            .args(["-f", "-p", &pid.to_string(), "-o"])
+            .arg(&log)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let mut said = String::new();
+        let stderr = child.stderr.take().expect("it is piped");
+        BufReader::new(stderr).read_line(&mut said).map_err(failed)?;
+        if !said.contains("attached") {
+            let _ = child.wait();
+            return Err(format!("strace does not attach to process {pid}: {said}"));
+        }
+        Ok(Self { child, log })
+    }
+
+    /// Detaches; how often each system call was begun.
+    fn detach(mut self) -> Result<BTreeMap<String, u64>, String> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        kill(pid, Signal::SIGINT).map_err(|e| format!("strace was gone: {e}"))?;
+        self.child.wait().map_err(|e| e.to_string())?;
+        let log = fs::read_to_string(&self.log).map_err(|e| format!("{}: {e}", self.log.display()))?;
+        let mut calls = BTreeMap::new();
+        for line in log.lines() {
+            // "PID name(arguments) = result"; a call that is resumed was counted when it began.
+            let call = line.split_once(' ').map_or(line, |(_, call)| call).trim_start();
+            if call.starts_with("<...") {
+                continue;
+            }
+            if let Some((name, _)) = call.split_once('(')
+                && !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            {
+                *calls.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(calls)
+    }
+}
+
+/// The number of calls, rounded: of a run of requests one may have had one more or less.
+pub fn total(calls: &Calls) -> u32 {
+    calls.values().sum::<f64>().round() as u32
+}

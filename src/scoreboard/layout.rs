@@ -1,12 +1,13 @@
 //! The bytes of the scoreboard. Atomics alone, so that every bit pattern is valid.
 
+use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -66,36 +67,101 @@ impl Stage {
     }
 }
 
-/// Where a tracer finds PHP's stack: addresses and offsets of the worker's own libphp, written once by the zygote.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub struct TraceLayout {
-    /// Address of `EG(current_execute_data)`, the same in all workers of a generation.
-    pub current_execute_data: AtomicU64,
-    /// Offsets into `zend_execute_data`.
-    pub execute_data_opline: AtomicU32,
+macro_rules! trace_layout {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Where a tracer finds PHP's stack: addresses and offsets of the worker's own libphp, by `offsetof`. The zygote
+        /// publishes it once as plain words; addresses are the same in all workers of a generation.
+        ///
+        /// The order is that of `struct shim_trace_layout`.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct TraceLayout {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl TraceLayout {
+            /// How many words it has.
+            pub const WORDS: usize = [$(stringify!($name)),*].len();
+
+            /// As it is published.
+            pub fn to_words(self) -> [u64; Self::WORDS] {
+                [$(self.$name),*]
+            }
+
+            /// From what was published.
+            pub fn from_words(words: [u64; Self::WORDS]) -> Self {
+                let [$($name),*] = words;
+                Self { $($name),* }
+            }
+        }
+    };
+}
+
+trace_layout! {
+    /// Address of `EG(current_execute_data)`.
+    current_execute_data,
+    /// Address of `EG(exception_op)`, where the opline of a frame points while an exception passes through it.
+    exception_op,
+    /// Size of it.
+    exception_op_size,
+    /// Address of `EG(opline_before_exception)`, the one it had before.
+    opline_before_exception,
+    /// Address of `SG(server_context)`, not NULL during a request.
+    server_context,
+    /// Address of `SG(request_info).path_translated`, a C string, as the next three.
+    request_script,
+    /// Address of `SG(request_info).request_method`.
+    request_method,
+    /// Address of `SG(request_info).request_uri`.
+    request_uri,
+    /// Address of `SG(request_info).query_string`.
+    request_query,
+    /// The class entry of `Generator`.
+    generator_class,
+    /// Offset in `zend_execute_data`: `opline`
+    execute_data_opline,
     /// `func`
-    pub execute_data_func: AtomicU32,
+    execute_data_func,
+    /// `This`
+    execute_data_this,
     /// `This.u1.type_info`
-    pub execute_data_type_info: AtomicU32,
+    execute_data_type_info,
+    /// `This.u2.num_args`
+    execute_data_num_args,
     /// `prev_execute_data`
-    pub execute_data_prev: AtomicU32,
-    /// Offsets into `zend_function`: `type` (one byte).
-    pub function_type: AtomicU32,
+    execute_data_prev,
+    /// The first argument, a `zval`
+    execute_data_arguments,
+    /// Size of a `zval`
+    zval_size,
+    /// Offset in a `zval`: its type, one byte
+    zval_type,
+    /// Offset in `zend_function`: `type`, one byte
+    function_type,
     /// `common.function_name`
-    pub function_name: AtomicU32,
+    function_name,
     /// `common.scope`
-    pub function_scope: AtomicU32,
+    function_scope,
+    /// `op_array.num_args`
+    op_array_num_args,
     /// `op_array.filename`
-    pub op_array_filename: AtomicU32,
-    /// `zend_op.lineno`
-    pub op_lineno: AtomicU32,
-    /// `zend_string.len`
-    pub string_len: AtomicU32,
-    /// `zend_string.val`
-    pub string_val: AtomicU32,
-    /// `zend_class_entry.name`
-    pub class_name: AtomicU32,
+    op_array_filename,
+    /// Offset in `zend_op`: `lineno`
+    op_lineno,
+    /// Offset in `zend_string`: `gc.u.type_info`
+    string_type_info,
+    /// `len`
+    string_len,
+    /// `val`
+    string_val,
+    /// Offset in `zend_class_entry`: `name`
+    class_name,
+    /// Offset in `zend_object`: `ce`
+    object_class,
+    /// Offset in `zend_generator`: `execute_data`
+    generator_execute_data,
+    /// `node.parent`
+    generator_parent,
 }
 
 /// What concerns a generation as a whole. Its first part is written once; the rest says who writes it.
@@ -108,8 +174,8 @@ pub struct Header {
     pub version: AtomicU32,
     /// How many slots follow.
     pub slots: AtomicU32,
-    /// For the tracer; written by the zygote before it says Ready.
-    pub trace: TraceLayout,
+    /// [`TraceLayout`], for the tracer; written by the zygote before it says Ready.
+    pub trace: [AtomicU64; TraceLayout::WORDS],
 
     /// Master: raised when new access logs have been sent on the workers' links; a worker that has not seen
     /// this number yet reads its link before it logs.
@@ -123,6 +189,31 @@ pub struct Header {
 }
 
 const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
+
+impl Header {
+    /// Tells tracers where PHP's stack is.
+    pub fn publish_trace_layout(&self, layout: TraceLayout) {
+        for (to, from) in self.trace.iter().zip(layout.to_words()) {
+            to.store(from, Relaxed);
+        }
+    }
+
+    /// What the zygote published, unchecked.
+    pub fn trace_layout(&self) -> TraceLayout {
+        TraceLayout::from_words(self.trace.each_ref().map(|word| word.load(Relaxed)))
+    }
+
+    /// The same from the first bytes of a scoreboard that is not mapped here; None if it is none of this version.
+    pub fn trace_layout_in(bytes: &[u8]) -> Option<TraceLayout> {
+        let word = |offset: usize| Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?));
+        if word(offset_of!(Self, magic))? != MAGIC || word(offset_of!(Self, version))? != LAYOUT_VERSION {
+            return None;
+        }
+        let (words, _) = bytes.get(offset_of!(Self, trace)..)?.as_chunks();
+        let words: &[[u8; 8]; TraceLayout::WORDS] = words.first_chunk()?;
+        Some(TraceLayout::from_words(words.map(u64::from_ne_bytes)))
+    }
+}
 
 /// What the master tells one worker.
 #[repr(C, align(64))]

@@ -88,7 +88,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     }
     super::environment::replace(&config.env, None);
     php::apply(&config.php, complain);
-    php::publish_trace_layout(&board.header().trace);
+    board.header().publish_trace_layout(php::trace_layout());
     // Extensions may have started threads or left children; neither survives a fork in order.
     signals::reset();
     Ok(Generation {

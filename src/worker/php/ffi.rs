@@ -2,6 +2,8 @@
 
 use std::ffi::c_char;
 
+use php_pool::scoreboard::TraceLayout;
+
 /// `struct shim_param`
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -125,25 +127,6 @@ pub struct Request {
 }
 
 pub const RETIRE: u32 = 1;
-
-/// `struct shim_trace_layout`
-#[repr(C)]
-#[derive(Default)]
-pub struct TraceLayout {
-    pub current_execute_data: u64,
-    pub execute_data_opline: u32,
-    pub execute_data_func: u32,
-    pub execute_data_type_info: u32,
-    pub execute_data_prev: u32,
-    pub function_type: u32,
-    pub function_name: u32,
-    pub function_scope: u32,
-    pub op_array_filename: u32,
-    pub op_lineno: u32,
-    pub string_len: u32,
-    pub string_val: u32,
-    pub class_name: u32,
-}
 
 unsafe extern "C" {
     pub fn shim_init(callbacks: *const Callbacks);

@@ -370,28 +370,12 @@ pub fn response_header(name: &[u8]) -> Option<&'static [u8]> {
     (!value.is_null()).then(|| unsafe { std::slice::from_raw_parts(value.cast(), length) })
 }
 
-/// Tells a tracer where PHP's stack is.
-pub fn publish_trace_layout(to: &TraceLayout) {
-    let mut layout = ffi::TraceLayout::default();
-    // SAFETY: the struct is ours.
+/// Where a tracer finds PHP's stack in this process and those forked from it.
+pub fn trace_layout() -> TraceLayout {
+    let mut layout = TraceLayout::default();
+    // SAFETY: the struct is ours, and is what the shim declares.
     unsafe { ffi::shim_trace(&mut layout) };
-    to.current_execute_data.store(layout.current_execute_data, Relaxed);
-    for (to, from) in [
-        (&to.execute_data_opline, layout.execute_data_opline),
-        (&to.execute_data_func, layout.execute_data_func),
-        (&to.execute_data_type_info, layout.execute_data_type_info),
-        (&to.execute_data_prev, layout.execute_data_prev),
-        (&to.function_type, layout.function_type),
-        (&to.function_name, layout.function_name),
-        (&to.function_scope, layout.function_scope),
-        (&to.op_array_filename, layout.op_array_filename),
-        (&to.op_lineno, layout.op_lineno),
-        (&to.string_len, layout.string_len),
-        (&to.string_val, layout.string_val),
-        (&to.class_name, layout.class_name),
-    ] {
-        to.store(from, Relaxed);
-    }
+    layout
 }
 
 /// The limit that PHP's time-out names when the master ends a request, seconds; 0 is none.

@@ -111,12 +111,21 @@ enum shim_outcome {
     SHIM_RETIRE,  /* done, but this process must not serve another (it was changed for good) */
 };
 
-/* Offsets and addresses by which another process reads a backtrace. */
+/* Addresses and offsets by which another process reads a backtrace; explained, in the same order, by TraceLayout in
+ * src/scoreboard/layout.rs. */
 struct shim_trace_layout {
-    uint64_t current_execute_data;
-    uint32_t execute_data_opline, execute_data_func, execute_data_type_info, execute_data_prev;
-    uint32_t function_type, function_name, function_scope, op_array_filename;
-    uint32_t op_lineno, string_len, string_val, class_name;
+    uint64_t current_execute_data, exception_op, exception_op_size, opline_before_exception;
+    uint64_t server_context, request_script, request_method, request_uri, request_query;
+    uint64_t generator_class;
+    uint64_t execute_data_opline, execute_data_func, execute_data_this, execute_data_type_info, execute_data_num_args;
+    uint64_t execute_data_prev, execute_data_arguments;
+    uint64_t zval_size, zval_type;
+    uint64_t function_type, function_name, function_scope;
+    uint64_t op_array_num_args, op_array_filename;
+    uint64_t op_lineno;
+    uint64_t string_type_info, string_len, string_val;
+    uint64_t class_name, object_class;
+    uint64_t generator_execute_data, generator_parent;
 };
 
 /* Before anything else; the callbacks must live for ever. */

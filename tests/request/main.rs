@@ -10,6 +10,7 @@ mod support;
 
 mod auth_headers;
 mod body;
+mod clients;
 mod differences;
 mod errors;
 mod finish;
@@ -73,6 +74,7 @@ fn cases() -> Vec<Case> {
         logs::cases(),
         status::cases(),
         protocol::cases(),
+        clients::cases(),
         fuzz::cases(),
     ]
     .into_iter()

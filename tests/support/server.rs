@@ -86,7 +86,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listen {
     Unix,
-    /// This host, a free port.
+    /// This host, a free port. For `::` the client comes by IPv4, so that its address is a mapped one.
     Tcp(&'static str),
 }
 
@@ -238,7 +238,10 @@ impl Server {
                 } else {
                     format!("{host}:{port}")
                 };
-                (Address::Tcp(host.to_owned(), port), listen)
+                (
+                    Address::Tcp(if host == "::" { "127.0.0.1" } else { host }.to_owned(), port),
+                    listen,
+                )
             }
         };
         let fill = |text: String| {

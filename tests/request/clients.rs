@@ -1,0 +1,359 @@
+//! Clients that leave, stall or stay, lengths that lie, and who may connect at all.
+
+use std::time::Duration;
+
+use crate::harness::{Case, Cases, Request, Run, wait_until};
+use crate::support::fcgi::{PATIENCE, Record, STDIN};
+use crate::support::server::{Listen, Setup};
+
+/// Workers of php-fpm are held by some of these clients until they leave: others need not wait for them.
+static HELD: Setup = Setup {
+    name: "clients-held",
+    workers: 8,
+    php_pool: "request_header_timeout = 1\nrequest_body_timeout = 1\nlinger_timeout = 1\n",
+    ..Setup::BASE
+};
+
+static ONE_WORKER: Setup = Setup {
+    name: "clients-one-worker",
+    workers: 1,
+    ..Setup::BASE
+};
+static SILENT: Setup = Setup {
+    name: "clients-silent",
+    workers: 1,
+    ..Setup::BASE
+};
+static SILENT_KEPT: Setup = Setup {
+    name: "clients-silent-kept",
+    workers: 1,
+    ..Setup::BASE
+};
+static SILENT_AFTER: Setup = Setup {
+    name: "clients-silent-after",
+    workers: 1,
+    ..Setup::BASE
+};
+
+static ALLOWED: Setup = Setup {
+    name: "clients-allowed",
+    listen: Listen::Tcp("127.0.0.1"),
+    pool: "listen.allowed_clients = 192.0.2.1,127.0.0.1\n",
+    ..Setup::BASE
+};
+
+static REFUSED: Setup = Setup {
+    name: "clients-refused",
+    listen: Listen::Tcp("127.0.0.1"),
+    pool: "listen.allowed_clients = 192.0.2.1,::1\ncatch_workers_output = yes\n",
+    ..Setup::BASE
+};
+
+static ALLOWED_6: Setup = Setup {
+    name: "clients-allowed-6",
+    listen: Listen::Tcp("::1"),
+    pool: "listen.allowed_clients = ::1\n",
+    ..Setup::BASE
+};
+
+static REFUSED_6: Setup = Setup {
+    name: "clients-refused-6",
+    listen: Listen::Tcp("::1"),
+    pool: "listen.allowed_clients = ::2,127.0.0.1\n",
+    ..Setup::BASE
+};
+
+static MAPPED: Setup = Setup {
+    name: "clients-mapped",
+    listen: Listen::Tcp("::"),
+    pool: "listen.allowed_clients = 127.0.0.1\naccess.log = {home}/access.log\naccess.format = %R\n",
+    ..Setup::BASE
+};
+
+static NETWORK: Setup = Setup {
+    name: "clients-network",
+    listen: Listen::Tcp("127.0.0.1"),
+    pool: "listen.allowed_clients = 192.0.2.1,127.0.0.0/8\n",
+    ..Setup::BASE
+};
+
+static UNIX: Setup = Setup {
+    name: "clients-unix",
+    pool: "listen.allowed_clients = 192.0.2.1\n",
+    ..Setup::BASE
+};
+
+const HELLO: &str = "echo 'hello ', $_SERVER['REQUEST_METHOD'];";
+
+/// How long php-fpm is watched doing nothing, where that is what it does.
+const A_MOMENT: Duration = Duration::from_millis(150);
+
+pub fn cases() -> Vec<Case> {
+    Cases::of("clients", |c| {
+        bodies(c);
+        waiting(c);
+        allowed(c);
+    })
+}
+
+fn bodies(c: &mut Cases) {
+    c.differs(
+        "a_body_that_ends_too_early_does_not_run_the_script",
+        &HELD,
+        "When the web server ends the body before CONTENT_LENGTH, php-fpm waits until the connection closes; we end the \
+         request at once, without running the script.",
+        |t| {
+            let ran = t.writable("ran").join("it");
+            let request = t.page("touch(__DIR__ . '/ran/it'); echo 'ran';").post("application/x-www-form-urlencoded", "a=1&b=2");
+            let bytes = [request.head(), Record::new(STDIN, 1, "a=1").bytes(), Record::new(STDIN, 1, []).bytes()].concat();
+            let mut connection = t.connect();
+            connection.send(&bytes);
+            let answered = connection.record_within(if t.is_php_pool() { PATIENCE } else { A_MOMENT });
+            t.note(format!("answered: {}", answered.is_some()));
+            assert_eq!(answered.is_some(), t.is_php_pool());
+            if t.is_php_pool() {
+                assert!(!ran.exists(), "a script ran on a part of its body");
+            }
+        },
+    );
+    c.differs(
+        "a_client_that_leaves_within_the_body_does_not_run_the_script",
+        &HELD,
+        "php-fpm runs the script with an empty body when the web server goes away within it; we do not run it.",
+        |t| {
+            let ran = t.writable("ran");
+            let request = t.page("touch(__DIR__ . '/ran/' . $_GET['n']); echo json_encode($_POST);");
+            for (n, half) in [("0", true), ("1", false)] {
+                let request = request
+                    .clone()
+                    .query(&format!("n={n}"))
+                    .post("application/x-www-form-urlencoded", "a=1&b=2");
+                let mut connection = t.connect();
+                connection.send(&[request.head(), Record::new(STDIN, 1, "a=1").bytes()].concat());
+                if half {
+                    connection.half_close();
+                    let reply = t.reply(&mut connection, 1);
+                    assert_eq!(reply.text(), if t.is_php_pool() { "" } else { "[]" });
+                }
+            }
+            if t.is_php_pool() {
+                // A request served later than those shows that they are over.
+                let after = t.page("echo count(glob(__DIR__ . '/ran/*'));");
+                assert_eq!(t.send(&after).text(), "0");
+            } else {
+                wait_until("both have run", || ran.join("0").exists() && ran.join("1").exists());
+            }
+        },
+    );
+    c.differs(
+        "a_negative_content_length_is_refused",
+        &HELD,
+        "php-fpm waits for ever when CONTENT_LENGTH is negative; we answer 400.",
+        |t| {
+            let request = t
+                .page("echo 'ran';")
+                .post("text/plain", "body")
+                .set("CONTENT_LENGTH", "-1");
+            length_refused(t, &request);
+        },
+    );
+    c.differs(
+        "a_content_length_that_is_no_number_is_refused",
+        &Setup::BASE,
+        "php-fpm reads the digits at the beginning of CONTENT_LENGTH and takes the rest for nothing: the body is cut there. \
+         We answer 400.",
+        |t| {
+            for length in ["4x", "x", "0x10", "1.5", "4 4"] {
+                let request = t.page("echo 'ran', file_get_contents('php://input');").post("text/plain", "body").set("CONTENT_LENGTH", length);
+                let reply = t.send(&request);
+                assert_eq!(reply.status(), if t.is_php_pool() { 400 } else { 200 }, "{length}");
+            }
+        },
+    );
+    c.differs(
+        "a_content_length_beyond_all_bounds_is_refused",
+        &HELD,
+        "php-fpm takes the largest number there is for such a CONTENT_LENGTH and waits for the bytes; we answer 400.",
+        |t| {
+            let request = t
+                .page("echo 'ran';")
+                .post("text/plain", "body")
+                .set("CONTENT_LENGTH", "99999999999999999999999");
+            length_refused(t, &request);
+        },
+    );
+}
+
+fn waiting(c: &mut Cases) {
+    c.differs(
+        "a_client_that_says_nothing_holds_no_worker",
+        &SILENT,
+        "A connection without a byte occupies a worker of php-fpm for 5 seconds; ours serves others meanwhile.",
+        |t| {
+            let _silent: Vec<_> = (0..3).map(|_| t.connect()).collect();
+            served_meanwhile(t);
+        },
+    );
+    c.differs(
+        "a_kept_connection_holds_no_worker",
+        &SILENT_KEPT,
+        "A kept connection belongs to its worker in php-fpm until it closes; ours serves others meanwhile.",
+        |t| {
+            let request = t.page(HELLO).keep();
+            let mut kept = t.connect();
+            kept.send(&request.bytes());
+            t.reply(&mut kept, 1);
+            served_meanwhile(t);
+            if t.is_php_pool() {
+                kept.send(&request.bytes());
+                assert_eq!(t.reply(&mut kept, 1).text(), "hello GET");
+            }
+        },
+    );
+    c.differs(
+        "a_client_that_stays_after_its_answer_holds_no_worker",
+        &SILENT_AFTER,
+        "php-fpm reads on until the client closes, without a limit; we close when the end of the request has been read.",
+        |t| {
+            let request = t.page(HELLO);
+            let mut staying = t.connect();
+            staying.send(&request.bytes());
+            t.reply(&mut staying, 1);
+            served_meanwhile(t);
+        },
+    );
+    c.differs(
+        "a_request_that_does_not_get_on_is_ended",
+        &HELD,
+        "php-fpm waits for the rest of a request without a limit; we close after request_header_timeout.",
+        |t| {
+            let bytes = t.page("echo 'never';").bytes();
+            for at in [1, 8, 20, 100] {
+                let mut connection = t.connect();
+                connection.send(&bytes[..at]);
+                if t.is_php_pool() {
+                    let (rest, _) = connection.end();
+                    assert_eq!(rest.escape_ascii().to_string(), "", "after {at} bytes");
+                } else {
+                    assert!(connection.record_within(A_MOMENT / 3).is_none());
+                }
+            }
+            t.note(format!("closed: {}", t.is_php_pool()));
+        },
+    );
+    c.differs(
+        "a_body_that_does_not_get_on_is_ended",
+        &HELD,
+        "php-fpm waits for the rest of a body without a limit; we give up after request_body_timeout and do not run the script.",
+        |t| {
+            let ran = t.writable("ran").join("it");
+            let request = t.page("touch(__DIR__ . '/ran/it');").post("application/x-www-form-urlencoded", "a=1&b=2");
+            let mut connection = t.connect();
+            connection.send(&[request.head(), Record::new(STDIN, 1, "a=1").bytes()].concat());
+            if t.is_php_pool() {
+                let reply = t.reply(&mut connection, 1);
+                assert_eq!(reply.status(), 408, "{reply}");
+                assert!(!ran.exists(), "a script ran on a part of its body");
+            } else {
+                assert!(connection.record_within(A_MOMENT).is_none());
+            }
+            t.note(format!("ended: {}", t.is_php_pool()));
+        },
+    );
+    c.same("a_connection_closed_without_a_byte_is_forgotten", &ONE_WORKER, |t| {
+        for _ in 0..20 {
+            drop(t.connect());
+        }
+        assert_eq!(t.php(HELLO).text(), "hello GET");
+    });
+    c.same(
+        "a_request_broken_off_anywhere_leaves_the_worker_well",
+        &ONE_WORKER,
+        |t| {
+            let request = t.page(HELLO).post("text/plain", "a body");
+            let bytes = request.bytes();
+            for at in (1..bytes.len()).step_by(7) {
+                let mut connection = t.connect();
+                connection.send(&bytes[..at]);
+                drop(connection);
+            }
+            assert_eq!(t.send(&request).text(), "hello POST");
+        },
+    );
+}
+
+/// A length for which php-fpm waits, and which php-pool refuses.
+fn length_refused(t: &mut Run, request: &Request) {
+    let mut connection = t.connect();
+    connection.send(&request.bytes());
+    if t.is_php_pool() {
+        let reply = t.reply(&mut connection, 1);
+        assert_eq!(reply.status(), 400, "{reply}");
+    } else {
+        let answered = connection.record_within(A_MOMENT);
+        t.note(format!("answered: {}", answered.is_some()));
+        assert!(answered.is_none());
+    }
+}
+
+/// Whether a further client is served by the one worker there is.
+fn served_meanwhile(t: &mut Run) {
+    let request = t.page("echo 'served';");
+    let mut other = t.connect();
+    other.send(&request.bytes());
+    let answer = other.record_within(if t.is_php_pool() { PATIENCE } else { A_MOMENT });
+    t.note(format!("served: {}", answer.is_some()));
+    assert_eq!(answer.is_some(), t.is_php_pool());
+}
+
+fn allowed(c: &mut Cases) {
+    let served = |c: &mut Cases, name: &str, setup: &'static Setup| {
+        c.same(name, setup, |t| assert_eq!(t.php(HELLO).text(), "hello GET"));
+    };
+    let refused = |c: &mut Cases, name: &str, setup: &'static Setup| {
+        c.same(name, setup, |t| {
+            let request = t.page("echo 'never';");
+            let mut connection = t.connect();
+            connection.send(&request.bytes());
+            let (answer, _) = connection.end();
+            assert_eq!(answer, b"");
+        });
+    };
+    served(c, "a_client_that_is_allowed_is_served", &ALLOWED);
+    served(c, "a_client_that_is_allowed_is_served_over_ip_version_6", &ALLOWED_6);
+    refused(c, "a_client_that_is_not_allowed_gets_no_answer", &REFUSED);
+    refused(
+        c,
+        "a_client_that_is_not_allowed_gets_no_answer_over_ip_version_6",
+        &REFUSED_6,
+    );
+    served(c, "addresses_of_clients_make_no_difference_to_a_unix_socket", &UNIX);
+    c.same("a_refused_client_is_named_in_the_log", &REFUSED, |t| {
+        let request = t.page("echo 'never';");
+        let mut connection = t.connect();
+        connection.send(&request.bytes());
+        connection.end();
+        t.server.wait_for_log("who was refused", |log| {
+            log.contains("ERROR: Connection disallowed: IP address '127.0.0.1' has been dropped.")
+        });
+    });
+    c.same("a_mapped_address_is_that_of_ip_version_4", &MAPPED, |t| {
+        assert_eq!(t.php(HELLO).text(), "hello GET");
+        let log = t.server.home.join("access.log");
+        wait_until("the request is logged", || {
+            std::fs::read_to_string(&log).is_ok_and(|l| l.starts_with("127.0.0.1\n"))
+        });
+    });
+    c.differs(
+        "a_network_may_be_allowed",
+        &NETWORK,
+        "php-fpm knows addresses alone in listen.allowed_clients; we know networks too.",
+        |t| {
+            let request = t.page(HELLO);
+            let mut connection = t.connect();
+            connection.send(&request.bytes());
+            let reply = t.reply(&mut connection, 1);
+            assert_eq!(reply.text() == "hello GET", t.is_php_pool());
+        },
+    );
+}

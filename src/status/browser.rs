@@ -81,14 +81,14 @@ fn tiles(out: &mut String, s: &Snapshot, total: u64) {
         "",
         "busy workers",
         &format_args!("{} <small>of {total}</small>", s.active),
-        &format!("at most {}", s.max_active),
+        &format!("most so far {}", s.max_active),
     );
     tile("", "idle workers", &s.idle, "");
     tile(
         bad(s.listen_queue > 0, " class=\"bad\""),
         "waiting",
         &s.listen_queue,
-        &format!("at most {}, room for {}", s.max_listen_queue, s.listen_queue_len),
+        &format!("most so far {}, room for {}", s.max_listen_queue, s.listen_queue_len),
     );
     tile("", "requests", &s.accepted, "");
     tile(

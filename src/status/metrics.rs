@@ -3,6 +3,8 @@
 //! Each figure is there twice where it is a counter: under php-fpm's name, which dashboards know and which lacks the
 //! `_total` that a counter must have (so it is declared a gauge), and as a counter of ours.
 
+use std::borrow::Cow;
+
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -138,11 +140,55 @@ impl Collector for Pools {
     }
 }
 
-/// The exposition (`application/openmetrics-text; version=1.0.0; charset=utf-8`).
-pub fn exposition(pools: Vec<PoolMetrics>) -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Pools(pools)));
-    let mut out = String::new();
-    prometheus_client::encoding::text::encode(&mut out, &registry).expect("a String takes what is written to it");
-    out
+/// A format of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0.0
+    OpenMetrics,
+    /// Prometheus's own, older text, which promtool reads: there a counter is declared by its whole name.
+    Prometheus,
+}
+
+impl Exposition {
+    /// What a scraper's Accept header asks for.
+    pub fn of(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
+    }
+
+    /// Content-Type
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+
+    /// The metrics of pools.
+    pub fn of_pools(self, pools: Vec<PoolMetrics>) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Pools(pools)));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("a String takes what is written to it");
+        match self {
+            Self::OpenMetrics => text,
+            Self::Prometheus => text.split_inclusive('\n').filter_map(prometheus_line).collect(),
+        }
+    }
+}
+
+fn prometheus_line(line: &str) -> Option<Cow<'_, str>> {
+    let Some((keyword, rest)) = line.strip_prefix("# ").and_then(|rest| rest.split_once(' ')) else {
+        return (line != "# EOF\n").then_some(Cow::Borrowed(line));
+    };
+    let (name, rest) = rest.split_once(' ')?;
+    let total = if COUNTERS.iter().any(|(counter, ..)| *counter == name) {
+        "_total"
+    } else {
+        ""
+    };
+    Some(Cow::Owned(format!("# {keyword} {name}{total} {rest}")))
 }

@@ -11,6 +11,6 @@ mod snapshot;
 mod tests;
 
 pub use fields::{Field, fields};
-pub use metrics::{PoolMetrics, exposition};
+pub use metrics::{Exposition, PoolMetrics};
 pub use page::{Format, Reply, StatusPage, View, pong, unavailable};
 pub use snapshot::{ProcessStatus, Snapshot};

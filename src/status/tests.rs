@@ -282,12 +282,22 @@ fn the_exposition_is_openmetrics() {
             snapshot: None,
         },
     ];
-    let text = exposition(pools);
+    let text = Exposition::OpenMetrics.of_pools(pools.clone());
     assert!(text.contains("# TYPE phpfpm_up gauge\nphpfpm_up{pool=\"www\"} 1\nphpfpm_up{pool=\"a\\\"b\\\\\\n\"} 0\n"));
     assert!(text.contains("# TYPE php_pool_requests counter\nphp_pool_requests_total{pool=\"www\"} 4\n"));
     assert!(text.contains("php_pool_workers{pool=\"www\",state=\"running\"} 1\n"));
     assert!(text.ends_with("# EOF\n"));
-    assert!(exposition(Vec::new()).ends_with("# EOF\n"));
+    assert!(Exposition::OpenMetrics.of_pools(Vec::new()).ends_with("# EOF\n"));
+
+    let text = Exposition::Prometheus.of_pools(pools);
+    assert!(text.contains("# TYPE php_pool_requests_total counter\nphp_pool_requests_total{pool=\"www\"} 4\n"));
+    assert!(text.contains("# TYPE phpfpm_up gauge\nphpfpm_up{pool=\"www\"} 1\n"));
+    assert!(!text.contains("EOF"));
+    assert_eq!(
+        Exposition::of("application/openmetrics-text;version=1.0.0,*/*;q=0.1"),
+        Exposition::OpenMetrics
+    );
+    assert_eq!(Exposition::of("*/*"), Exposition::Prometheus);
 }
 
 proptest! {

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod fastcgi;
+pub mod generator;
 pub mod log;
 pub mod master;
 pub mod pm;

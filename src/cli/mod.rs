@@ -92,7 +92,7 @@ struct Cli {
 enum Commands {
     /// Run every pool of a configuration in the foreground
     Serve {
-        /// The configuration
+        /// The configuration, or the name of a pool of /etc/php-pool/pool.d
         #[arg(default_value = DEFAULT_CONFIG)]
         config: PathBuf,
         /// Let pools run as root (do not)
@@ -107,12 +107,15 @@ enum Commands {
     },
     /// Check a configuration: every error at once, each with its file and line
     Check {
-        /// The configuration
+        /// The configuration, or the name of a pool of /etc/php-pool/pool.d
         #[arg(default_value = DEFAULT_CONFIG)]
         config: PathBuf,
         /// Print every setting too
         #[arg(long)]
         print: bool,
+        /// The file must be usable as a pool of systemd's, too
+        #[arg(long)]
+        pool: bool,
     },
 }
 
@@ -128,6 +131,9 @@ pub fn main() -> i32 {
     if called.contains("fpm") {
         return php_fpm(&called, argv);
     }
+    if called == "php-pool-generator" {
+        return crate::generator::main(&argv[1..]);
+    }
     match Cli::parse().command {
         Commands::Serve {
             config,
@@ -140,7 +146,7 @@ pub fn main() -> i32 {
                 defines: define,
                 ..PhpOptions::default()
             };
-            let mut load = load_options(config, &php);
+            let mut load = load_options(pool_file(config), &php);
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
             crate::master::run(Launch {
                 load,
@@ -149,7 +155,7 @@ pub fn main() -> i32 {
                 argv,
             })
         }
-        Commands::Check { config, print } => check(&config, print),
+        Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
     }
 }
 
@@ -160,7 +166,21 @@ fn load_options(path: PathBuf, php: &PhpOptions) -> LoadOptions {
     load
 }
 
-fn check(path: &Path, print: bool) -> i32 {
+/// A pool's name stands for its file; what has a slash or ends in `.conf` is a file.
+fn pool_file(config: PathBuf) -> PathBuf {
+    match config.to_str() {
+        Some(name) if !name.contains('/') && !name.ends_with(".conf") => {
+            Path::new(crate::generator::POOL_DIR).join(format!("{name}.conf"))
+        }
+        _ => config,
+    }
+}
+
+fn check(path: &Path, print: bool, pool: bool) -> i32 {
+    if let Some(Err(error)) = pool.then(|| crate::generator::check(path)) {
+        eprintln!("{error}");
+        return EX_CONFIG;
+    }
     let mut load = load_options(path.to_owned(), &PhpOptions::default());
     load.test = true;
     match config::load(&load) {

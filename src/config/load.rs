@@ -80,29 +80,22 @@ impl LoadOptions {
 
 /// Reads and checks a configuration.
 pub fn load(options: &LoadOptions) -> Result<Config, Errors> {
-    let mut reader = Reader {
-        options,
-        global: Draft::new(
-            Global::default(),
-            Place {
-                file: options.path.clone(),
-                line: 0,
-            },
-        ),
-        pools: Vec::new(),
-        current: None,
-        errors: Vec::new(),
-        notices: Vec::new(),
-    };
-    reader.file(&options.path, 1, None);
     let Reader {
         global,
         pools,
         errors,
         notices,
         ..
-    } = reader;
+    } = Reader::read(options);
     validate::finish(options, global, pools, errors, notices)
+}
+
+/// Reads a configuration line by line without asking whether the whole holds together: for the generator, which runs
+/// before file systems are mounted and users are known, and wants a few directives only. What was written is in
+/// [`Pool::written`], as it stands in the file.
+pub fn read(options: &LoadOptions) -> (Vec<Pool>, Vec<Error>) {
+    let Reader { pools, errors, .. } = Reader::read(options);
+    (pools.into_iter().map(|draft| draft.section).collect(), errors)
 }
 
 /// A line of a file.
@@ -172,7 +165,24 @@ impl Complaint {
     }
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn read(options: &'a LoadOptions) -> Self {
+        let place = Place {
+            file: options.path.clone(),
+            line: 0,
+        };
+        let mut reader = Reader {
+            options,
+            global: Draft::new(Global::default(), place),
+            pools: Vec::new(),
+            current: None,
+            errors: Vec::new(),
+            notices: Vec::new(),
+        };
+        reader.file(&options.path, 1, None);
+        reader
+    }
+
     fn file(&mut self, path: &Path, depth: u32, from: Option<&Place>) {
         let content = match read_file(path) {
             Ok(content) => content,

@@ -1,0 +1,189 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::{check, generate};
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("pool.d")).unwrap();
+        fs::create_dir(dir.path().join("units")).unwrap();
+        Place { dir }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join("pool.d").join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn run(&self) {
+        generate(&self.dir.path().join("pool.d"), &self.units());
+    }
+
+    fn units(&self) -> PathBuf {
+        self.dir.path().join("units")
+    }
+
+    fn drop_in(&self, unit: &str) -> String {
+        fs::read_to_string(self.units().join(format!("{unit}.d/50-pool.conf"))).unwrap_or_default()
+    }
+
+    fn wanted_by(&self, target: &str) -> Vec<String> {
+        let folder = self.units().join(format!("{target}.wants"));
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .map(|entries| {
+                entries
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                    .collect()
+            })
+            .unwrap_or_default();
+        names.sort();
+        names
+    }
+}
+
+fn pool(name: &str, lines: &str) -> String {
+    format!("[{name}]\nuser = www-data\npm = static\npm.max_children = 2\n{lines}\n")
+}
+
+#[test]
+fn a_pool_file_becomes_a_socket_a_service_and_a_slice() {
+    let place = Place::new();
+    place.file(
+        "my-app.conf",
+        &pool(
+            "my-app",
+            "listen = /run/$pool.sock\nlisten.owner = www-data\nlisten.group = www-data\nlisten.mode = 0600\nlisten.backlog = 7\n\
+             listen.acl_users = nginx\npm.status_listen = 127.0.0.1:9001",
+        ),
+    );
+    place.run();
+    let socket = place.drop_in("php-pool@my-app.socket");
+    for line in [
+        "ListenStream=\nListenStream=/run/my-app.sock\n",
+        "SocketUser=www-data\nSocketGroup=www-data\nSocketMode=0600\n",
+        "ExecStartPost=setfacl -m \"u:nginx:rw\" -- \"/run/my-app.sock\"\n",
+        "Backlog=7\n",
+    ] {
+        assert!(socket.contains(line), "{line} in\n{socket}");
+    }
+    assert!(
+        place
+            .drop_in("php-pool-status@my-app.socket")
+            .contains("ListenStream=127.0.0.1:9001\n")
+    );
+    let service = place.drop_in("php-pool@my-app.service");
+    assert!(
+        service.contains("Slice=php-pool-my\\x2dapp.slice\nSockets=php-pool-status@my-app.socket\n"),
+        "{service}"
+    );
+    assert_eq!(
+        place.wanted_by("sockets.target"),
+        ["php-pool-status@my-app.socket", "php-pool@my-app.socket"]
+    );
+    assert_eq!(place.wanted_by("multi-user.target"), ["php-pool@my-app.service"]);
+    let link = place.units().join("sockets.target.wants/php-pool@my-app.socket");
+    assert_eq!(
+        fs::read_link(link).unwrap(),
+        Path::new("/lib/systemd/system/php-pool@.socket")
+    );
+}
+
+#[test]
+fn an_ondemand_pool_is_a_socket_until_its_first_request() {
+    let place = Place::new();
+    place.file(
+        "shop.conf",
+        &pool("shop", "listen = 9000").replace("static", "ondemand"),
+    );
+    place.run();
+    assert_eq!(place.wanted_by("sockets.target"), ["php-pool@shop.socket"]);
+    assert!(place.wanted_by("multi-user.target").is_empty());
+}
+
+#[test]
+fn a_file_that_cannot_be_used_becomes_a_service_that_says_why_and_harms_no_other() {
+    let place = Place::new();
+    let wrong = [
+        (
+            "syntax.conf",
+            "[syntax]\nlisten = \"/run/x\n".to_owned(),
+            "syntax.conf:2:",
+        ),
+        ("nolisten.conf", pool("nolisten", ""), "no listen address"),
+        ("empty.conf", String::new(), "holds no pool; [empty]"),
+        ("other.conf", pool("www", "listen = 9000"), "must hold [other] alone"),
+        (
+            "two.conf",
+            pool("two", "listen = 9000") + &pool("more", "listen = 9001"),
+            "the pool [more]",
+        ),
+        (
+            "host.conf",
+            pool("host", "listen = db.example:9000"),
+            "instead of 'db.example'",
+        ),
+        (
+            "port.conf",
+            pool("port", "listen = 127.0.0.1:99999"),
+            "invalid port value '99999'",
+        ),
+        (
+            "mode.conf",
+            pool("mode", "listen = 9000\nlisten.mode = abc"),
+            "mode.conf:6: listen.mode:",
+        ),
+        ("var.conf", pool("var", "listen = ${SOCKET}"), "${…} cannot stand"),
+        (
+            "caf\u{e9}.conf",
+            pool("caf\u{e9}", "listen = 9000"),
+            "cannot name a pool",
+        ),
+        ("a b.conf", pool("a b", "listen = 9000"), "cannot name a pool"),
+    ];
+    for (name, text, reason) in &wrong {
+        let error = check(&place.file(name, text)).unwrap_err();
+        assert!(error.contains(reason), "{name}: {error}");
+    }
+    place.file("good.conf", &pool("good", "listen = 9000"));
+    place.run();
+    assert_eq!(place.wanted_by("sockets.target"), ["php-pool@good.socket"]);
+    assert_eq!(place.wanted_by("multi-user.target").len(), wrong.len() + 1);
+    let unit = place.drop_in("php-pool@caf\\xc3\\xa9.service");
+    assert!(
+        unit.contains("ExecStart=\nExecStart=/usr/bin/php-pool check --pool \""),
+        "{unit}"
+    );
+    assert!(place.drop_in("php-pool@a\\x20b.service").contains("a b.conf\"\n"));
+}
+
+/// What else is wrong with a pool must not take its socket, and the clients in it, away: its service says what.
+#[test]
+fn a_mistake_that_is_not_about_the_socket_leaves_the_socket() {
+    let place = Place::new();
+    place.file(
+        "www.conf",
+        &pool("www", "listen = 9000\nchdir = /nowhere\npm.max_childrn = 5"),
+    );
+    place.run();
+    assert_eq!(place.wanted_by("sockets.target"), ["php-pool@www.socket"]);
+}
+
+#[test]
+fn left_overs_are_no_pools() {
+    let place = Place::new();
+    for name in ["www.conf~", "www.conf.dpkg-old", ".www.conf", "README"] {
+        place.file(name, &pool("www", "listen = 9000"));
+    }
+    fs::create_dir(place.dir.path().join("pool.d/folder.conf")).unwrap();
+    place.run();
+    assert_eq!(fs::read_dir(place.units()).unwrap().count(), 0);
+    generate(Path::new("/nowhere"), &place.units());
+}

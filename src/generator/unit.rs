@@ -1,0 +1,273 @@
+//! Unit files: names, escaping, and the drop-ins that a pool file becomes.
+
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::config::{Listen, Pool};
+
+/// Longest name of a pool, bytes: unit names end at 255, and every byte may take four in the slice's.
+const MAX_NAME: usize = 50;
+
+/// Why a pool cannot be a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UnitError {
+    /// The name of the file.
+    #[error(
+        "'{0}' cannot name a pool (allowed: up to {MAX_NAME} letters, digits, '_', '-' and '.', beginning with a letter, \
+         a digit or '_')"
+    )]
+    Name(String),
+    /// The section.
+    #[error(
+        "the file holds the pool [{found}] and must hold [{wanted}] alone, so that the unit and the pool are called alike"
+    )]
+    Section {
+        /// The section there is.
+        found: String,
+        /// The file's own name.
+        wanted: String,
+    },
+    /// Not one.
+    #[error("the file holds no pool; [{0}] must begin it")]
+    NoPool(String),
+    /// An address that only a resolver knows.
+    #[error(
+        "{directive} = {text}: systemd holds the socket before any name can be resolved; write the address instead of '{host}'"
+    )]
+    HostName {
+        /// `listen` or `pm.status_listen`.
+        directive: &'static str,
+        /// The address as it was written.
+        text: String,
+        /// The host in it.
+        host: String,
+    },
+    /// `${NAME}` in a line of the socket.
+    #[error(
+        "{0}: ${{…}} cannot stand in a line about the socket, because systemd holds it before there is an environment"
+    )]
+    Variable(String),
+}
+
+/// Whether the name can be a pool's under systemd.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_name(name: &str) -> Result<(), UnitError> {
+    let first = name
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let all = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    if first && all && name.len() <= MAX_NAME {
+        Ok(())
+    } else {
+        Err(UnitError::Name(name.to_owned()))
+    }
+}
+
+/// systemd's escaping of a part of a unit's name, as `systemd-escape` does it.
+pub fn escape(text: &[u8]) -> String {
+    let mut escaped = String::new();
+    for (index, byte) in text.iter().enumerate() {
+        match byte {
+            b'/' => escaped.push('-'),
+            b'.' if index == 0 => escaped.push_str("\\x2e"),
+            b':' | b'_' | b'.' => escaped.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => escaped.push(char::from(*byte)),
+            byte => write!(escaped, "\\x{byte:02x}").expect("a String takes everything"),
+        }
+    }
+    escaped
+}
+
+/// The pool's slice. A dash in a slice's name is a level of the tree: unescaped, the pool `my-app` would live under the
+/// limits of a pool `my`.
+pub fn slice(name: &str) -> String {
+    format!("php-pool-{}.slice", escape(name.as_bytes()))
+}
+
+/// A text as the value of a setting: `%` would begin a specifier.
+fn value(text: &str) -> String {
+    text.replace('%', "%%")
+}
+
+/// A text as a quoted word of a command line.
+pub fn word(text: &str) -> String {
+    format!(
+        "\"{}\"",
+        value(text)
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('$', "$$")
+    )
+}
+
+/// The head of every file.
+fn head(source: &Path) -> String {
+    let source = source.display().to_string();
+    format!(
+        "# Made by php-pool-generator from {source}.\n[Unit]\nSourcePath={}\n",
+        value(&source)
+    )
+}
+
+/// A drop-in of a socket unit. `directive` is where the address stands.
+///
+/// # Errors
+/// When systemd cannot hold the address.
+pub fn socket(
+    pool: &Pool,
+    source: &Path,
+    directive: &'static str,
+    address: &Listen,
+    text: &str,
+) -> Result<String, UnitError> {
+    let stream = match address {
+        Listen::Unix(path) => path.display().to_string(),
+        Listen::Port(port) => port.to_string(),
+        Listen::Tcp { host, port } => {
+            let host = if host.eq_ignore_ascii_case("localhost") {
+                "127.0.0.1"
+            } else {
+                host
+            };
+            match host {
+                host if host.contains(':') => format!("[{host}]:{port}"),
+                host if host.parse::<std::net::Ipv4Addr>().is_ok() => format!("{host}:{port}"),
+                host => {
+                    let (text, host) = (text.to_owned(), host.to_owned());
+                    return Err(UnitError::HostName { directive, text, host });
+                }
+            }
+        }
+    };
+    let mut unit = head(source);
+    // The empty line takes the template's address away.
+    write!(unit, "\n[Socket]\nListenStream=\nListenStream={}\n", value(&stream)).expect("a String takes everything");
+    if let Listen::Unix(path) = address {
+        for (key, text) in [("SocketUser", &pool.listen_owner), ("SocketGroup", &pool.listen_group)] {
+            if let Some(text) = text {
+                writeln!(unit, "{key}={}", value(text)).expect("a String takes everything");
+            }
+        }
+        writeln!(unit, "SocketMode={:04o}", pool.listen_mode).expect("a String takes everything");
+        if !(pool.listen_acl_users.is_empty() && pool.listen_acl_groups.is_empty()) {
+            let mut entries: Vec<String> = Vec::new();
+            entries.extend(pool.listen_acl_users.iter().map(|user| format!("u:{user}:rw")));
+            entries.extend(pool.listen_acl_groups.iter().map(|group| format!("g:{group}:rw")));
+            let (entries, path) = (word(&entries.join(",")), word(&path.display().to_string()));
+            writeln!(unit, "ExecStartPost=setfacl -m {entries} -- {path}").expect("a String takes everything");
+        }
+    }
+    let backlog = u32::try_from(pool.listen_backlog).unwrap_or(i32::MAX as u32);
+    writeln!(unit, "Backlog={backlog}").expect("a String takes everything");
+    Ok(unit)
+}
+
+/// A drop-in of the service of a pool; `status` is whether it has a socket for the status page alone.
+pub fn service(pool: &Pool, source: &Path, status: bool) -> String {
+    let mut unit = head(source);
+    write!(unit, "\n[Service]\nSlice={}\n", slice(&pool.name)).expect("a String takes everything");
+    if status {
+        writeln!(unit, "Sockets=php-pool-status@{}.socket", pool.name).expect("a String takes everything");
+    }
+    unit
+}
+
+/// A drop-in that lets a service fail with the reason: `php-pool check` finds it again and says it to the journal.
+pub fn broken(source: &Path) -> String {
+    let mut unit = head(source);
+    unit.push_str(
+        "Description=PHP pool whose file is wrong\n\n[Service]\nType=oneshot\nRestart=no\nSockets=\nExecReload=\n",
+    );
+    let path = word(&source.display().to_string());
+    write!(unit, "ExecStart=\nExecStart=/usr/bin/php-pool check --pool {path}\n").expect("a String takes everything");
+    unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_escaped_as_systemd_escape_does() {
+        assert_eq!(escape(b"my-app"), r"my\x2dapp");
+        assert_eq!(escape(b".hidden/a b"), r"\x2ehidden-a\x20b");
+        assert_eq!(escape("café".as_bytes()), r"caf\xc3\xa9");
+        assert_eq!(slice("shop.example-1"), r"php-pool-shop.example\x2d1.slice");
+    }
+
+    #[test]
+    fn a_name_that_systemd_or_a_path_could_take_for_something_else_is_refused() {
+        for name in ["www", "my-app", "shop.example.org", "_x", "9", &"x".repeat(MAX_NAME)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in [
+            "",
+            "-x",
+            ".x",
+            "..",
+            "a b",
+            "a/b",
+            "café",
+            "a@b",
+            "a%b",
+            "a\\b",
+            "a:b",
+            &"x".repeat(MAX_NAME + 1),
+        ] {
+            assert_eq!(check_name(name), Err(UnitError::Name(name.to_owned())), "{name}");
+        }
+    }
+
+    fn socket_of(address: Listen) -> Result<String, UnitError> {
+        let pool = Pool {
+            listen_mode: 0o660,
+            listen_backlog: 511,
+            ..Pool::default()
+        };
+        socket(&pool, Path::new("/p.conf"), "listen", &address, "text")
+    }
+
+    #[test]
+    fn addresses_are_written_as_systemd_reads_them() {
+        let tcp = |host: &str| Listen::Tcp {
+            host: host.into(),
+            port: 9000,
+        };
+        for (address, line) in [
+            (Listen::Unix("/run/100%.sock".into()), "ListenStream=/run/100%%.sock\n"),
+            (Listen::Port(9000), "ListenStream=9000\n"),
+            (tcp("127.0.0.1"), "ListenStream=127.0.0.1:9000\n"),
+            (tcp("LocalHost"), "ListenStream=127.0.0.1:9000\n"),
+            (tcp("::1"), "ListenStream=[::1]:9000\n"),
+        ] {
+            let unit = socket_of(address).unwrap();
+            assert!(unit.contains(&format!("[Socket]\nListenStream=\n{line}")), "{unit}");
+        }
+        let error = socket_of(tcp("db.example")).unwrap_err();
+        assert!(error.to_string().contains("instead of 'db.example'"), "{error}");
+    }
+
+    #[test]
+    fn mode_and_owner_are_a_unix_sockets_alone() {
+        assert!(
+            socket_of(Listen::Unix("/run/x".into()))
+                .unwrap()
+                .contains("\nSocketMode=0660\nBacklog=511\n")
+        );
+        assert!(!socket_of(Listen::Port(1)).unwrap().contains("SocketMode"));
+    }
+
+    #[test]
+    fn a_path_survives_the_command_line() {
+        assert_eq!(word(r#"/a "b" $c %d\"#), r#""/a \"b\" $$c %%d\\""#);
+    }
+}

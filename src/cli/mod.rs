@@ -119,6 +119,12 @@ enum Commands {
     },
 }
 
+/// Our own command line's definition, for the manual and the shells' completions.
+pub fn command() -> clap::Command {
+    use clap::CommandFactory;
+    Cli::command()
+}
+
 /// Runs what the arguments ask for; returns the exit status.
 pub fn main() -> i32 {
     let argv: Vec<String> = std::env::args_os()

@@ -26,6 +26,9 @@ pub const POOL_DIR: &str = "/etc/php-pool/pool.d";
 /// Where the package has its units.
 const UNIT_DIR: &str = "/lib/systemd/system";
 
+/// All pools: at boot they start with it.
+const TARGET: &str = "php-pool.target";
+
 /// The names of our drop-ins; an administrator's may come before or after.
 const DROP_IN: &str = "50-pool.conf";
 
@@ -79,7 +82,7 @@ fn write_units(file: &Path, target: &Path) -> io::Result<()> {
             let name = name.map_or_else(|| unit::escape(stem.as_encoded_bytes()), str::to_owned);
             let service = format!("php-pool@{name}.service");
             drop_in(target, &service, &unit::broken(file))?;
-            return want(target, "multi-user.target", &service, "php-pool@.service");
+            return want(target, &service, "php-pool@.service");
         }
     };
     let Sketch { pool, listen, status } = &sketch;
@@ -87,17 +90,17 @@ fn write_units(file: &Path, target: &Path) -> io::Result<()> {
     let (socket, service) = (format!("php-pool@{name}.socket"), format!("php-pool@{name}.service"));
     let text = unit::socket(pool, file, "listen", listen, &pool.listen).map_err(io::Error::other)?;
     drop_in(target, &socket, &text)?;
-    want(target, "sockets.target", &socket, "php-pool@.socket")?;
+    want(target, &socket, "php-pool@.socket")?;
     if let Some((address, text)) = status {
         let socket = format!("php-pool-status@{name}.socket");
         let text = unit::socket(pool, file, "pm.status_listen", address, text).map_err(io::Error::other)?;
         drop_in(target, &socket, &text)?;
-        want(target, "sockets.target", &socket, "php-pool-status@.socket")?;
+        want(target, &socket, "php-pool-status@.socket")?;
     }
     drop_in(target, &service, &unit::service(pool, file, status.is_some()))?;
     // An ondemand pool sleeps until its first request.
     if pool.pm != Pm::Ondemand {
-        want(target, "multi-user.target", &service, "php-pool@.service")?;
+        want(target, &service, "php-pool@.service")?;
     }
     Ok(())
 }
@@ -190,9 +193,9 @@ fn drop_in(target: &Path, unit: &str, text: &str) -> io::Result<()> {
     fs::write(folder.join(DROP_IN), text)
 }
 
-/// Makes a target want an instance of a template.
-fn want(target: &Path, by: &str, unit: &str, template: &str) -> io::Result<()> {
-    let folder = target.join(format!("{by}.wants"));
+/// Makes an instance of a template start with the rest of the pools.
+fn want(target: &Path, unit: &str, template: &str) -> io::Result<()> {
+    let folder = target.join(format!("{TARGET}.wants"));
     fs::create_dir_all(&folder)?;
     symlink(Path::new(UNIT_DIR).join(template), folder.join(unit))
 }

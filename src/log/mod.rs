@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod event;
 mod line;
 mod logger;
 mod output;
 mod sink;
 
 pub use clock::{Clock, read_time_zone};
+pub use event::Event;
 pub use line::{LineFormat, Stamp};
 pub use logger::{About, LogError, Logger, Settings, errno};
 pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};

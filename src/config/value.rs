@@ -115,6 +115,7 @@ pub enum Refusal {
     OutOfRange(String),
 }
 
+const UNKNOWN_SUFFIX: &str = "unknown suffix used in time value";
 const NOT_A_NUMBER: &str = "is not a valid number (greater or equal than zero)";
 
 /// syslog's facilities with their numbers in `<syslog.h>`.
@@ -282,7 +283,7 @@ pub fn parse_time(text: &str) -> Result<Duration, Refusal> {
         "m" => 60 * PARTS,
         "h" => 3600 * PARTS,
         "d" => 86400 * PARTS,
-        _ => return Err(Refusal::Malformed("unknown suffix used in time value".into())),
+        _ => return Err(Refusal::Malformed(UNKNOWN_SUFFIX.into())),
     };
     let number = number.trim_end();
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -293,7 +294,14 @@ pub fn parse_time(text: &str) -> Result<Duration, Refusal> {
         return Err(Refusal::OutOfRange(format!("{text} is negative")));
     }
     if !is_digits(whole) || !is_digits(fraction) || fraction.len() > 9 {
-        return Err(Refusal::Malformed("invalid time value".into()));
+        // php-fpm looks at the last character alone.
+        let ends_well = text.ends_with(|c: char| c.is_ascii_alphanumeric());
+        let reason = if ends_well {
+            "invalid time value"
+        } else {
+            UNKNOWN_SUFFIX
+        };
+        return Err(Refusal::Malformed(reason.into()));
     }
     let too_long = || Refusal::OutOfRange(format!("{text} is out of range"));
     let whole: u64 = whole.parse().map_err(|_| too_long())?;

@@ -39,10 +39,13 @@ fn what_php_fpm_bends_is_no_time() {
     ] {
         assert_eq!(time(text), None, "{text}");
     }
-    assert_eq!(
-        parse_time("1x"),
-        Err(Refusal::Malformed("unknown suffix used in time value".into()))
-    );
+    for text in ["1x", "/", "5 %"] {
+        assert_eq!(
+            parse_time(text),
+            Err(Refusal::Malformed(UNKNOWN_SUFFIX.into())),
+            "{text}"
+        );
+    }
     assert_eq!(parse_time(""), Err(Refusal::Malformed("invalid time value".into())));
     assert_eq!(parse_time("-3"), Err(Refusal::OutOfRange("-3 is negative".into())));
 }

@@ -125,6 +125,13 @@ static DIFFERENCES: &[Difference] = &[
         cases: &["differs-prefix-empty"],
     },
     Difference {
+        what: "Other empty paths",
+        php_fpm: "An empty `pid` is the folder that relative ones are below, and so is an empty setting of php.ini that names \
+                  a file.",
+        ours: "They are as though they were not set, or set to nothing.",
+        cases: &["differs-empty-paths"],
+    },
+    Difference {
         what: "An empty `error_log`",
         php_fpm: "The folder of the log is taken for the log.",
         ours: "The message says what it is.",

@@ -220,7 +220,7 @@ pub struct Pool {
     pub pm_process_idle_timeout: Duration,
     /// Requests after which a worker is replaced; 0 is never.
     pub pm_max_requests: u64,
-    /// Status page.
+    /// Status page. None with `pm_status_listen` set: it is `/` there, and nowhere else.
     pub pm_status_path: Option<String>,
     /// Address that serves status and ping alone.
     pub pm_status_listen: Option<String>,

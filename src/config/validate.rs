@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{Group, User};
@@ -69,10 +71,11 @@ pub(super) fn finish(
         });
     }
     let mut checked: Vec<Draft<Pool>> = Vec::new();
+    let mut taken: HashMap<Listen, String> = HashMap::new();
     for draft in pools {
         let mut check = Check { options, draft, errors };
         check.pool(&global.section, &mut notices);
-        check.addresses_against(&checked);
+        check.addresses(&mut taken);
         errors = check.errors;
         checked.push(check.draft);
     }
@@ -673,32 +676,26 @@ impl Check<'_, Pool> {
         self.draft.section.php_admin_value.iter_mut().for_each(expand);
     }
 
-    /// Two pools cannot share an address.
-    fn addresses_against(&mut self, others: &[Draft<Pool>]) {
-        let own = &self.draft.section;
-        let mut taken: Vec<(String, Listen)> = Vec::new();
-        for other in others {
-            taken.extend(addresses(&other.section).map(|(_, name, address)| (name, address.clone())));
-        }
-        let mut clashes = Vec::new();
-        for (directive, name, address) in addresses(own) {
-            if let Some((other, _)) = taken.iter().find(|(_, other)| other == address) {
-                let text = format!("unable to set listen address as it's already used in another pool '{other}'");
-                clashes.push((directive, name.clone(), text));
+    /// Two pools cannot share an address, nor can a pool and its status page.
+    fn addresses(&mut self, taken: &mut HashMap<Listen, String>) {
+        let pool = &self.draft.section;
+        let own = Some(pool.listen_address.clone()).filter(|_| !pool.listen.is_empty());
+        let status = pool.pm_status_listen_address.clone();
+        // To php-fpm the status page's address is a pool of its own.
+        let status_pool = format!("{}_status", pool.name);
+        for (directive, name, address) in [
+            ("listen", pool.name.clone(), own),
+            ("pm.status_listen", status_pool, status),
+        ] {
+            let Some(address) = address else { continue };
+            match taken.entry(address) {
+                Entry::Vacant(vacant) => _ = vacant.insert(name),
+                Entry::Occupied(other) => {
+                    let other = other.get();
+                    let text = format!("unable to set listen address as it's already used in another pool '{other}'");
+                    self.fail_in(Some(name), Level::Error, directive, text, None);
+                }
             }
-            taken.push((name, address.clone()));
-        }
-        for (directive, name, text) in clashes {
-            self.fail_in(Some(name), Level::Error, directive, text, None);
         }
     }
-}
-
-/// The addresses of a pool, with the name that php-fpm gives to what listens there.
-fn addresses(pool: &Pool) -> impl Iterator<Item = (&'static str, String, &Listen)> {
-    let own = Some(&pool.listen_address).filter(|_| !pool.listen.is_empty());
-    let own = own.map(|address| ("listen", pool.name.clone(), address));
-    let status = pool.pm_status_listen_address.as_ref();
-    own.into_iter()
-        .chain(status.map(|address| ("pm.status_listen", format!("{}_status", pool.name), address)))
 }

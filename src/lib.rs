@@ -16,3 +16,4 @@ pub mod pm;
 pub mod scoreboard;
 pub mod status;
 pub mod sys;
+pub mod trace;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::Case;
-use crate::support::server::{php_fpm, php_version};
+use crate::support::server::{Kind, php_fpm, php_version};
 
 /// Scripts of ours beside the wiki's.
 pub const SCRIPTS: [(&str, &str); 3] = [
@@ -33,13 +33,20 @@ pub const CASES: &[Case] = &[
     ("every_extension_of_php_fpm_is_loaded", |site, front| {
         let ours = names(&site.visitor(front).get("/extensions.php").text());
         let theirs = names(&run(&php_fpm().display().to_string()));
-        assert_eq!(ours, theirs);
+        // Debian builds process control into libphp, as into the command line, but not into php-fpm.
+        let more: Vec<_> = ours.difference(&theirs).filter(|name| *name != "pcntl").collect();
+        let missing: Vec<_> = theirs.difference(&ours).collect();
+        assert!(
+            more.is_empty() && missing.is_empty(),
+            "more: {more:?}, missing: {missing:?}"
+        );
     }),
     ("every_extension_of_the_command_line_is_loaded", |site, front| {
         let ours = names(&site.visitor(front).get("/extensions.php").text());
         let mut theirs = names(&run(&format!("/usr/bin/php{}", php_version())));
-        // Debian builds process control into the command line alone.
-        theirs.remove("pcntl");
+        if Kind::under_test() == Kind::PhpFpm {
+            theirs.remove("pcntl");
+        }
         let missing: Vec<_> = theirs.difference(&ours).collect();
         assert!(missing.is_empty(), "{missing:?}");
     }),

@@ -7,7 +7,6 @@
 #[allow(dead_code, reason = "each tier uses its part")]
 mod support;
 
-mod browser;
 mod php;
 mod reading;
 mod site;

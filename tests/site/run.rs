@@ -6,43 +6,28 @@
 #[allow(dead_code, reason = "each tier uses its part")]
 mod support;
 
-#[allow(dead_code, reason = "a form to fill in is all that is needed here")]
-mod browser;
-
 use std::error::Error;
 use std::net::TcpListener;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use browser::Browser;
-use support::server::{Kind, Server, www};
-use support::web::{Front, Site, Web};
-use support::wiki;
+use support::browser::Browser;
+use support::server::{Kind, Server};
+use support::web::Front;
+use support::wiki::{self, Wiki};
 
 const WORKERS: u32 = 4;
 const USUAL_PORT: u16 = 8080;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = wiki::folder();
-    let setup = wiki::setup(WORKERS);
-    let www = www(root.path(), setup);
-    wiki::unpack(&www)?;
-    let mut server = Server::start(Kind::under_test(), setup, root.path())?;
-    let site = Site {
-        www: &www,
-        pool: &server.address,
-        keep: 0,
-        port: match std::env::var("PORT") {
-            Ok(port) => Some(port.parse().map_err(|e| format!("PORT={port} is no port: {e}"))?),
-            Err(_) => TcpListener::bind(("127.0.0.1", USUAL_PORT)).ok().map(|_| USUAL_PORT),
-        },
+    let port = match std::env::var("PORT") {
+        Ok(port) => Some(port.parse().map_err(|e| format!("PORT={port} is no port: {e}"))?),
+        Err(_) => TcpListener::bind(("127.0.0.1", USUAL_PORT)).ok().map(|_| USUAL_PORT),
     };
-    let web = Web::start(Front::Nginx, &site, &root.path().join("nginx"))?;
-    let mut browser = Browser::new(web.url());
-    browser
-        .post("/install.php", &wiki::installation())
-        .expect("finished successfully");
+    let mut wiki = Wiki::start(Kind::under_test(), WORKERS)?;
+    let web = wiki.behind(Front::Nginx, 0, port)?;
+    wiki::install(&mut Browser::new(web.url()));
 
     println!(
         "\nDokuWiki: {}/  (user {}, password {})",
@@ -52,13 +37,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     println!(
         "{} serves the pool of {}",
-        server.kind.name(),
-        server.home.join("pool.conf").display()
+        wiki.server.kind.name(),
+        wiki.server.home.join("pool.conf").display()
     );
     println!("Ctrl-C ends it.\n");
-    let outcome = follow(&server);
+    let outcome = follow(&wiki.server);
     drop(web);
-    server.stop()?;
+    wiki.server.stop()?;
     outcome
 }
 

@@ -3,13 +3,11 @@
 use std::fs;
 use std::sync::OnceLock;
 
-use tempfile::TempDir;
-
 use crate::Case;
-use crate::browser::{Browser, Page, set};
-use crate::support::server::{Kind, Server, www};
-use crate::support::web::{self, Front, Web};
-use crate::support::wiki::{self, PASSWORD, USER};
+use crate::support::browser::{Browser, Page, set};
+use crate::support::server::Kind;
+use crate::support::web::{Front, Web};
+use crate::support::wiki::{self, PASSWORD, USER, Wiki};
 
 /// Fewer than the connections that Apache keeps: a kept connection must not own a worker, as it does with php-fpm.
 const WORKERS: u32 = 4;
@@ -57,46 +55,29 @@ pub const CASES: &[Case] = &[
 ];
 
 pub struct Site {
-    server: Server,
     nginx: Web,
     apache: Web,
     installed: OnceLock<()>,
-    /// The last to go: what the servers have open is in it.
-    _root: TempDir,
+    wiki: Wiki,
 }
 
 impl Site {
     pub fn new() -> Self {
-        let root = wiki::folder();
-        let setup = wiki::setup(WORKERS);
-        let www = www(root.path(), setup);
-        wiki::unpack(&www).unwrap_or_else(|e| panic!("{e}"));
-        for (name, script) in crate::php::SCRIPTS {
-            fs::write(www.join(name), script).expect("the folder is ours");
-        }
         let kind = Kind::under_test();
-        let server = Server::start(kind, setup, root.path()).unwrap_or_else(|e| panic!("{e}"));
-        let start = |front: Front, keep| {
-            let site = web::Site {
-                www: &www,
-                pool: &server.address,
-                keep,
-                port: None,
-            };
-            Web::start(front, &site, &root.path().join(front.to_string())).unwrap_or_else(|e| panic!("{e}"))
+        let kept = match kind {
+            Kind::PhpPool => KEPT,
+            Kind::PhpFpm => KEPT_FOR_PHP_FPM,
         };
+        let wiki = Wiki::start(kind, WORKERS).unwrap_or_else(|e| panic!("{e}"));
+        for (name, script) in crate::php::SCRIPTS {
+            fs::write(wiki.www.join(name), script).expect("the folder is ours");
+        }
+        let start = |front, keep| wiki.behind(front, keep, None).unwrap_or_else(|e| panic!("{e}"));
         Self {
             nginx: start(Front::Nginx, 0),
-            apache: start(
-                Front::Apache,
-                match kind {
-                    Kind::PhpPool => KEPT,
-                    Kind::PhpFpm => KEPT_FOR_PHP_FPM,
-                },
-            ),
-            server,
+            apache: start(Front::Apache, kept),
             installed: OnceLock::new(),
-            _root: root,
+            wiki,
         }
     }
 
@@ -110,7 +91,7 @@ impl Site {
             .filter(|line| !line.contains("buffered to a temporary file") && !line.contains("sent in stderr"))
             .filter(|line| !line.contains("AH01071: Got error '"))
             .collect();
-        self.server.stop()?;
+        self.wiki.server.stop()?;
         if complaints.is_empty() {
             return Ok(());
         }
@@ -124,7 +105,7 @@ impl Site {
             Front::Apache => &self.apache,
         };
         let mut browser = Browser::new(web.url());
-        self.installed.get_or_init(|| install(&mut browser));
+        self.installed.get_or_init(|| wiki::install(&mut browser));
         Browser::new(web.url())
     }
 
@@ -134,17 +115,6 @@ impl Site {
         log_in(&mut browser, PASSWORD).expect_status(302);
         browser
     }
-}
-
-/// What who installs DokuWiki does: fills in the form of install.php, and sends it.
-fn install(browser: &mut Browser) {
-    let form = browser.get("/install.php");
-    form.expect_status(200).expect("DokuWiki Installer");
-    let refused = browser.post("/install.php", &[("submit".into(), String::new())]);
-    refused.expect("illegal or empty value");
-    browser
-        .post("/install.php", &wiki::installation())
-        .expect("finished successfully");
 }
 
 /// Sends the form by which one logs in.

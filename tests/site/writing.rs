@@ -4,9 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Case;
-use crate::browser::{Browser, Page, set};
 use crate::reading::MISSING;
 use crate::site::DENIED;
+use crate::support::browser::{Browser, Page, set};
 use crate::support::fcgi::PATIENCE;
 use crate::support::web::Front;
 

@@ -3,13 +3,15 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::{User, geteuid};
 use tempfile::TempDir;
 
-use super::server::{Listen, Setup, php_version};
+use super::browser::Browser;
+use super::server::{self, Kind, Listen, Server, Setup, php_version};
+use super::web::{Front, Site, Web};
 
 const PACKAGE: &str = "/usr/share/dokuwiki";
 const PACKAGE_CONF: &str = "/etc/dokuwiki";
@@ -50,6 +52,49 @@ pub fn installation() -> Vec<(String, String)> {
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()
+}
+
+/// The wiki on a pool of its own.
+pub struct Wiki {
+    pub server: Server,
+    /// The document root.
+    pub www: PathBuf,
+    /// The last to go: what the servers have open is in it.
+    root: TempDir,
+}
+
+impl Wiki {
+    /// Starts the pool; the wiki is as it is before its installer has run.
+    pub fn start(kind: Kind, workers: u32) -> Result<Self, String> {
+        let root = folder();
+        let setup = setup(workers);
+        let www = server::www(root.path(), setup);
+        unpack(&www)?;
+        let server = Server::start(kind, setup, root.path())?;
+        Ok(Self { server, www, root })
+    }
+
+    /// Starts a web server in front of it; see [`Site`] for `keep` and `port`.
+    pub fn behind(&self, front: Front, keep: u32, port: Option<u16>) -> Result<Web, String> {
+        let site = Site {
+            www: &self.www,
+            pool: &self.server.address,
+            keep,
+            port,
+        };
+        Web::start(front, &site, &self.root.path().join(front.to_string()))
+    }
+}
+
+/// What who installs DokuWiki does: looks at the form of install.php, sends it empty, is corrected, and fills it in.
+pub fn install(browser: &mut Browser) {
+    let form = browser.get("/install.php");
+    form.expect_status(200).expect("DokuWiki Installer");
+    let refused = browser.post("/install.php", &[("submit".into(), String::new())]);
+    refused.expect("illegal or empty value");
+    browser
+        .post("/install.php", &installation())
+        .expect("finished successfully");
 }
 
 /// A temporary folder that PHP's user may enter.

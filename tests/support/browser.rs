@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ureq::Agent;
 use ureq::http::Request;
 
-use crate::support::fcgi::PATIENCE;
-use crate::support::web::urlencoded;
+use super::fcgi::PATIENCE;
+use super::web::urlencoded;
 
 /// One visitor, with the cookies that the site has given.
 pub struct Browser {

@@ -7,7 +7,7 @@ use std::panic::Location;
 use super::{Clock, Fields, Level};
 
 /// php-fpm builds its own messages in a buffer of this size: below it they are whole, whatever `log_limit` says.
-const MESSAGE_BUFFER: usize = 2048;
+pub const MESSAGE_BUFFER: usize = 2048;
 const ELLIPSIS: &[u8] = b"...";
 
 /// What a line begins with.

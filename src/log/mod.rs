@@ -13,7 +13,7 @@ mod sink;
 
 pub use clock::{Clock, read_time_zone};
 pub use event::Event;
-pub use line::{LineFormat, Stamp};
+pub use line::{LineFormat, MESSAGE_BUFFER, Stamp};
 pub use logger::{About, LogError, Logger, Settings, errno};
 pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
 

@@ -1,12 +1,13 @@
 //! One request and its reply: what stands between PHP and the connection.
 
+use std::panic::Location;
 use std::sync::atomic::Ordering::Relaxed;
 
 use php_pool::control::PoolSettings;
 use php_pool::fastcgi::{
     Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type,
 };
-use php_pool::log::Level;
+use php_pool::log::{Level, LineFormat, MESSAGE_BUFFER, Stamp};
 use php_pool::scoreboard::{Request, Stage, monotonic_ns};
 use php_pool::status::{Reply, View, pong, unavailable};
 
@@ -273,31 +274,31 @@ impl Exchange {
         self.truncated
     }
 
-    /// Logs to the pool's log and, where enabled, to the web server's.
+    /// Logs to the pool's log and, where enabled, to the web server's. What PHP says is for both whatever its level is.
     pub fn log(&mut self, level: Level, from_php: bool, text: &[u8]) {
         let settings = self.pool();
-        if level >= settings.log_level {
-            super::print_log(level, from_php, text, settings.log_limit);
+        let mut message = text.to_vec();
+        if from_php {
+            let mut format = LineFormat::new(Stamp::Untimed, settings.log_level, settings.log_limit);
+            let mut line = Vec::new();
+            let sent = format.php_message(level, Location::caller(), 0, text, &mut line);
+            super::print(&line);
+            message = line[sent].to_vec();
+        } else if level >= settings.log_level {
+            super::print_log(level, false, text, settings.log_limit);
+        }
+        if !from_php && message.len() >= MESSAGE_BUFFER {
+            message.truncate(MESSAGE_BUFFER - 3);
+            message.extend_from_slice(b"...");
         }
         if !self.logging || self.finished || self.conn.is_none() {
             return;
         }
-        let prefix: &[u8] = if from_php { b"PHP message: " } else { b"" };
         let joint: &[u8] = if std::mem::replace(&mut self.complained, true) {
             b"; "
         } else {
             b""
         };
-        let limit = if from_php {
-            settings.log_limit.saturating_sub(1)
-        } else {
-            2047
-        };
-        let mut message = [prefix, text].concat();
-        if message.len() > limit {
-            message.truncate(limit.saturating_sub(3));
-            message.extend_from_slice(b"...");
-        }
         self.append(RecordType::Stderr, &[joint, &message].concat());
     }
 

@@ -171,10 +171,13 @@ fn print_log(level: Level, from_php: bool, text: &[u8], limit: usize) {
         line.extend_from_slice(b"...");
     }
     line.push(b'\n');
-    let mut rest = line.as_slice();
-    while !rest.is_empty() {
-        match nix::unistd::write(std::io::stderr(), rest) {
-            Ok(count) => rest = &rest[count..],
+    print(&line);
+}
+
+fn print(mut line: &[u8]) {
+    while !line.is_empty() {
+        match nix::unistd::write(std::io::stderr(), line) {
+            Ok(count) => line = &line[count..],
             Err(nix::errno::Errno::EINTR) => {}
             Err(_) => return,
         }

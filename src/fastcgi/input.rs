@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::{HEADER_LEN, Header, RecordType, Role};
+use super::{HEADER_LEN, Header, MAX_CONTENT, RecordType, Role, append_record};
 
 /// Most bytes of parameters in one request. php-fpm has no limit of its own; web servers stay below 64 KiB.
 pub const MAX_PARAMS: usize = 16 << 20;
@@ -143,6 +143,47 @@ impl Default for Input {
 }
 
 impl Input {
+    /// Reads a connection on which something has been said before: what is left of that is skipped.
+    pub fn resumed() -> Self {
+        Self {
+            state: State::Idle,
+            ..Self::default()
+        }
+    }
+
+    /// Bytes from which another reader comes to where this one stands, so that a connection can go from one process to
+    /// another between any two bytes. Not for a request whose body is being read.
+    pub fn replay(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut other = 0; // an id of no request
+        if let State::Params(begin) = self.state {
+            other = begin.id ^ 1;
+            out.extend(Header::bytes(RecordType::BeginRequest, begin.id, 8, 0));
+            let role = (begin.role as u16).to_be_bytes();
+            out.extend([role[0], role[1], u8::from(begin.keep), 0, 0, 0, 0, 0]);
+            for part in self.params.chunks(MAX_CONTENT) {
+                append_record(&mut out, RecordType::Params, begin.id, part);
+            }
+        }
+        let Some(record) = self.record else { return out };
+        let header = |kind, id, content| Header::bytes(kind, id, content, record.padding);
+        match record.sink {
+            _ if record.ended => out.extend(header(RecordType::Stdin, other, 0)),
+            Sink::Params => out.extend(header(RecordType::Params, record.id, record.left)),
+            Sink::Abort => out.extend(header(RecordType::AbortRequest, record.id, record.left)),
+            Sink::Begin | Sink::Values => {
+                let kind = match record.sink {
+                    Sink::Begin => RecordType::BeginRequest,
+                    _ => RecordType::GetValues,
+                };
+                out.extend(header(kind, record.id, record.length));
+                out.extend_from_slice(&self.scratch);
+            }
+            Sink::Stdin | Sink::Drain | Sink::Skip => out.extend(header(RecordType::Stdin, other, record.left)),
+        }
+        out
+    }
+
     /// Reads on. Returns how many of `bytes` are used up, which the caller drops, and what was found.
     pub fn next(&mut self, bytes: &[u8]) -> Result<(usize, Event), ProtocolError> {
         let mut at = 0;
@@ -157,6 +198,7 @@ impl Input {
                 }
                 at += HEADER_LEN;
                 if let RecordType::Unknown(kind) = header.kind {
+                    self.has_spoken();
                     return Ok((at, Event::UnknownType(kind)));
                 }
                 continue;
@@ -261,7 +303,10 @@ impl Input {
                 return Ok(None);
             }
             (Sink::Params, State::Params(begin)) if record.length == 0 => return self.params_complete(begin).map(Some),
-            (Sink::Values, _) => Event::GetValues(std::mem::take(&mut self.scratch)),
+            (Sink::Values, _) => {
+                self.has_spoken();
+                Event::GetValues(std::mem::take(&mut self.scratch))
+            }
             (Sink::Stdin, _) if record.length == 0 => {
                 self.stdin_ended = true;
                 Event::StdinEnd
@@ -281,6 +326,13 @@ impl Input {
             _ => return Ok(None),
         };
         Ok(Some(event))
+    }
+
+    /// Something that makes sense without a request has come.
+    fn has_spoken(&mut self) {
+        if self.state == State::Fresh {
+            self.state = State::Idle;
+        }
     }
 
     fn add_params(&mut self, content: &[u8]) -> Result<(), ProtocolError> {
@@ -487,6 +539,57 @@ mod tests {
             let bytes = request(7, &[b"", b"abc"], &parts);
             prop_assert_eq!(run(&bytes, step), run(&bytes, bytes.len()));
             prop_assert_eq!(run(&bytes, step).unwrap().1, body);
+        }
+
+        #[test]
+        fn a_reader_that_takes_over_anywhere_reads_alike(
+            kinds in proptest::collection::vec((0u8..13, 0u16..3, 0usize..20, 0u8..10), 0..12), cut in 0usize..400, begun: bool,
+        ) {
+            let mut bytes = Vec::new();
+            if begun {
+                record(&mut bytes, 1, 1, &[0, 1, 1, 0, 0, 0, 0, 0]);
+            }
+            for (kind, id, length, padding) in kinds {
+                // Lengths of names and values that fit, and BEGIN_REQUEST with a known role.
+                let content = if kind == 1 { vec![0, 1, 1, 0, 0, 0, 0, 0] } else { vec![0; length] };
+                bytes.extend(Header::bytes(kind.into(), id, content.len() as u16, padding));
+                bytes.extend(content);
+                bytes.extend(vec![0; padding as usize]);
+            }
+            let read = |input: &mut Input, mut bytes: &[u8]| {
+                let mut events = Vec::new();
+                loop {
+                    match input.next(bytes) {
+                        Ok((used, Event::NeedMore)) => return (events, bytes[used..].to_vec(), false),
+                        Ok((used, Event::Stdin(_))) => bytes = &bytes[used..],
+                        Ok((used, event)) => {
+                            if matches!(event, Event::Request(_)) {
+                                events.push((format!("{event:?}"), input.params().to_vec()));
+                                input.finish();
+                            } else if event != Event::StdinEnd {
+                                events.push((format!("{event:?}"), Vec::new()));
+                            }
+                            bytes = &bytes[used..];
+                        }
+                        Err(error) => {
+                            events.push((error.to_string(), Vec::new()));
+                            return (events, Vec::new(), true);
+                        }
+                    }
+                }
+            };
+            let cut = cut.min(bytes.len());
+            let mut first = Input::default();
+            let (mut before, unread, failed) = read(&mut first, &bytes[..cut]);
+            let (whole, ..) = read(&mut Input::default(), &bytes);
+            if failed {
+                prop_assert_eq!(before, whole);
+            } else {
+                let mut second = if first.is_fresh() { Input::default() } else { Input::resumed() };
+                let rest = [first.replay(), unread, bytes[cut..].to_vec()].concat();
+                before.extend(read(&mut second, &rest).0);
+                prop_assert_eq!(before, whole);
+            }
         }
 
         #[test]

@@ -69,7 +69,7 @@ impl RecordType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// FCGI_RESPONDER
-    Responder,
+    Responder = 1,
     /// FCGI_AUTHORIZER
     Authorizer,
     /// FCGI_FILTER

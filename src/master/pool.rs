@@ -22,7 +22,7 @@ use crate::config::{self, Global, Pm};
 use crate::control::{ChannelError, Exit, FromWorker, FromZygote, Received, ToWorker};
 use crate::log::{About, errno};
 use crate::pm::{self, Backoff, Line, WorkerId};
-use crate::scoreboard::realtime_us;
+use crate::scoreboard::{monotonic_ns, realtime_us};
 
 /// A generation whose replacement has not got its workers up by then drains all the same.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -403,8 +403,16 @@ impl Pool {
                 fds,
             }) => {
                 if let Some(fd) = fds.into_iter().next() {
-                    self.queue
-                        .keep(handover, fd, self.wanted.config.connection_idle_timeout);
+                    let config = &self.wanted.config;
+                    let limit = match handover.since {
+                        0 => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
+                        // A request that has begun has what is left of its time, whoever waits for it.
+                        since => {
+                            let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
+                            Some(config.request_header_timeout.saturating_sub(spent))
+                        }
+                    };
+                    self.queue.keep(handover, fd, limit);
                 }
             }
             Ok(Received {

@@ -76,15 +76,15 @@ impl Queue {
         &self.workers
     }
 
-    /// Takes a connection. It goes into the queue when it has a request to be answered; `idle` is how long it may be
-    /// silent, zero for ever.
-    pub fn keep(&self, handover: Handover, fd: OwnedFd, idle: Duration) {
+    /// Takes a connection. It goes into the queue when it has something to say; until then it may be silent for `limit`,
+    /// None is for ever.
+    pub fn keep(&self, handover: Handover, fd: OwnedFd, limit: Option<Duration>) {
         if self.shared.held.get() >= MOST_KEPT {
             return;
         }
         let (door, held) = (self.door.clone(), Held::new(&self.shared));
         tokio::task::spawn_local(async move {
-            let Some(fd) = until_it_speaks(&handover, fd, idle).await else {
+            let Some(fd) = until_it_speaks(&handover, fd, limit).await else {
                 return;
             };
             // The queue closes with its pool, and the connection with it.
@@ -130,16 +130,15 @@ impl Drop for Held {
 }
 
 /// None when it is closed, or silent for too long.
-async fn until_it_speaks(handover: &Handover, fd: OwnedFd, idle: Duration) -> Option<OwnedFd> {
-    if has_request(&handover.bytes) {
+async fn until_it_speaks(handover: &Handover, fd: OwnedFd, limit: Option<Duration>) -> Option<OwnedFd> {
+    if has_request(handover) {
         return Some(fd);
     }
     let registered = sys::register(fd, Interest::READABLE).ok()?;
     let readable = registered.readable();
-    if idle.is_zero() {
-        readable.await.ok()?.retain_ready();
-    } else {
-        tokio::time::timeout(idle, readable).await.ok()?.ok()?.retain_ready();
+    match limit {
+        None => readable.await.ok()?.retain_ready(),
+        Some(limit) => tokio::time::timeout(limit, readable).await.ok()?.ok()?.retain_ready(),
     }
     let fd = registered.into_inner();
     // A web server that closes an idle connection must wake no worker.
@@ -156,8 +155,13 @@ async fn until_it_speaks(handover: &Handover, fd: OwnedFd, idle: Duration) -> Op
 }
 
 /// Whether what has been read already is more than a part of a request.
-fn has_request(mut bytes: &[u8]) -> bool {
-    let mut input = fastcgi::Input::default();
+fn has_request(handover: &Handover) -> bool {
+    let mut input = if handover.kept {
+        fastcgi::Input::resumed()
+    } else {
+        fastcgi::Input::default()
+    };
+    let mut bytes = handover.bytes.as_slice();
     loop {
         match input.next(bytes) {
             Ok((_, fastcgi::Event::NeedMore)) => return false,

@@ -63,14 +63,24 @@ impl Conn {
         self.buffer
     }
 
-    /// Gives the socket away, with what was read of it beyond the last request.
+    /// Gives the socket away, with what was read of it since the last request.
     pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
-        let rest = self.buffer[self.start..self.end].to_vec();
-        (self.fd, rest)
+        let mut bytes = self.input.replay();
+        bytes.extend_from_slice(&self.buffer[self.start..self.end]);
+        (self.fd, bytes)
     }
 
-    /// Puts bytes that were read elsewhere before what comes.
-    pub fn put_back(&mut self, bytes: &[u8]) {
+    /// Bytes of which [`Conn::into_parts`] will not give many more.
+    pub fn pending(&self) -> usize {
+        self.input.params().len() + self.end - self.start
+    }
+
+    /// Takes over where another process was, with the bytes that it had read.
+    pub fn resume(&mut self, bytes: &[u8], kept: bool) {
+        if kept {
+            self.input = Input::resumed();
+        }
+        self.kept = kept;
         self.buffer.resize(BUFFER.max(bytes.len()), 0);
         self.buffer[..bytes.len()].copy_from_slice(bytes);
         (self.start, self.end) = (0, bytes.len());

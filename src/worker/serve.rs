@@ -195,11 +195,8 @@ impl Worker {
         if self.orphaned.get() {
             return;
         }
-        let (kept, since) = (conn.kept, conn.began);
+        let (kept, since) = (conn.kept || !conn.input.is_fresh(), conn.began);
         let (fd, bytes) = conn.into_parts();
-        if bytes.len() > QUEUE_BYTES {
-            return;
-        }
         let message = FromWorker::Keep(Handover { bytes, kept, since });
         if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
             let text = format!("a kept connection could not be handed to the master: {error}");
@@ -442,6 +439,10 @@ impl Loop {
                     ) {
                         return self.finish(conn, token);
                     }
+                    // Nothing of a request is there: the client may take its time.
+                    if conn.input.is_idle() && !conn.has_unread() {
+                        (conn.began, conn.kept) = (0, true);
+                    }
                 }
                 Err(_) => return self.close(conn, token),
             }
@@ -570,7 +571,8 @@ impl Loop {
         let waiting: Vec<u64> = self
             .parked
             .iter()
-            .filter(|(_, p)| matches!(p.wait, Wait::Request))
+            // Very long parameters that are half read have to stay.
+            .filter(|(_, p)| matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2)
             .map(|(token, _)| *token)
             .collect();
         for token in waiting {
@@ -648,14 +650,14 @@ impl Loop {
                         conn.ask_peer();
                     }
                     let Handover { bytes, kept, since } = received.message;
-                    conn.put_back(&bytes);
+                    conn.resume(&bytes, kept);
                     // What has begun has a limit, whoever began to read it.
                     let since = if since == 0 && !bytes.is_empty() {
                         monotonic_ns()
                     } else {
                         since
                     };
-                    (conn.kept, conn.began) = (kept, since);
+                    conn.began = since;
                     self.attend(conn, None);
                 }
                 Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),

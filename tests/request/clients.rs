@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{Case, Cases, Request, Run, wait_until};
-use crate::support::fcgi::{PATIENCE, Record, STDIN};
+use crate::support::fcgi::{PARAMS, PATIENCE, Record, STDIN};
 use crate::support::server::{Listen, Setup};
 
 /// Workers of php-fpm are held by some of these clients until they leave: others need not wait for them.
@@ -26,6 +26,16 @@ static SILENT: Setup = Setup {
 };
 static SILENT_KEPT: Setup = Setup {
     name: "clients-silent-kept",
+    workers: 1,
+    ..Setup::BASE
+};
+static SLOW: Setup = Setup {
+    name: "clients-slow",
+    workers: 1,
+    ..Setup::BASE
+};
+static SLOW_BODY: Setup = Setup {
+    name: "clients-slow-body",
     workers: 1,
     ..Setup::BASE
 };
@@ -163,7 +173,7 @@ fn bodies(c: &mut Cases) {
         "php-fpm reads the digits at the beginning of CONTENT_LENGTH and takes the rest for nothing: the body is cut there. \
          We answer 400.",
         |t| {
-            for length in ["4x", "x", "0x10", "1.5", "4 4"] {
+            for length in ["4x", "x", "0x10", "1.5", "4 4", "+4"] {
                 let request = t.page("echo 'ran', file_get_contents('php://input');").post("text/plain", "body").set("CONTENT_LENGTH", length);
                 let reply = t.send(&request);
                 assert_eq!(reply.status(), if t.is_php_pool() { 400 } else { 200 }, "{length}");
@@ -207,6 +217,51 @@ fn waiting(c: &mut Cases) {
             if t.is_php_pool() {
                 kept.send(&request.bytes());
                 assert_eq!(t.reply(&mut kept, 1).text(), "hello GET");
+            }
+        },
+    );
+    c.differs(
+        "a_request_that_comes_slowly_holds_no_worker",
+        &SLOW,
+        "A worker of php-fpm waits for the rest of a request that has begun; ours serves others meanwhile, and any worker \
+         reads on from the very byte.",
+        |t| {
+            let request = t.page(HELLO).post("text/plain", "body").set("LONG", "x".repeat(300));
+            let head = request.head();
+            let half = head.len() / 2;
+            let padded = [&head[..head.len() - 8], &Record::new(PARAMS, 1, []).padded(9).bytes()].concat();
+            let cuts: &[(&Vec<u8>, usize)] = if t.is_php_pool() {
+                &[(&head, 3), (&head, 8), (&head, 13), (&head, 16), (&head, 20), (&head, half), (&padded, head.len() - 8)]
+            } else {
+                &[(&head, half)]
+            };
+            for (head, at) in cuts {
+                let mut slow = t.connect();
+                slow.send(&head[..*at]);
+                served_meanwhile(t);
+                slow.send(&[&head[*at..], &request.tail()].concat());
+                assert_eq!(t.reply(&mut slow, 1).text(), "hello POST", "cut at {at}");
+            }
+        },
+    );
+    c.differs(
+        "the_rest_of_a_body_stays_a_body_in_whichever_worker",
+        &SLOW_BODY,
+        "What php-fpm does with a body longer than announced stands above; for us it stays a body when another worker reads on.",
+        |t| {
+            t.writable("ran");
+            t.file("inner.php", "<?php touch(__DIR__ . '/ran/it');");
+            let inner = t.get("/inner.php").id(9).bytes();
+            let request = t.page("echo 'outer';").post("text/plain", "abc").keep();
+            let body = Record::new(STDIN, 1, [b"abc0123456789".to_vec(), inner].concat()).bytes();
+            let mut connection = t.connect();
+            connection.send(&[request.head(), body[..15].to_vec()].concat());
+            assert_eq!(t.reply(&mut connection, 1).text(), "outer");
+            served_meanwhile(t);
+            connection.send(&[&body[15..], &Record::new(STDIN, 1, []).bytes(), &request.bytes()].concat());
+            if t.is_php_pool() {
+                assert_eq!(t.reply(&mut connection, 1).text(), "outer");
+                assert!(!t.root.join("ran/it").exists(), "the body was run");
             }
         },
     );
@@ -298,7 +353,8 @@ fn length_refused(t: &mut Run, request: &Request) {
 
 /// Whether a further client is served by the one worker there is.
 fn served_meanwhile(t: &mut Run) {
-    let request = t.page("echo 'served';");
+    t.file("other.php", "<?php echo 'served';");
+    let request = t.get("/other.php");
     let mut other = t.connect();
     other.send(&request.bytes());
     let answer = other.record_within(if t.is_php_pool() { PATIENCE } else { A_MOMENT });

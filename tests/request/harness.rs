@@ -447,11 +447,31 @@ pub fn trial(case: Case, servers: &Arc<Servers>) -> Trial {
     })
 }
 
+/// What happened, and both transcripts from a little before the first line in which they differ to a little after the last.
 fn report(what: &str, theirs: &str, ours: &str) -> Failed {
     if theirs == ours {
         return format!("{what}\n--- both\n{theirs}").into();
     }
-    format!("{what}\n--- php-fpm\n{theirs}\n--- php-pool\n{ours}").into()
+    const AROUND: usize = 4;
+    let (theirs, ours): (Vec<&str>, Vec<&str>) = (theirs.lines().collect(), ours.lines().collect());
+    let before = theirs.iter().zip(&ours).take_while(|(a, b)| a == b).count();
+    let rest = theirs.len().min(ours.len()) - before;
+    let after = theirs
+        .iter()
+        .rev()
+        .zip(ours.iter().rev())
+        .take(rest)
+        .take_while(|(a, b)| a == b)
+        .count();
+    let from = before.saturating_sub(AROUND);
+    let part = |lines: &[&str]| lines[from..(lines.len() - after + AROUND).min(lines.len())].join("\n");
+    let at = before + 1;
+    format!(
+        "{what}\n--- php-fpm, differing from line {at}\n{}\n--- php-pool\n{}",
+        part(&theirs),
+        part(&ours)
+    )
+    .into()
 }
 
 /// Runs a case on one server: the transcript, and what failed.

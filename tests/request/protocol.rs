@@ -622,7 +622,8 @@ fn kept(c: &mut Cases) {
          with FCGI_CANT_MPX_CONN and serve the first.",
         |t| {
             let request = t.page("echo file_get_contents('php://input');").post("text/plain", "body");
-            let other = t.page("echo 'never';").id(2);
+            t.file("other.php", "<?php echo 'never';");
+            let other = t.get("/other.php").id(2);
             let mut connection = t.connect();
             connection.send(&request.head());
             connection.send(&[Record::new(STDIN, 1, "bo").bytes(), other.head(), Record::new(STDIN, 1, "dy").bytes()].concat());

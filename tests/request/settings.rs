@@ -344,7 +344,7 @@ fn user_ini(c: &mut Cases) {
 }
 
 fn by_request(c: &mut Cases) {
-    c.same("the_web_server_sets_values_for_the_request", &ONE_WORKER, |t| {
+    c.same("the_web_server_sets_values_for_the_request", &VALUES_SET, |t| {
         let request = t
             .page(&print(&["precision", "serialize_precision", "expose_php"]))
             .set("PHP_VALUE", "precision=9\nserialize_precision = \"11\"")
@@ -355,7 +355,7 @@ fn by_request(c: &mut Cases) {
     });
     c.same(
         "a_script_cannot_change_an_admin_value_of_the_request",
-        &ONE_WORKER,
+        &VALUES_FIXED,
         |t| {
             let request = t
                 .page("var_dump(ini_set('precision', 3), ini_get('precision'));")
@@ -492,6 +492,17 @@ static ONE_WORKER: Setup = Setup {
 };
 static ONE_WORKER_BODY: Setup = Setup {
     name: "values-body",
+    workers: 1,
+    ..Setup::BASE
+};
+/// Each by itself: php-fpm keeps what was set.
+static VALUES_SET: Setup = Setup {
+    name: "values-set",
+    workers: 1,
+    ..Setup::BASE
+};
+static VALUES_FIXED: Setup = Setup {
+    name: "values-admin",
     workers: 1,
     ..Setup::BASE
 };

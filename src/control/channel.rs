@@ -52,11 +52,14 @@ pub struct Channel<S, R> {
     kinds: PhantomData<fn(S) -> R>,
 }
 
+/// Both ends: what one sends, the other receives.
+pub type Pair<A, B> = (Channel<A, B>, Channel<B, A>);
+
 /// Makes both ends, close-on-exec and blocking; `buffer` is the send buffer of each in bytes.
 ///
 /// # Errors
 /// When there are no descriptors left.
-pub fn pair<A, B>(buffer: usize) -> Result<(Channel<A, B>, Channel<B, A>), ChannelError> {
+pub fn pair<A, B>(buffer: usize) -> Result<Pair<A, B>, ChannelError> {
     let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     for end in [&a, &b] {
         // Beyond net.core.wmem_max where we may; a smaller buffer only means that a sender waits sooner.

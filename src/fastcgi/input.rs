@@ -422,8 +422,11 @@ mod tests {
         out
     }
 
-    /// Everything that happens when `bytes` come in pieces of `step`: events, body, parameters of each request.
-    fn run(bytes: &[u8], step: usize) -> Result<(Vec<Event>, Vec<u8>, Vec<u8>), ProtocolError> {
+    /// Events, body, parameters of each request.
+    type Seen = (Vec<Event>, Vec<u8>, Vec<u8>);
+
+    /// Everything that happens when `bytes` come in pieces of `step`.
+    fn run(bytes: &[u8], step: usize) -> Result<Seen, ProtocolError> {
         let (mut input, mut events, mut body, mut params) = (Input::default(), vec![], vec![], vec![]);
         let mut buffer: Vec<u8> = Vec::new();
         for piece in bytes.chunks(step) {

@@ -460,7 +460,7 @@ fn check(trace: &Backtrace, limits: Limits) {
             .chain(&frame.arguments)
             .for_each(|text| clean(text));
     }
-    for request in &trace.request {
+    if let Some(request) = &trace.request {
         let all = [&request.script, &request.method, &request.uri, &request.query];
         all.into_iter().flatten().for_each(|text| clean(text));
     }

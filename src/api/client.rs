@@ -1,0 +1,113 @@
+//! The client of a control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{Answer, MAX_ANSWER, Question, Versioned, encode};
+
+/// Where pools have their control sockets under systemd.
+const RUN: &str = "/run/php-pool";
+
+/// Why a master did not answer.
+#[derive(Debug, Error)]
+pub enum ApiError {
+    /// There is nobody.
+    #[error("nothing runs at {0}: the pool is stopped, or asleep until its next request")]
+    Asleep(PathBuf),
+    /// Not for this user.
+    #[error("the control socket {0} is open to root and the master's user only")]
+    Forbidden(PathBuf),
+    /// Something else.
+    #[error("{path}: {source}")]
+    System {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// It hung up.
+    #[error("the master at {0} ended before it answered")]
+    HungUp(PathBuf),
+    /// It does not keep to the protocol.
+    #[error("the master at {path} answered something that is not understood: {source}")]
+    Malformed {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The control socket of a pool of systemd's.
+pub fn socket_of(pool: &str) -> PathBuf {
+    Path::new(RUN).join(pool).join("control")
+}
+
+/// A connection to a master.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects. This never wakes a pool that sleeps.
+    ///
+    /// # Errors
+    /// When nobody listens there, or not to us.
+    pub fn connect(path: &Path) -> Result<Self, ApiError> {
+        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ApiError::Asleep(path.to_owned()),
+            io::ErrorKind::PermissionDenied => ApiError::Forbidden(path.to_owned()),
+            _ => ApiError::System { path: path.to_owned(), source: error },
+        })?;
+        Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
+    }
+
+    /// Asks, and waits for the answer; None waits for ever.
+    ///
+    /// # Errors
+    /// When there is none in time, or the master refuses.
+    pub fn ask(&mut self, question: &Question, limit: Option<Duration>) -> Result<Answer, ApiError> {
+        let system = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ApiError::System { path, source }
+        };
+        let socket = self.stream.get_mut();
+        socket.set_read_timeout(limit).map_err(system(&self.path))?;
+        socket.write_all(&encode(question)).map_err(system(&self.path))?;
+        self.next()
+    }
+
+    /// The next answer: after [`Question::Events`] there are many.
+    ///
+    /// # Errors
+    /// When there is none in time, or the master refuses.
+    pub fn next(&mut self) -> Result<Answer, ApiError> {
+        let mut line = Vec::new();
+        let read = (&mut self.stream).take(MAX_ANSWER as u64).read_until(b'\n', &mut line);
+        match read {
+            Ok(_) if line.last() != Some(&b'\n') => Err(ApiError::HungUp(self.path.clone())),
+            Ok(_) => match serde_json::from_slice::<Versioned<Answer>>(&line) {
+                Ok(Versioned { message: Answer::Refused { reason }, .. }) => Err(ApiError::Refused(reason)),
+                Ok(Versioned { message, .. }) => Ok(message),
+                Err(source) => Err(ApiError::Malformed { path: self.path.clone(), source }),
+            },
+            Err(source) => Err(ApiError::System { path: self.path.clone(), source }),
+        }
+    }
+
+    /// The descriptor, to be waited for.
+    pub fn socket(&self) -> &UnixStream {
+        self.stream.get_ref()
+    }
+}

@@ -1,0 +1,206 @@
+//! The control socket of a master: a small versioned protocol, one JSON object a line each way, and its client.
+//!
+//! The command line, the exporter and the bus are its clients; the master's side is `master::desk`. Under systemd the
+//! socket is `/run/php-pool/NAME/control`. It is its owner's alone (0600, and the peer's uid is looked at); what a client
+//! may show to others is the client's business.
+
+#![forbid(unsafe_code)]
+
+mod client;
+
+pub use client::{ApiError, Client, socket_of};
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::Snapshot;
+
+/// Version of the protocol. Another one is answered with [`Answer::Refused`].
+pub const VERSION: u32 = 1;
+
+/// Longest question, bytes.
+pub const MAX_QUESTION: usize = 4096;
+
+/// Longest answer, bytes: a row for each of many workers, with their URIs.
+pub const MAX_ANSWER: usize = 64 << 20;
+
+/// A message with its version.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Versioned<T> {
+    /// [`VERSION`]
+    pub version: u32,
+    /// The message.
+    #[serde(flatten)]
+    pub message: T,
+}
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Question {
+    /// Whether the master's loop turns.
+    Ping,
+    /// Every pool of the master.
+    Status,
+    /// Read the configuration again and start new generations; answered when they serve, or do not.
+    Reload,
+    /// Events from now on, a line each, until the client leaves.
+    Events,
+}
+
+/// What the master says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Question::Ping`].
+    Pong,
+    /// To [`Question::Status`].
+    Status {
+        /// In the order of the configuration.
+        pools: Vec<PoolStatus>,
+    },
+    /// The new generations serve.
+    Reloaded,
+    /// What was asked cannot be done, or has failed.
+    Refused {
+        /// Full sentences.
+        reason: String,
+    },
+    /// Something has happened.
+    Event(Happened),
+}
+
+/// A pool's state in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// No generation serves yet.
+    Starting,
+    /// It serves.
+    Running,
+    /// It serves, and a new generation is on its way.
+    Reloading,
+    /// Nothing runs; the next request starts it.
+    Asleep,
+    /// PHP cannot start; it is tried again.
+    Failed,
+    /// It is ending.
+    Stopping,
+}
+
+impl State {
+    /// The word.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Reloading => "reloading",
+            State::Asleep => "asleep",
+            State::Failed => "failed",
+            State::Stopping => "stopping",
+        }
+    }
+}
+
+/// A pool and its workers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// What it does.
+    pub state: State,
+    /// How many generations have served, the present one included.
+    pub generation: u64,
+    /// Why the last start or reload failed.
+    pub failure: Option<String>,
+    /// User that PHP runs as.
+    pub user: Option<String>,
+    /// Counters and workers.
+    pub snapshot: Snapshot,
+}
+
+/// Something that whoever watches a pool wants to know at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Happened {
+    /// A worker has ended unasked.
+    WorkerExited {
+        /// Pool.
+        pool: String,
+        /// Its pid.
+        pid: i32,
+        /// `on signal 9 (SIGKILL)`, `with code 1`.
+        how: String,
+        /// The script it ran, if it did.
+        script: String,
+        /// The request, likewise.
+        uri: String,
+    },
+    /// A request runs longer than `request_slowlog_timeout`.
+    SlowRequest {
+        /// Pool.
+        pool: String,
+        /// The worker.
+        pid: i32,
+        /// Script.
+        script: String,
+        /// Request.
+        uri: String,
+    },
+    /// `pm.max_children` stands in the way.
+    MaxChildrenReached {
+        /// Pool.
+        pool: String,
+        /// `pm.max_children`
+        limit: u32,
+    },
+}
+
+/// Writes a message as a line.
+pub fn encode<T: Serialize>(message: T) -> Vec<u8> {
+    let versioned = Versioned { version: VERSION, message };
+    let mut line = serde_json::to_vec(&versioned).expect("messages are plain data");
+    line.push(b'\n');
+    line
+}
+
+/// Reads a question.
+///
+/// # Errors
+/// A sentence for the client.
+pub fn decode(line: &[u8]) -> Result<Question, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } = serde_json::from_slice(line).map_err(|error| format!("not understood: {error}"))?;
+    if version != VERSION {
+        return Err(format!("this master speaks version {VERSION} of the protocol, not {version}"));
+    }
+    serde_json::from_slice(line).map_err(|error| format!("not understood: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_a_short_line() {
+        assert_eq!(encode(Question::Status), b"{\"version\":1,\"ask\":\"status\"}\n");
+        for question in [Question::Ping, Question::Status, Question::Reload, Question::Events] {
+            assert_eq!(decode(&encode(&question)), Ok(question));
+        }
+    }
+
+    #[test]
+    fn another_version_and_nonsense_are_refused_with_a_reason() {
+        assert!(decode(b"{\"version\":2,\"ask\":\"dance\"}").unwrap_err().contains("version 1"));
+        assert!(decode(b"{\"version\":1,\"ask\":\"dance\"}").unwrap_err().contains("not understood"));
+        assert!(decode(b"GET / HTTP/1.1").unwrap_err().contains("not understood"));
+    }
+
+    #[test]
+    fn an_answer_survives_the_way() {
+        let answer = Answer::Event(Happened::MaxChildrenReached { pool: "www".into(), limit: 5 });
+        let line = encode(answer.clone());
+        let back: Versioned<Answer> = serde_json::from_slice(&line).unwrap();
+        assert_eq!(back, Versioned { version: VERSION, message: answer });
+    }
+}

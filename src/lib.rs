@@ -5,6 +5,7 @@
 //! `php-pool-worker` links libphp.
 
 pub mod access_log;
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -68,9 +68,15 @@ impl Client {
         let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ApiError::Asleep(path.to_owned()),
             io::ErrorKind::PermissionDenied => ApiError::Forbidden(path.to_owned()),
-            _ => ApiError::System { path: path.to_owned(), source: error },
+            _ => ApiError::System {
+                path: path.to_owned(),
+                source: error,
+            },
         })?;
-        Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
+        Ok(Self {
+            path: path.to_owned(),
+            stream: BufReader::new(stream),
+        })
     }
 
     /// Asks, and waits for the answer; None waits for ever.
@@ -98,11 +104,20 @@ impl Client {
         match read {
             Ok(_) if line.last() != Some(&b'\n') => Err(ApiError::HungUp(self.path.clone())),
             Ok(_) => match serde_json::from_slice::<Versioned<Answer>>(&line) {
-                Ok(Versioned { message: Answer::Refused { reason }, .. }) => Err(ApiError::Refused(reason)),
+                Ok(Versioned {
+                    message: Answer::Refused { reason },
+                    ..
+                }) => Err(ApiError::Refused(reason)),
                 Ok(Versioned { message, .. }) => Ok(message),
-                Err(source) => Err(ApiError::Malformed { path: self.path.clone(), source }),
+                Err(source) => Err(ApiError::Malformed {
+                    path: self.path.clone(),
+                    source,
+                }),
             },
-            Err(source) => Err(ApiError::System { path: self.path.clone(), source }),
+            Err(source) => Err(ApiError::System {
+                path: self.path.clone(),
+                source,
+            }),
         }
     }
 

@@ -155,7 +155,10 @@ pub enum Happened {
 
 /// Writes a message as a line.
 pub fn encode<T: Serialize>(message: T) -> Vec<u8> {
-    let versioned = Versioned { version: VERSION, message };
+    let versioned = Versioned {
+        version: VERSION,
+        message,
+    };
     let mut line = serde_json::to_vec(&versioned).expect("messages are plain data");
     line.push(b'\n');
     line
@@ -172,7 +175,9 @@ pub fn decode(line: &[u8]) -> Result<Question, String> {
     }
     let Version { version } = serde_json::from_slice(line).map_err(|error| format!("not understood: {error}"))?;
     if version != VERSION {
-        return Err(format!("this master speaks version {VERSION} of the protocol, not {version}"));
+        return Err(format!(
+            "this master speaks version {VERSION} of the protocol, not {version}"
+        ));
     }
     serde_json::from_slice(line).map_err(|error| format!("not understood: {error}"))
 }
@@ -191,16 +196,33 @@ mod tests {
 
     #[test]
     fn another_version_and_nonsense_are_refused_with_a_reason() {
-        assert!(decode(b"{\"version\":2,\"ask\":\"dance\"}").unwrap_err().contains("version 1"));
-        assert!(decode(b"{\"version\":1,\"ask\":\"dance\"}").unwrap_err().contains("not understood"));
+        assert!(
+            decode(b"{\"version\":2,\"ask\":\"dance\"}")
+                .unwrap_err()
+                .contains("version 1")
+        );
+        assert!(
+            decode(b"{\"version\":1,\"ask\":\"dance\"}")
+                .unwrap_err()
+                .contains("not understood")
+        );
         assert!(decode(b"GET / HTTP/1.1").unwrap_err().contains("not understood"));
     }
 
     #[test]
     fn an_answer_survives_the_way() {
-        let answer = Answer::Event(Happened::MaxChildrenReached { pool: "www".into(), limit: 5 });
+        let answer = Answer::Event(Happened::MaxChildrenReached {
+            pool: "www".into(),
+            limit: 5,
+        });
         let line = encode(answer.clone());
         let back: Versioned<Answer> = serde_json::from_slice(&line).unwrap();
-        assert_eq!(back, Versioned { version: VERSION, message: answer });
+        assert_eq!(
+            back,
+            Versioned {
+                version: VERSION,
+                message: answer
+            }
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
 mod fpm;
 pub mod worker;
 
@@ -78,6 +79,8 @@ pub struct Launch {
     pub force_stderr: bool,
     /// The command line, for the log and for the process's title.
     pub argv: Vec<String>,
+    /// Where the control socket is to be.
+    pub control: Option<PathBuf>,
 }
 
 /// PHP behind a web server, native to systemd.
@@ -104,6 +107,32 @@ enum Commands {
         /// Set an entry of php.ini
         #[arg(short, long, value_name = "NAME[=VALUE]")]
         define: Vec<String>,
+        /// The control socket, for reload, status and the like; under systemd it is in RUNTIME_DIRECTORY
+        #[arg(long, value_name = "SOCKET")]
+        control: Option<PathBuf>,
+    },
+    /// Read a pool's configuration again; returns when the new workers serve, and fails when they do not
+    Reload {
+        #[command(flatten)]
+        whom: ask::Whom,
+    },
+    /// Show a pool's state and counters; never wakes one that sleeps
+    Status {
+        #[command(flatten)]
+        whom: ask::Whom,
+        /// All that is known, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a pool's workers and their requests
+    Workers {
+        #[command(flatten)]
+        whom: ask::Whom,
+    },
+    /// Ask whether a pool's master answers
+    Ping {
+        #[command(flatten)]
+        whom: ask::Whom,
     },
     /// Check a configuration: every error at once, each with its file and line
     Check {
@@ -146,6 +175,7 @@ pub fn main() -> i32 {
             allow_to_run_as_root,
             php_ini,
             define,
+            control,
         } => {
             let php = PhpOptions {
                 ini: php_ini,
@@ -159,8 +189,13 @@ pub fn main() -> i32 {
                 php,
                 force_stderr: true,
                 argv,
+                control: control.or_else(|| Some(Path::new(&std::env::var_os("RUNTIME_DIRECTORY")?).join("control"))),
             })
         }
+        Commands::Reload { whom } => ask::reload(&whom),
+        Commands::Status { whom, json } => ask::status(&whom, json),
+        Commands::Workers { whom } => ask::workers(&whom),
+        Commands::Ping { whom } => ask::ping(&whom),
         Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
     }
 }
@@ -250,6 +285,7 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
         php,
         force_stderr: options.force_stderr,
         argv,
+        control: None,
     })
 }
 

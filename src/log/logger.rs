@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::line::{LineFormat, Stamp};
 use super::sink::{Outcome, Sink, Syslog, Target};
-use super::{Clock, Fields, Level};
+use super::{Clock, Fields, Level, MessageId};
 use crate::config::{Global, LogTarget};
 use crate::scoreboard::realtime_us;
 
@@ -220,6 +220,14 @@ impl Logger {
         })
     }
 
+    /// Entries about an event that has an identifier.
+    pub fn identified(&self, id: MessageId) -> About<'_> {
+        self.about(Fields {
+            message_id: Some(id),
+            ..Fields::default()
+        })
+    }
+
     /// Entries with fields.
     pub fn about<'a>(&'a self, fields: Fields<'a>) -> About<'a> {
         About { logger: self, fields }
@@ -253,6 +261,12 @@ pub struct About<'a> {
 }
 
 impl About<'_> {
+    /// The same, about an event that has an identifier.
+    pub fn identified(mut self, id: MessageId) -> Self {
+        self.fields.message_id = Some(id);
+        self
+    }
+
     /// Writes an entry.
     #[track_caller]
     pub fn log(&self, level: Level, text: impl Display) {

@@ -5,16 +5,16 @@
 #![forbid(unsafe_code)]
 
 mod clock;
-mod event;
 mod line;
 mod logger;
+mod message_id;
 mod output;
 mod sink;
 
 pub use clock::{Clock, read_time_zone};
-pub use event::Event;
 pub use line::{LineFormat, MESSAGE_BUFFER, Stamp};
 pub use logger::{About, LogError, Logger, Settings, errno};
+pub use message_id::MessageId;
 pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
 
 use serde::{Deserialize, Serialize};
@@ -72,4 +72,6 @@ pub struct Fields<'a> {
     pub uri: Option<&'a str>,
     /// Request id.
     pub request_id: Option<&'a str>,
+    /// What has happened, for those that have a name for it.
+    pub message_id: Option<MessageId>,
 }

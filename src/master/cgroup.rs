@@ -81,7 +81,9 @@ impl Cgroup {
     /// # Errors
     /// When the group is not ours to divide.
     pub fn enter() -> Result<Self, CgroupError> {
-        let base = group_of("self").filter(|path| path.is_dir()).ok_or(CgroupError::NoHierarchy)?;
+        let base = group_of("self")
+            .filter(|path| path.is_dir())
+            .ok_or(CgroupError::NoHierarchy)?;
         // systemd marks what it delegates. Anything else, a shell's group for instance, is not to be touched.
         let mut mark = [0; 8];
         let marked = ["user.delegate", "trusted.delegate"]
@@ -103,7 +105,10 @@ impl Cgroup {
             let _ = write(base.join("cgroup.subtree_control"), &format!("+{controller}"));
         }
         let _ = write(base.join("workers/cgroup.subtree_control"), "+memory");
-        Ok(Self { base, lingering: RefCell::default() })
+        Ok(Self {
+            base,
+            lingering: RefCell::default(),
+        })
     }
 
     /// Puts the limits of a pool's file into force, and lifts those that are no longer there. Returns what could not be.
@@ -112,7 +117,10 @@ impl Cgroup {
         let lifted = before.iter().filter(|old| now.iter().all(|new| new.key != old.key));
         let lifted = lifted.map(|old| (old.key.as_str(), unlimited(&old.key)));
         let set = now.iter().map(|entry| (entry.key.as_str(), entry.value.as_str()));
-        lifted.chain(set).filter_map(|(file, value)| write(workers.join(file), value).err()).collect()
+        lifted
+            .chain(set)
+            .filter_map(|(file, value)| write(workers.join(file), value).err())
+            .collect()
     }
 
     /// Puts a zygote into its place.
@@ -129,7 +137,10 @@ impl Cgroup {
     /// When the kernel refuses.
     pub fn place_worker(self: &Rc<Self>, number: u64, pid: i32, memory_max: Option<u64>) -> Result<Leaf, CgroupError> {
         self.sweep();
-        let leaf = Leaf { path: self.base.join(format!("workers/{number}")), groups: self.clone() };
+        let leaf = Leaf {
+            path: self.base.join(format!("workers/{number}")),
+            groups: self.clone(),
+        };
         make(&leaf.path)?;
         // What a worker has started dies with it.
         let _ = write(leaf.path.join("memory.oom.group"), "1");
@@ -144,7 +155,9 @@ impl Cgroup {
 
     /// Removes the leaves that have become empty.
     pub fn sweep(&self) {
-        self.lingering.borrow_mut().retain(|path| fs::remove_dir(path).is_err() && path.exists());
+        self.lingering
+            .borrow_mut()
+            .retain(|path| fs::remove_dir(path).is_err() && path.exists());
     }
 }
 
@@ -180,7 +193,11 @@ impl Leaf {
 
     /// Most memory that was used here, bytes; None before Linux 5.19.
     pub fn peak(&self) -> Option<u64> {
-        fs::read_to_string(self.path.join("memory.peak")).ok()?.trim().parse().ok()
+        fs::read_to_string(self.path.join("memory.peak"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 }
 
@@ -204,13 +221,19 @@ mod tests {
     }
 
     fn entry(key: &str, value: &str) -> IniEntry {
-        IniEntry { key: key.into(), value: value.into() }
+        IniEntry {
+            key: key.into(),
+            value: value.into(),
+        }
     }
 
     #[test]
     fn the_master_leaves_the_top_group() {
         let (dir, _groups) = groups();
-        assert_eq!(fs::read_to_string(dir.path().join("master/cgroup.procs")).unwrap(), "42");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("master/cgroup.procs")).unwrap(),
+            "42"
+        );
         assert!(dir.path().join("workers/cgroup.subtree_control").exists());
     }
 
@@ -218,11 +241,18 @@ mod tests {
     fn limits_are_the_workers_and_go_with_their_line() {
         let (dir, groups) = groups();
         let read = |file: &str| fs::read_to_string(dir.path().join("workers").join(file)).unwrap();
-        let old = [entry("memory.max", "1048576"), entry("cpu.weight", "20"), entry("pids.max", "9")];
+        let old = [
+            entry("memory.max", "1048576"),
+            entry("cpu.weight", "20"),
+            entry("pids.max", "9"),
+        ];
         assert!(groups.limit(&[], &old).is_empty());
         assert_eq!(read("memory.max"), "1048576");
         assert!(groups.limit(&old, &[entry("pids.max", "10")]).is_empty());
-        assert_eq!([read("memory.max"), read("cpu.weight"), read("pids.max")], ["max", "100", "10"]);
+        assert_eq!(
+            [read("memory.max"), read("cpu.weight"), read("pids.max")],
+            ["max", "100", "10"]
+        );
     }
 
     #[test]
@@ -238,13 +268,18 @@ mod tests {
         drop(leaf);
         groups.sweep();
         assert!(path.exists());
-        fs::read_dir(&path).unwrap().for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
+        fs::read_dir(&path)
+            .unwrap()
+            .for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
         groups.sweep();
         assert!(!path.exists());
     }
 
     #[test]
     fn a_group_that_is_not_ours_is_left_alone() {
-        assert!(matches!(Cgroup::enter(), Err(CgroupError::NotDelegated(_) | CgroupError::NoHierarchy)));
+        assert!(matches!(
+            Cgroup::enter(),
+            Err(CgroupError::NotDelegated(_) | CgroupError::NoHierarchy)
+        ));
     }
 }

@@ -1,12 +1,16 @@
 //! What all parts of a master share.
 #![forbid(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
 
 use super::backlog::Diag;
+use super::cgroup::Cgroup;
+use super::desk::Mailbox;
 use super::watch::Events;
+use crate::api::{Answer, Happened};
 use crate::cli::Launch;
 use crate::log::Logger;
 
@@ -40,6 +44,10 @@ pub struct Context {
     pub state: Cell<State>,
     /// The limit of open files as it was at the start: that of zygotes.
     pub open_files: rustix::process::Rlimit,
+    /// The control groups; None where there are none.
+    pub cgroup: Option<Rc<Cgroup>>,
+    /// Who wants to know what happens.
+    watchers: RefCell<Vec<Mailbox>>,
     next: Cell<u64>,
 }
 
@@ -51,6 +59,7 @@ impl Context {
         events: Events,
         stderr: Option<File>,
         open_files: rustix::process::Rlimit,
+        cgroup: Option<Rc<Cgroup>>,
     ) -> Self {
         Self {
             log,
@@ -60,6 +69,8 @@ impl Context {
             stderr,
             state: Cell::new(State::Normal),
             open_files,
+            cgroup,
+            watchers: RefCell::default(),
             next: Cell::new(1),
         }
     }
@@ -67,6 +78,19 @@ impl Context {
     /// A number that no worker, generation or pool has had.
     pub fn number(&self) -> u64 {
         self.next.replace(self.next.get() + 1)
+    }
+
+    /// Tells a client of all that happens from now on.
+    pub fn watch_with(&self, mailbox: Mailbox) {
+        self.watchers.borrow_mut().push(mailbox);
+    }
+
+    /// Something has happened. A client that does not read misses it.
+    pub fn happened(&self, what: &Happened) {
+        self.watchers.borrow_mut().retain(|mailbox| {
+            let _ = mailbox.try_send(Answer::Event(what.clone()));
+            !mailbox.is_closed()
+        });
     }
 
     /// A random number of 0 to 1, good enough to spread things.

@@ -7,22 +7,25 @@ use std::time::Duration;
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::access_log::AccessLog;
 use super::background::Report;
+use super::cgroup::Cgroup;
 use super::context::{Context, State};
+use super::desk::{Desk, Mailbox};
 use super::listen::Sockets;
 use super::pid_file::PidFile;
 use super::pool::{Pool, Wanted};
 use super::process;
 use super::start::{self, Start, StartError};
+use super::systemd::Systemd;
 use super::watch::{self, Event, Events, PoolId};
 use super::worker::describe;
+use crate::api::{Answer, Question};
 use crate::config::Config;
-use crate::log::{Logger, Settings};
+use crate::log::{Logger, MessageId, Settings};
 
 /// Events handled before the pools are looked at.
 const AT_ONCE: usize = 64;
@@ -47,8 +50,11 @@ pub struct Daemon {
     phase: Phase,
     /// A reload was asked for during one.
     again: bool,
-    /// Every request has ended by then.
-    stop_at: Duration,
+    systemd: Systemd,
+    /// The control socket.
+    _desk: Option<Desk>,
+    /// Who waits for the end of the reload.
+    asked: Vec<Mailbox>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +135,17 @@ impl Daemon {
             stderr,
             open_files,
         } = start;
-        let ctx = Rc::new(Context::new(log, launch, sender, stderr, open_files));
+        let cgroup = enter_cgroup(&config, &log);
+        let desk = launch.control.as_ref().and_then(|path| {
+            let desk = Desk::open(path, &sender);
+            let failed = |error: &io::Error| {
+                let (path, reason) = (path.display(), crate::log::errno(error));
+                log.warning(format_args!("the control socket {path} cannot be made: {reason}"));
+            };
+            desk.inspect_err(failed).ok()
+        });
+        let systemd = Systemd::new(&log, config.global.systemd_interval);
+        let ctx = Rc::new(Context::new(log, launch, sender, stderr, open_files, cgroup));
         let pools = pools
             .into_iter()
             .map(|(wanted, access_log)| Pool::new(&ctx, wanted, access_log));
@@ -146,7 +162,9 @@ impl Daemon {
             report_at: watch::now() + PATIENCE,
             phase: Phase::Starting,
             again: false,
-            stop_at: Duration::MAX,
+            systemd,
+            _desk: desk,
+            asked: Vec::new(),
         })
     }
 
@@ -175,6 +193,7 @@ impl Daemon {
         let wake = self.all().filter_map(|pool| pool.wake()).min();
         let wake = wake
             .into_iter()
+            .chain(self.systemd.wake())
             .chain(self.report.as_ref().map(|_| self.report_at))
             .min();
         let flush = (!self.ctx.log.flush()).then(|| watch::now() + Duration::from_millis(100));
@@ -215,7 +234,11 @@ impl Daemon {
                 place.pool
             }
             Event::Waiting(pool) | Event::Queued(pool) => *pool,
+            Event::Asked(..) => PoolId(0),
         };
+        if let Event::Asked(question, mailbox) = event {
+            return self.answer(question, mailbox);
+        }
         let Some(pool) = self.pool(id) else { return };
         match event {
             Event::Zygote(place, result) => pool.on_zygote(place.generation, result),
@@ -223,6 +246,7 @@ impl Daemon {
             Event::Ended(place, worker) => pool.worker_ended(place.generation, worker),
             Event::Rang(_) => pool.touch(),
             Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
+            Event::Asked(..) => {}
         }
     }
 
@@ -241,6 +265,10 @@ impl Daemon {
         self.sockets.close_unused();
         if self.report_at <= now {
             self.tell_caller();
+        }
+        if self.systemd.wake().is_some_and(|at| at <= now) {
+            let status = describe_pools(&mut self.pools);
+            self.systemd.tick(now, status);
         }
         match self.ctx.state.get() {
             State::Normal => self.advance(),
@@ -265,9 +293,15 @@ impl Daemon {
                 .notice(format_args!("fpm is running, pid {}", std::process::id()));
         }
         self.log().notice("ready to handle connections");
-        self.phase = Phase::Ready;
+        let failures: Vec<String> = self.pools.iter().filter_map(Pool::failure).collect();
+        let was = std::mem::replace(&mut self.phase, Phase::Ready);
         self.tell_caller();
-        self.tell_systemd(&[NotifyState::Ready, NotifyState::Status("Ready to handle connections")]);
+        if was == Phase::Reloading && !failures.is_empty() {
+            self.reload_failed(failures.join("\n"));
+        } else {
+            self.systemd.ready("Ready to handle connections");
+            self.settle(&Answer::Reloaded);
+        }
         if std::mem::take(&mut self.again) {
             self.reload();
         }
@@ -280,10 +314,46 @@ impl Daemon {
         }
     }
 
-    fn tell_systemd(&self, state: &[NotifyState<'_>]) {
-        if let Err(error) = sd_notify::notify(state) {
-            self.log().warning(format_args!("systemd cannot be told: {error}"));
+    /// A client of the control socket asks.
+    fn answer(&mut self, question: Question, mailbox: Mailbox) {
+        // A mailbox is new and has room, but for one whose client has gone.
+        let reply = |answer| drop(mailbox.try_send(answer));
+        match question {
+            Question::Ping => reply(Answer::Pong),
+            Question::Status => {
+                let stopping = self.ctx.state.get() != State::Normal;
+                let pools = self.pools.iter_mut().map(|pool| pool.status(stopping)).collect();
+                reply(Answer::Status { pools });
+            }
+            Question::Reload if self.ctx.state.get() != State::Normal => reply(Answer::Refused {
+                reason: "the master is about to end".to_owned(),
+            }),
+            Question::Reload => {
+                self.asked.push(mailbox);
+                self.reload();
+            }
+            Question::Events => self.ctx.watch_with(mailbox),
         }
+    }
+
+    /// Tells those who asked for a reload how it ended.
+    fn settle(&mut self, answer: &Answer) {
+        // One that was asked for meanwhile is still to come.
+        if !self.again {
+            for mailbox in self.asked.drain(..) {
+                let _ = mailbox.try_send(answer.clone());
+            }
+        }
+    }
+
+    fn reload_failed(&mut self, reason: String) {
+        self.log()
+            .identified(MessageId::ReloadFailed)
+            .error("the reload is given up; everything goes on with the configuration there is");
+        let first = reason.lines().next().unwrap_or_default();
+        self.systemd
+            .ready(&format!("The reload failed, the old generation serves on: {first}"));
+        self.settle(&Answer::Refused { reason });
     }
 
     fn on_signal(&mut self, sent: Sent) {
@@ -318,14 +388,15 @@ impl Daemon {
 
     /// `limit` is how long requests may go on; None: each pool's own `stop_timeout`.
     fn stop(&mut self, state: State, limit: Option<Duration>) {
-        self.tell_systemd(&[NotifyState::Stopping]);
         self.ctx.state.set(state);
         let now = watch::now();
+        let mut latest = now;
         for pool in self.all() {
             let limit = limit.unwrap_or(pool.wanted.config.stop_timeout);
+            latest = latest.max(now + limit);
             pool.stop(now + limit);
         }
-        self.stop_at = now;
+        self.systemd.stopping(latest);
     }
 
     fn leave(&mut self) -> i32 {
@@ -413,15 +484,15 @@ impl Daemon {
             return;
         }
         self.log().notice("Reloading in progress ...");
+        self.systemd.reloading();
         match self.prepare_reload() {
             Ok((config, pools)) => self.commit_reload(config, pools),
             Err(error) => {
-                if !matches!(error, StartError::Configuration) {
-                    self.log().error(error);
+                if !matches!(error, StartError::Configuration(_)) {
+                    self.log().error(&error);
                 }
                 self.sockets.close_unused();
-                self.log()
-                    .error("the reload is given up; everything goes on with the configuration there is");
+                self.reload_failed(error.to_string());
             }
         }
     }
@@ -434,6 +505,9 @@ impl Daemon {
             start::load(&ctx.launch, &ctx.log).inspect_err(|_| ctx.log.configure(old.log_level, old.log_limit))?;
         let mut pools = Vec::new();
         for pool in &config.pools {
+            if let Some(before) = self.config.pools.iter().find(|before| before.name == pool.name) {
+                self.sockets.check_unchanged(before, pool)?;
+            }
             let access_log = start::open_pool_logs(pool, ctx.stderr.as_ref())?;
             pools.push((
                 start::wanted(&ctx.launch, &config.global, pool, &mut self.sockets, &ctx.log)?,
@@ -485,6 +559,13 @@ impl Daemon {
         if self.config.global.pid != config.global.pid {
             self.move_pid_file(&config);
         }
+        if let [pool] = config.pools.as_slice() {
+            let before: &[_] = match self.config.pools.as_slice() {
+                [before] => &before.cgroup,
+                _ => &[],
+            };
+            limit_cgroup(self.ctx.cgroup.as_deref(), before, pool, self.log());
+        }
         self.config = config;
         self.phase = Phase::Reloading;
     }
@@ -497,6 +578,62 @@ impl Daemon {
             Ok(file) => self.pid_file = file,
             Err(error) => self.log().error(error),
         }
+    }
+}
+
+/// The control groups of a master of one pool. Where there are none, that is worth a line only to those who expect some.
+fn enter_cgroup(config: &Config, log: &Logger) -> Option<Rc<Cgroup>> {
+    let limited = |pool: &crate::config::Pool| !pool.cgroup.is_empty() || pool.worker_memory_max.is_some();
+    let expected = std::env::var_os("INVOCATION_ID").is_some() || config.pools.iter().any(limited);
+    let [pool] = config.pools.as_slice() else {
+        if config.pools.iter().any(limited) {
+            log.warning(
+                "limits of cgroups need a master for each pool (php-pool serve NAME); they have no effect here",
+            );
+        }
+        return None;
+    };
+    match Cgroup::enter() {
+        Ok(groups) => {
+            limit_cgroup(Some(&groups), &[], pool, log);
+            Some(Rc::new(groups))
+        }
+        Err(error) => {
+            if expected {
+                log.pool(&pool.name)
+                    .identified(MessageId::NoCgroup)
+                    .warning(format_args!(
+                        "it runs without control groups, so their limits have no effect: {error}"
+                    ));
+            }
+            None
+        }
+    }
+}
+
+fn limit_cgroup(groups: Option<&Cgroup>, before: &[crate::config::IniEntry], pool: &crate::config::Pool, log: &Logger) {
+    for error in groups
+        .map(|groups| groups.limit(before, &pool.cgroup))
+        .unwrap_or_default()
+    {
+        log.pool(&pool.name)
+            .warning(format_args!("a limit has no effect: {error}"));
+    }
+}
+
+/// What `systemctl status` shows.
+fn describe_pools(pools: &mut [Pool]) -> impl FnOnce() -> String {
+    move || {
+        let all: Vec<_> = pools.iter_mut().map(Pool::snapshot).collect();
+        let sum = |count: fn(&crate::status::Snapshot) -> u64| all.iter().map(count).sum::<u64>();
+        format!(
+            "Processes active: {}, idle: {}, queue: {}, requests: {}, slow: {}",
+            sum(|pool| pool.active.into()),
+            sum(|pool| pool.idle.into()),
+            sum(|pool| pool.listen_queue.into()),
+            sum(|pool| pool.accepted),
+            sum(|pool| pool.slow_requests),
+        )
     }
 }
 

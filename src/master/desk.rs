@@ -70,7 +70,10 @@ impl Desk {
                 }
             }
         });
-        Ok(Self { path: path.to_owned(), _watch: watch })
+        Ok(Self {
+            path: path.to_owned(),
+            _watch: watch,
+        })
     }
 }
 
@@ -82,7 +85,9 @@ impl Drop for Desk {
 
 /// Whether the peer may ask: root, or who the master is, and then not from inside PHP.
 fn may_ask(stream: &UnixStream) -> bool {
-    let Ok(peer) = rustix::net::sockopt::socket_peercred(stream.as_fd()) else { return false };
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(stream.as_fd()) else {
+        return false;
+    };
     let (uid, me) = (peer.uid.as_raw(), nix::unistd::geteuid().as_raw());
     uid == 0 || (uid == me && !super::cgroup::is_worker(peer.pid.as_raw_nonzero().get()))
 }
@@ -95,7 +100,9 @@ async fn serve(mut stream: UnixStream, events: Events) {
     }
     // A client may ask several things on one connection, one after another.
     loop {
-        let Some(line) = read_line(&mut stream).await else { return };
+        let Some(line) = read_line(&mut stream).await else {
+            return;
+        };
         let question = match api::decode(&line) {
             Ok(question) => question,
             Err(reason) => {
@@ -128,7 +135,9 @@ async fn serve(mut stream: UnixStream, events: Events) {
 
 async fn hung_up(stream: &UnixStream) {
     loop {
-        let ready = stream.ready(tokio::io::Interest::READABLE | tokio::io::Interest::ERROR).await;
+        let ready = stream
+            .ready(tokio::io::Interest::READABLE | tokio::io::Interest::ERROR)
+            .await;
         match ready {
             Ok(ready) if ready.is_read_closed() || ready.is_error() => return,
             // It has said more, which is read when this is answered; there is nothing to wait for but time.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
+use super::cgroup::Leaf;
 use super::context::{Context, State};
 use super::listen::Listener;
 use super::process::Process;
@@ -19,9 +20,10 @@ use super::users::Identity;
 use super::watch::{self, Place, Watch};
 use super::worker::{Worker, describe, describe_request};
 use super::zygote::{Parts, Zygote, ZygoteError};
+use crate::api::Happened;
 use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
-use crate::log::Level;
+use crate::log::{Fields, Level, MessageId};
 use crate::pm::{Idle, Snapshot, WorkerId};
 use crate::scoreboard::{Scoreboard, SlotView, Stage};
 
@@ -317,6 +319,11 @@ impl Generation {
         let orderly = by_quit || matches!(exit, Some(Exit::Code(0)));
         let leaving = worker.asked.is_some() && orderly;
         let pid = worker.pid().unwrap_or(0);
+        let starved = worker.leaf.as_ref().is_some_and(|leaf| leaf.oom_kills() > 0);
+        if let Some(leaf) = worker.leaf.as_ref().filter(|_| !orderly) {
+            // What it has started ends with it; after an orderly end it lives on.
+            leaf.kill();
+        }
         let after = format!(
             "after {}.{:06} seconds from start",
             lived.as_secs(),
@@ -336,7 +343,34 @@ impl Generation {
             if !orderly && view.is_active() {
                 text += &format!(", {}", describe_request(&view));
             }
-            self.log(level, text);
+            if starved {
+                text += "; the kernel ended it at its memory limit";
+                if let Some(peak) = worker.leaf.as_ref().and_then(Leaf::peak) {
+                    text += &format!(", its peak was {} MiB", peak >> 20);
+                }
+            }
+            let request = view.text.clone().filter(|_| view.is_active()).unwrap_or_default();
+            let log = self.ctx.log.about(Fields {
+                pool: Some(&self.config.name),
+                worker: Some(pid),
+                script: Some(&*request.script).filter(|script| !script.is_empty()),
+                uri: Some(&*request.uri).filter(|uri| !uri.is_empty()),
+                message_id: match starved {
+                    true => Some(MessageId::WorkerOom),
+                    false => (!orderly).then_some(MessageId::WorkerDied),
+                },
+                ..Fields::default()
+            });
+            log.log(level, text);
+            if !quiet {
+                self.ctx.happened(&Happened::WorkerExited {
+                    pool: self.config.name.clone(),
+                    pid,
+                    how: describe(exit),
+                    script: request.script,
+                    uri: request.uri,
+                });
+            }
         }
         totals.requests += view.requests;
         let death = Death {

@@ -44,9 +44,26 @@ pub enum ListenError {
     /// Its ACL.
     #[error("[pool {0}] failed to write the ACL of the socket '{1}': {reason}", reason = errno(.2))]
     Acl(String, String, #[source] io::Error),
+    /// systemd holds the sockets, and not this one.
+    #[error(
+        "[pool {pool}] {directive} has changed, and systemd holds the socket; as root: {}",
+        systemd_commands(pool)
+    )]
+    Held {
+        /// The pool.
+        pool: String,
+        /// `listen`, `listen.mode`…
+        directive: &'static str,
+    },
     /// A name in `listen.owner`, `listen.group` or the ACL.
     #[error("[pool {0}] {1}")]
     Name(String, #[source] users::UserError),
+}
+
+/// What makes systemd read a pool's `listen*` lines again. Both units at once, for a socket cannot be restarted under a
+/// service that runs; clients that wait in the old socket are turned away.
+fn systemd_commands(pool: &str) -> String {
+    format!("systemctl daemon-reload && systemctl restart php-pool@{pool}.socket php-pool@{pool}.service")
 }
 
 /// A listening socket. Its file, if it made one, goes with it.
@@ -111,6 +128,8 @@ pub struct Sockets {
     all: BTreeMap<String, Rc<Listener>>,
     /// The keys in the order in which they came.
     order: Vec<String>,
+    /// systemd has handed sockets over: it alone makes them.
+    held: bool,
 }
 
 impl Sockets {
@@ -124,6 +143,7 @@ impl Sockets {
                 )),
             }
         }
+        self.held = !inherited.systemd.is_empty();
         for fd in inherited.systemd {
             self.adopt(fd, None, false, log);
         }
@@ -181,6 +201,10 @@ impl Sockets {
                 return Ok(listener.clone());
             }
         }
+        if self.held {
+            let (pool, directive) = (pool.name.clone(), "listen");
+            return Err(ListenError::Held { pool, directive });
+        }
         let mut last = None;
         for (index, (key, target)) in targets.into_iter().enumerate() {
             if index > 0 {
@@ -204,6 +228,29 @@ impl Sockets {
             }
         }
         Err(last.unwrap_or_else(|| ListenError::Resolve(pool.listen.clone(), "no address".to_owned())))
+    }
+
+    /// Whether a pool's lines about its socket are as they were, where only systemd can carry a change out.
+    ///
+    /// # Errors
+    /// Names the first that is not.
+    pub fn check_unchanged(&self, before: &Pool, now: &Pool) -> Result<(), ListenError> {
+        let same = [
+            ("listen", before.listen_address == now.listen_address),
+            ("listen.backlog", before.listen_backlog == now.listen_backlog),
+            ("listen.owner", before.listen_owner == now.listen_owner),
+            ("listen.group", before.listen_group == now.listen_group),
+            ("listen.mode", before.listen_mode == now.listen_mode),
+            ("listen.acl_users", before.listen_acl_users == now.listen_acl_users),
+            ("listen.acl_groups", before.listen_acl_groups == now.listen_acl_groups),
+        ];
+        match same.into_iter().find(|(_, same)| self.held && !same) {
+            Some((directive, _)) => Err(ListenError::Held {
+                pool: now.name.clone(),
+                directive,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Closes the sockets that no pool has, and removes their files.

@@ -6,14 +6,17 @@
 //!
 //! - [`start`]: from the command line to the loop; [`daemon`]: the loop; [`reload`](daemon): a new configuration
 //! - [`pool`], [`generation`], [`worker`]: what there is
+//! - [`desk`]: the control socket; [`systemd`]: what the service manager is told; [`cgroup`]: the pool's control groups
 //! - [`watch`]: the tasks that turn descriptors into events
 
 mod access_log;
 mod acl;
 mod background;
 mod backlog;
+mod cgroup;
 mod context;
 mod daemon;
+mod desk;
 mod generation;
 mod listen;
 mod output;
@@ -24,6 +27,7 @@ mod queue;
 mod start;
 mod status;
 mod sys;
+mod systemd;
 mod users;
 mod watch;
 mod worker;

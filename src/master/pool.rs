@@ -18,9 +18,10 @@ use super::queue::Queue;
 use super::users::Identity;
 use super::watch::{self, GenerationId, Place, PoolId, Watch};
 use super::worker::describe;
+use crate::api::{self, Happened, PoolStatus};
 use crate::config::{self, Global, Pm};
 use crate::control::{ChannelError, Exit, FromWorker, FromZygote, Received, ToWorker};
-use crate::log::{About, errno};
+use crate::log::{About, MessageId, errno};
 use crate::pm::{self, Backoff, Line, WorkerId};
 use crate::scoreboard::{monotonic_ns, realtime_us};
 
@@ -91,6 +92,7 @@ struct Counters {
     max_children_reached: u32,
     max_queue: u32,
     slow: u64,
+    generations: u64,
 }
 
 impl Pool {
@@ -303,6 +305,7 @@ impl Pool {
             return;
         };
         next.life = Life::Ready;
+        self.counters.generations += 1;
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
         self.log().debug(format_args!(
             "zygote {} is ready, PHP {}",
@@ -674,7 +677,12 @@ impl Pool {
             Line::MaxChildren => {
                 let name = if config.pm == Pm::Ondemand { "max_children" } else { "pm.max_children" };
                 let most = config.pm_max_children;
-                log.warning(format_args!("server reached {name} setting ({most}), consider raising it"));
+                log.identified(MessageId::MaxChildren)
+                    .warning(format_args!("server reached {name} setting ({most}), consider raising it"));
+                self.ctx.happened(&Happened::MaxChildrenReached {
+                    pool: config.name.clone(),
+                    limit: most,
+                });
             }
             Line::Busy { spawning, idle, total } => log.warning(format_args!(
                 "seems busy (you may need to increase pm.start_servers, or pm.min/max_spare_servers), spawning {spawning} \
@@ -684,6 +692,31 @@ impl Pool {
                 "The maximum number of processes has been reached. Please review your configuration and consider raising \
                  'process.max'",
             ),
+        }
+    }
+
+    /// Why the last start failed, with its name.
+    pub fn failure(&self) -> Option<String> {
+        let reason = self.failed.as_ref()?;
+        Some(format!("pool {}: {reason}", self.wanted.config.name))
+    }
+
+    /// The pool for a client of the control socket.
+    pub fn status(&mut self, stopping: bool) -> PoolStatus {
+        let state = match (&self.current, &self.next) {
+            _ if stopping => api::State::Stopping,
+            (Some(_), Some(_)) => api::State::Reloading,
+            (Some(_), None) => api::State::Running,
+            (None, Some(_)) => api::State::Starting,
+            (None, None) if self.failed.is_some() => api::State::Failed,
+            (None, None) => api::State::Asleep,
+        };
+        PoolStatus {
+            state,
+            generation: self.counters.generations,
+            failure: self.failed.clone(),
+            user: self.wanted.identity.name.clone(),
+            snapshot: self.snapshot(),
         }
     }
 

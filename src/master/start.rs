@@ -22,6 +22,7 @@ use super::daemon::Daemon;
 use super::listen::{Inherited, ListenError, Sockets};
 use super::pid_file::{PidFile, PidFileError};
 use super::pool::Wanted;
+use super::systemd::Systemd;
 use super::users::{self, UserError};
 use super::{output, sys};
 use crate::cli::Launch;
@@ -39,9 +40,9 @@ const EVENTS: usize = 256;
 /// Why there is no master. The texts are php-fpm's where it says the same.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The configuration is wrong; all of that has been said.
-    #[error("the configuration cannot be used")]
-    Configuration,
+    /// The configuration is wrong; all of that has been logged.
+    #[error(transparent)]
+    Configuration(#[from] config::Errors),
     /// error_log
     #[error(transparent)]
     Log(#[from] LogError),
@@ -84,9 +85,10 @@ pub fn run(launch: Launch) -> i32 {
         Ok(Prepared::Stays(start)) => start.run(report, early),
         Ok(Prepared::Called(status)) => status,
         Err(error) => {
-            if !matches!(error, StartError::Configuration) {
+            if !matches!(error, StartError::Configuration(_)) {
                 log.error(&error);
             }
+            Systemd::start_failed(&error.to_string());
             if matches!(
                 error,
                 StartError::AccessLog(_) | StartError::SlowLog(..) | StartError::Log(_)
@@ -248,7 +250,7 @@ pub fn load(launch: &Launch, log: &Logger) -> Result<Config, StartError> {
             for line in lines.iter().take(lines.len().saturating_sub(1)) {
                 log.error(line);
             }
-            Err(StartError::Configuration)
+            Err(errors.into())
         }
     }
 }

@@ -80,10 +80,9 @@ impl Systemd {
         self.tick(watch::now(), String::new);
     }
 
-    /// Why something failed.
-    pub fn failed(&mut self, reason: &str) {
-        self.status = reason.lines().next().unwrap_or_default().to_owned();
-        self.tell(&[NotifyState::Status(&self.status)]);
+    /// Why the start failed, for `systemctl status`. The exit status says that it did.
+    pub fn start_failed(reason: &str) {
+        let _ = sd_notify::notify(&[NotifyState::Status(reason.lines().next().unwrap_or_default())]);
     }
 
     /// Sends what is due. `status` describes the pools.
@@ -102,7 +101,9 @@ impl Systemd {
                 if until <= now {
                     return;
                 }
-                self.tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(more.as_micros()).unwrap_or(u32::MAX))]);
+                self.tell(&[NotifyState::ExtendTimeoutUsec(
+                    u32::try_from(more.as_micros()).unwrap_or(u32::MAX),
+                )]);
             }
             Some(_) => {}
             None if !self.interval.is_zero() && self.next_status <= now => {

@@ -15,9 +15,11 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::desk::Mailbox;
 use super::listen::Listener;
 use super::process::Process;
 use super::sys;
+use crate::api::Question;
 use crate::control::{Channel, ChannelError, FromWorker, FromZygote, Received};
 use crate::pm::WorkerId;
 use crate::scoreboard::monotonic_ns;
@@ -54,6 +56,8 @@ pub enum Event {
     Waiting(PoolId),
     /// A kept connection has something to say and has been put into the pool's queue.
     Queued(PoolId),
+    /// A client of the control socket has asked something.
+    Asked(Question, Mailbox),
 }
 
 /// The way to the master's loop.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::cgroup::Leaf;
 use super::context::Context;
 use super::output::{self, Output, Pipes};
 use super::process::Process;
@@ -39,6 +40,8 @@ pub struct Worker {
     pub ended: Option<Duration>,
     /// It takes the place of one that ended unasked.
     pub replaces: bool,
+    /// Its control group.
+    pub leaf: Option<Leaf>,
     link: Registered<ToWorker, FromWorker>,
     pipes: Option<Pipes>,
     output: Option<Output>,
@@ -83,6 +86,7 @@ impl Worker {
             exit: None,
             ended: None,
             replaces: false,
+            leaf: None,
             link,
             pipes,
             output: None,
@@ -105,6 +109,19 @@ impl Worker {
             let lines = WorkerOutput::new(&pool.name, pid, pool.decorate_workers_output);
             self.output = Some(Output::start(pipes, &ctx.log, lines)?);
         }
+        let memory_max = pool.worker_memory_max;
+        match ctx
+            .cgroup
+            .as_ref()
+            .map(|groups| groups.place_worker(self.id.0, pid, memory_max))
+        {
+            Some(Ok(leaf)) => self.leaf = Some(leaf),
+            Some(Err(error)) => ctx
+                .log
+                .pool(&pool.name)
+                .warning(format_args!("child {pid} has no control group of its own: {error}")),
+            None => {}
+        }
         self.tell(&ToWorker::Go, &[]);
         Ok(())
     }
@@ -121,8 +138,13 @@ impl Worker {
         let _ = self.link.get_ref().send(message, &fds, false);
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. SIGKILL is for all that it has started, too, where they can be told from others.
     pub fn signal(&self, signal: Signal) {
+        if signal == Signal::SIGKILL
+            && let Some(leaf) = &self.leaf
+        {
+            leaf.kill();
+        }
         if let Some(process) = &self.process {
             process.signal(signal);
         }

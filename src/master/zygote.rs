@@ -121,6 +121,11 @@ impl Zygote {
             .map_err(|error| ZygoteError::Execute(executable.path, error))?;
         let pid = child.id() as i32;
         let process = Rc::new(Process::of_child(pid).map_err(make("a pidfd"))?);
+        if let Some(Err(error)) = ctx.cgroup.as_ref().map(|groups| groups.place_zygote(pid)) {
+            ctx.log.pool(&pool.name).warning(format_args!(
+                "zygote {pid} stays in the master's control group: {error}"
+            ));
+        }
         // The master may need many descriptors; what PHP sees is what the administrator set.
         let _ = rustix::process::prlimit(
             rustix::process::Pid::from_raw(pid),
@@ -154,7 +159,16 @@ impl Zygote {
 
 /// Variables between this process and whoever started it.
 fn is_internal(name: &str) -> bool {
-    is_hand_over(name) || matches!(name, "NOTIFY_SOCKET" | "WATCHDOG_USEC" | "WATCHDOG_PID")
+    let systemd = [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "INVOCATION_ID",
+        "JOURNAL_STREAM",
+        "RUNTIME_DIRECTORY",
+        "SYSTEMD_EXEC_PID",
+    ];
+    is_hand_over(name) || systemd.contains(&name)
 }
 
 fn confinement(pool: &Pool, identity: &Identity) -> Confinement {

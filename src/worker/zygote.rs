@@ -105,6 +105,11 @@ fn start(control: &Control) -> Result<Generation, String> {
 fn serve(control: &Control, generation: Generation) -> i32 {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
+    // systemd sends SIGTERM to every process of a service, and a terminal its own to all of a job: when to end is the
+    // master's to say.
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        mask.add(signal);
+    }
     let _ = mask.thread_block();
     let Ok(ended) = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
         return 70;

@@ -91,6 +91,8 @@ pub struct Exchange {
     bad_length: bool,
     /// The body ended before CONTENT_LENGTH.
     truncated: bool,
+    /// Nothing more of it will come.
+    body_ended: bool,
     /// Why nothing more can be sent.
     lost: Option<Lost>,
     /// END_REQUEST was sent, or would have been.
@@ -151,6 +153,7 @@ impl Exchange {
             body_left: content_length,
             bad_length: parsed.is_none(),
             truncated: false,
+            body_ended: false,
             lost: None,
             finished: false,
             complained: false,
@@ -234,7 +237,7 @@ impl Exchange {
 
     /// Fills the buffer from the body; fewer bytes only at its end.
     pub fn read_body(&mut self, target: &mut [u8]) -> usize {
-        if self.executed || self.finished || self.lost.is_some() || self.truncated {
+        if self.executed || self.finished || self.lost.is_some() || self.body_ended {
             return 0;
         }
         let Some(conn) = &mut self.conn else { return 0 };
@@ -247,12 +250,15 @@ impl Exchange {
             });
             match result {
                 Ok(0) => {
-                    self.truncated = true;
+                    // A body of which nothing was sent is none, and no part of one: web servers that do not pass bodies on
+                    // may still pass their length on.
+                    self.truncated = self.body_left < self.content_length || done > 0;
+                    self.body_ended = true;
                     break;
                 }
                 Ok(count) => done += count,
                 Err(why) => {
-                    self.truncated = true;
+                    (self.truncated, self.body_ended) = (true, true);
                     self.lost = Some(why);
                     break;
                 }
@@ -372,6 +378,10 @@ impl Exchange {
     /// Ends the FastCGI request. True: it was open, or its connection is kept.
     pub fn finish(&mut self) -> bool {
         let first = !std::mem::replace(&mut self.finished, true);
+        if self.executed {
+            // Before the client knows that its request is over, so that the log is complete when it looks.
+            self.worker.end_lines();
+        }
         if first && let Some(conn) = &mut self.conn {
             if self.lost.is_none()
                 && let Err(why) = self.out.end(

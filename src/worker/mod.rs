@@ -108,13 +108,6 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         print_log(Level::Error, false, text.as_bytes(), usize::MAX)
     });
     let pool = config.pool;
-    for wrong in &pool.allowed_clients_wrong {
-        let text = format!("Wrong IP address '{wrong}' in listen.allowed_clients");
-        print_log(Level::Error, false, text.as_bytes(), pool.log_limit);
-    }
-    if pool.allowed_clients.as_ref().is_some_and(Vec::is_empty) {
-        print_log(Level::Error, false, b"There are no allowed addresses", pool.log_limit);
-    }
     let worker: &'static _ = Box::leak(Box::new(serve::Worker {
         admin_values: config.php.admin_values,
         board,

@@ -295,6 +295,7 @@ fn last_separator(path: &[u8]) -> Option<usize> {
         .or_else(|| path.iter().rposition(|&byte| byte == b'\\'))
 }
 
+/// A `+` stays what it is: this is a path.
 fn url_decode(text: &[u8]) -> Vec<u8> {
     let digit = |byte: Option<&u8>| byte.and_then(|&byte| (byte as char).to_digit(16));
     let mut out = Vec::with_capacity(text.len());
@@ -306,7 +307,7 @@ fn url_decode(text: &[u8]) -> Vec<u8> {
                 at += 3;
             }
             (byte, ..) => {
-                out.push(if byte == b'+' { b' ' } else { byte });
+                out.push(byte);
                 at += 1;
             }
         }

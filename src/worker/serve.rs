@@ -178,6 +178,13 @@ impl Worker {
         access.write(entry, self.pool.log_limit);
     }
 
+    /// Ends the lines under way in the master's log, with php-fpm's own marker.
+    pub fn end_lines(&self) {
+        if self.pool.catch_output {
+            let _ = nix::unistd::write(std::io::stderr(), b"\0fscf\0");
+        }
+    }
+
     /// A script works on, its client is served: the connection goes back.
     pub fn release(&self, conn: Conn, lost: Option<Lost>, keep: bool) {
         if lost.is_some() {
@@ -272,6 +279,8 @@ pub struct Loop {
     rounds: u32,
     born: Instant,
     leaving: bool,
+    /// `listen.allowed_clients` has been looked at.
+    clients_checked: bool,
 }
 
 impl Loop {
@@ -297,6 +306,7 @@ impl Loop {
             rounds: 0,
             born: Instant::now(),
             leaving: false,
+            clients_checked: false,
         })
     }
 
@@ -376,7 +386,10 @@ impl Loop {
         }
     }
 
-    fn is_allowed(&self, conn: &Conn) -> bool {
+    fn is_allowed(&mut self, conn: &Conn) -> bool {
+        if !std::mem::replace(&mut self.clients_checked, true) {
+            self.complain_of_clients();
+        }
         let (Some(list), Some(peer)) = (&self.worker.pool.allowed_clients, conn.peer) else {
             return true;
         };
@@ -386,6 +399,21 @@ impl Loop {
             print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
         }
         allowed
+    }
+
+    /// What is wrong with `listen.allowed_clients`, once, when it begins to matter (php-fpm's lines).
+    fn complain_of_clients(&self) {
+        let pool = &self.worker.pool;
+        let wrong = pool.allowed_clients_wrong.iter();
+        let mut lines: Vec<String> = wrong
+            .map(|entry| format!("Wrong IP address '{entry}' in listen.allowed_clients"))
+            .collect();
+        if pool.allowed_clients.as_ref().is_some_and(Vec::is_empty) {
+            lines.push("There are no allowed addresses".to_owned());
+        }
+        for line in lines {
+            print_log(Level::Error, false, line.as_bytes(), pool.log_limit);
+        }
     }
 
     /// Does what a connection has to say; `token` is that of its registration.
@@ -475,10 +503,6 @@ impl Loop {
 
         let retire = php::serve(&mut exchange);
 
-        if worker.pool.catch_output {
-            // Ends the line under way in the master's log (php-fpm's own marker).
-            let _ = nix::unistd::write(std::io::stderr(), b"\0fscf\0");
-        }
         let now = monotonic_ns();
         let duration = now.saturating_sub(started);
         slot.duration.store(duration, Relaxed);
@@ -634,7 +658,8 @@ impl Loop {
 
     fn handle(&mut self, token: u64) {
         match token {
-            LISTENER | QUEUE if self.leaving => {}
+            // Once a new generation is said to be ready, no request goes to the old one.
+            LISTENER | QUEUE if self.must_leave() => {}
             LISTENER => {
                 if let Some(conn) = self.accept() {
                     self.attend(conn, None);

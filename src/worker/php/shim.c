@@ -12,6 +12,7 @@
 #include <php_main.h>
 #include <php_output.h>
 #include <php_variables.h>
+#include <fopen_wrappers.h>
 #include <ext/standard/basic_functions.h>
 #include <ext/standard/dl.h>
 #include <ext/standard/head.h>
@@ -213,17 +214,37 @@ static bool is_hidden(const struct shim_param *param)
 
 static void (*import_process_environment)(zval *array);
 
-/* $_SERVER, $_ENV and getenv() without a name: the process's environment, then the parameters, the last one first. */
-static void import_environment(zval *array)
+static void register_unfiltered(const char *name, const char *value, size_t length, zval *array)
 {
-    import_process_environment(array);
+    php_register_variable_safe(name, value, length, array);
+}
+
+typedef void registrar(const char *name, const char *value, size_t length, zval *array);
+
+/* The parameters, the last one first. */
+static void import_params(zval *array, registrar *add)
+{
     size_t count;
     const struct shim_param *params = rust->params(&count);
     while (count-- > 0) {
         if (!is_hidden(&params[count])) {
-            register_variable(params[count].name, params[count].value, params[count].value_len, array);
+            add(params[count].name, params[count].value, params[count].value_len, array);
         }
     }
+}
+
+/* $_SERVER and $_ENV: the process's environment, then the parameters. */
+static void import_environment(zval *array)
+{
+    import_process_environment(array);
+    import_params(array, register_variable);
+}
+
+/* getenv() without a name. No input filter: it would put what it is given into $_SERVER instead. */
+static void load_environment(zval *array)
+{
+    import_process_environment(array);
+    import_params(array, register_unfiltered);
 }
 
 static void register_server_variables(zval *array)
@@ -247,8 +268,98 @@ static void register_server_variables(zval *array)
 
 /* ---------------------------------------------------------------- life of a request */
 
+/* The settings of a folder's .user.ini and those above it, by the folder's path. */
+struct user_ini {
+    time_t expires;
+    HashTable *settings;
+};
+static HashTable user_ini_cache;
+
+static void free_user_ini(zval *element)
+{
+    struct user_ini *cached = Z_PTR_P(element);
+    zend_hash_destroy(cached->settings);
+    free(cached->settings);
+    free(cached);
+}
+
+/* Reads .user.ini of `folder` (which ends in a slash), and before it those from the document root downwards where the folder
+ * lies below it. */
+static void read_user_ini(char *folder, size_t length, const char *root, size_t root_length, HashTable *settings)
+{
+    if (length > root_length && strncmp(folder, root, root_length) == 0) {
+        for (char *slash = folder + root_length; (slash = strchr(slash, '/')); slash++) {
+            *slash = '\0';
+            php_parse_user_ini_file(folder, PG(user_ini_filename), settings);
+            *slash = '/';
+        }
+    } else {
+        folder[length - 1] = '\0';
+        php_parse_user_ini_file(folder, PG(user_ini_filename), settings);
+        folder[length - 1] = '/';
+    }
+}
+
+static void apply_user_ini(char *folder, size_t length, const char *root)
+{
+    struct user_ini *cached = zend_hash_str_find_ptr(&user_ini_cache, folder, length);
+    if (!cached) {
+        cached = pemalloc(sizeof *cached, 1);
+        cached->expires = 0;
+        cached->settings = pemalloc(sizeof *cached->settings, 1);
+        zend_hash_init(cached->settings, 8, NULL, config_zval_dtor, 1);
+        zend_hash_str_update_ptr(&user_ini_cache, folder, length, cached);
+    }
+    time_t time = (time_t) sapi_get_request_time();
+    if (time > cached->expires) {
+        zend_hash_clean(cached->settings);
+        size_t root_length = strlen(root);
+        if (root_length > 0 && root[root_length - 1] == '/') {
+            root_length--;
+        }
+        read_user_ini(folder, length, root, root_length, cached->settings);
+        cached->expires = time + PG(user_ini_cache_ttl);
+    }
+    php_ini_activate_config(cached->settings, PHP_INI_PERDIR, PHP_INI_STAGE_HTACCESS);
+}
+
+/* php.ini's [HOST=] and [PATH=] sections and the site's .user.ini, before anything of the script's is looked at. */
 static int activate(void)
 {
+    const char *script = SG(request_info).path_translated;
+    if (!script) {
+        return SUCCESS;
+    }
+    if (php_ini_has_per_host_config()) {
+        const char *server = rust->param("SERVER_NAME", 11);
+        if (server) {
+            zend_string *host = zend_string_init(server, strlen(server), 0);
+            zend_string *lower = zend_string_tolower(host);
+            php_ini_activate_per_host_config(ZSTR_VAL(lower), ZSTR_LEN(lower));
+            zend_string_release(lower);
+            zend_string_release(host);
+        }
+    }
+    bool user_ini = PG(user_ini_filename) && *PG(user_ini_filename);
+    if (!user_ini && !php_ini_has_per_dir_config()) {
+        return SUCCESS;
+    }
+    char *folder = *script == '/' ? estrdup(script) : expand_filepath(script, NULL);
+    if (!folder) {
+        return FAILURE;
+    }
+    size_t length = zend_dirname(folder, strlen(folder));
+    if (length > 1) { /* not the root itself, which is a slash already */
+        folder = erealloc(folder, length + 2);
+        folder[length++] = '/';
+        folder[length] = '\0';
+    }
+    php_ini_activate_per_dir_config(folder, length);
+    const char *root = user_ini ? rust->param("DOCUMENT_ROOT", 13) : NULL;
+    if (root) {
+        apply_user_ini(folder, length, root);
+    }
+    efree(folder);
     return SUCCESS;
 }
 
@@ -677,6 +788,8 @@ bool shim_start(const struct shim_start *start)
     }
     import_process_environment = php_import_environment_variables;
     php_import_environment_variables = import_environment;
+    php_load_environment_variables = load_environment;
+    zend_hash_init(&user_ini_cache, 8, NULL, free_user_ini, 1);
     SG(options) |= SAPI_OPTION_NO_CHDIR; /* we go to the script's folder ourselves: one call, not three */
 #ifdef ZEND_SIGNALS
     SIGG(reset) = 0; /* our own handlers only set flags, there is nothing to defer */
@@ -719,8 +832,11 @@ bool shim_load_extension(const char *name)
 {
     bool loaded = false;
     zend_first_try {
+        /* Its strings live as long as the process, as if it had been there at start-up. */
+        zend_interned_strings_switch_storage(0);
         loaded = php_load_extension(name, MODULE_PERSISTENT, 1) == SUCCESS;
     } zend_end_try();
+    zend_interned_strings_switch_storage(1);
     return loaded;
 }
 
@@ -848,11 +964,11 @@ static size_t write_to_stdout(const char *text, size_t length)
 
 static bool print_begin(void)
 {
-    sapi.ub_write = write_to_stdout;
-    sapi.flush = NULL;
-    sapi.send_headers = NULL;
-    sapi.deactivate = NULL;
-    sapi.phpinfo_as_text = 1;
+    sapi_module.ub_write = write_to_stdout; /* PHP works on a copy of ours */
+    sapi_module.flush = NULL;
+    sapi_module.send_headers = NULL;
+    sapi_module.activate = sapi_module.deactivate = NULL;
+    sapi_module.phpinfo_as_text = 1;
     if (php_request_startup() == FAILURE) {
         return false;
     }

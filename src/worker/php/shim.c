@@ -835,6 +835,7 @@ bool shim_load_extension(const char *name)
         /* Its strings live as long as the process, as if it had been there at start-up. */
         zend_interned_strings_switch_storage(0);
         loaded = php_load_extension(name, MODULE_PERSISTENT, 1) == SUCCESS;
+        zend_collect_module_handlers(); /* its request handlers among those of the others */
     } zend_end_try();
     zend_interned_strings_switch_storage(1);
     return loaded;

@@ -273,6 +273,10 @@ pub fn wanted(
         config: Rc::new(pool.clone()),
         identity,
         listener: sockets.get(&pool.listen_address, pool, log)?,
+        status_listener: match &pool.pm_status_listen_address {
+            Some(address) => Some(sockets.get(address, pool, log)?),
+            None => None,
+        },
     })
 }
 

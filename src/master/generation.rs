@@ -78,6 +78,8 @@ pub struct Generation {
     pub place: Place,
     /// What it was configured with.
     pub config: Rc<Pool>,
+    /// Who its workers are.
+    pub identity: Identity,
     /// What it listens on.
     pub listener: Rc<Listener>,
     /// Where it stands.
@@ -135,6 +137,7 @@ impl Generation {
         Ok(Self {
             place,
             config: config.clone(),
+            identity: identity.clone(),
             listener: listener.clone(),
             life: Life::Starting,
             board,

@@ -25,6 +25,7 @@ mod pid_file;
 mod pool;
 mod process;
 mod queue;
+mod slowlog;
 mod start;
 mod status;
 mod status_server;

@@ -604,10 +604,13 @@ impl Pool {
     }
 
     fn enforce_limits(&mut self, now: Duration) {
-        let next = self
-            .generations()
-            .filter_map(|generation| generation.enforce_limits(now))
-            .min();
+        let (mut slow, mut next) = (0, None);
+        for generation in self.generations() {
+            let enforced = generation.enforce_limits(now);
+            slow += enforced.slow;
+            next = next.into_iter().chain(enforced.next).min();
+        }
+        self.counters.slow += slow;
         if let Some(at) = next {
             self.wake_at(at);
         }

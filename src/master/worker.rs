@@ -45,6 +45,8 @@ pub struct Worker {
     pub leaf: Option<Leaf>,
     /// How far the end of its request has got, when that is being enforced.
     pub rung: Option<Rung>,
+    /// The begin of the request that was traced last.
+    pub traced: Option<u64>,
     link: Registered<ToWorker, FromWorker>,
     pipes: Option<Pipes>,
     output: Option<Output>,
@@ -91,6 +93,7 @@ impl Worker {
             replaces: false,
             leaf: None,
             rung: None,
+            traced: None,
             link,
             pipes,
             output: None,

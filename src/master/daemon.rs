@@ -309,7 +309,9 @@ impl Daemon {
 
     /// Tells who waits for it, once, that the workers are there.
     fn tell_when_up(&mut self) {
-        let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(Pool::is_up)) else { return };
+        let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(Pool::is_up)) else {
+            return;
+        };
         self.tell_caller();
         let failures: Vec<String> = self.pools.iter().filter_map(Pool::failure).collect();
         if phase == Phase::Reloading && !failures.is_empty() {

@@ -2,13 +2,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair, sockopt,
 };
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -18,6 +19,9 @@ pub const MAX_MESSAGE: usize = 256 << 10;
 
 /// Most descriptors beside one message.
 const MAX_FDS: usize = 8;
+
+/// Most descriptors that the kernel passes on with one message (SCM_MAX_FD).
+const MOST_FDS: usize = 253;
 
 /// Why a message did not pass.
 #[derive(Debug, Error)]
@@ -127,41 +131,41 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// [`ChannelError::WouldBlock`], [`ChannelError::Closed`], or what was wrong with what came.
     pub fn receive(&self, wait: bool) -> Result<Received<R>, ChannelError> {
         let mut buffer = vec![0; MAX_MESSAGE];
-        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC
-            | if wait {
-                MsgFlags::empty()
-            } else {
-                MsgFlags::MSG_DONTWAIT
-            };
-        let (length, fds, truncated) = loop {
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            match recvmsg::<()>(self.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-                Ok(message) => {
-                    let mut fds = Vec::new();
-                    for part in message.cmsgs()? {
-                        if let ControlMessageOwned::ScmRights(raw) = part {
-                            // SAFETY: the kernel has just made these descriptors for this message; nobody else owns them.
-                            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                        }
-                    }
-                    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-                    break (message.bytes, fds, truncated);
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
-                Err(Errno::ECONNRESET) => return Err(ChannelError::Closed),
-                Err(error) => return Err(error.into()),
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
+        // Closes what is not taken out of it, however the message ends: descriptors are here as soon as it is read.
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut flags = RecvFlags::CMSG_CLOEXEC;
+        flags.set(RecvFlags::DONTWAIT, !wait);
+        let message = loop {
+            match recvmsg(&self.fd, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags) {
+                Ok(message) => break message,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Err(ChannelError::WouldBlock),
+                Err(rustix::io::Errno::CONNRESET) => return Err(ChannelError::Closed),
+                Err(error) => return Err(Errno::from_raw(error.raw_os_error()).into()),
             }
         };
-        if length == 0 && fds.is_empty() {
+        let mut fds = Vec::new();
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = part {
+                fds.extend(rights);
+            }
+        }
+        if message.bytes == 0 && fds.is_empty() {
             return Err(ChannelError::Closed);
         }
-        if truncated {
-            return Err(ChannelError::Malformed("it is longer than any of this protocol"));
+        if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(ChannelError::Malformed(
+                "it is longer than any of this protocol, or there is no room for its descriptors",
+            ));
         }
-        let message =
-            postcard::from_bytes(&buffer[..length]).map_err(|_| ChannelError::Malformed("it is of no known form"))?;
+        if fds.len() > MAX_FDS {
+            return Err(ChannelError::Malformed(
+                "it has more descriptors than any of this protocol",
+            ));
+        }
+        let message = postcard::from_bytes(&buffer[..message.bytes])
+            .map_err(|_| ChannelError::Malformed("it is of no known form"))?;
         Ok(Received { message, fds })
     }
 }
@@ -183,6 +187,32 @@ mod tests {
         drop(b);
         assert!(matches!(a.receive(true), Err(ChannelError::Closed)));
         assert!(matches!(a.send(&1, &[], true), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn descriptors_that_were_not_asked_for_are_closed() {
+        use std::io::Read;
+        let (a, b) = pair::<u32, u32>(1 << 16).unwrap();
+        let (mut end, writer) = std::io::pipe().unwrap();
+        // As many as the kernel passes; more than the protocol knows.
+        for count in [MAX_FDS + 1, MOST_FDS] {
+            a.send(&7, &vec![writer.as_fd(); count], true).unwrap();
+            assert!(matches!(b.receive(true), Err(ChannelError::Malformed(_))));
+        }
+        // With a message that is none.
+        let raw = [writer.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&raw)];
+        sendmsg::<()>(
+            a.as_raw_fd(),
+            &[IoSlice::new(&[0xff; 9])],
+            &rights,
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+        assert!(matches!(b.receive(true), Err(ChannelError::Malformed(_))));
+        drop(writer);
+        assert_eq!(end.read(&mut [0]).unwrap(), 0, "a writing end is still open");
     }
 
     #[test]

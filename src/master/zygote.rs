@@ -50,8 +50,6 @@ pub struct Zygote {
     pub orders: mpsc::Sender<(ToZygote, Vec<OwnedFd>)>,
     /// What it prints.
     pub output: Output,
-    /// `expose_php`
-    pub exposes_php: bool,
     _watches: [Watch; 2],
 }
 
@@ -88,11 +86,10 @@ impl Zygote {
         let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
             .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
         let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
-        let (php, exposes_php) = php_settings(ctx, pool, &executable.php);
         let config = ZygoteConfig {
             version: VERSION,
             confinement: confinement(pool, identity),
-            php,
+            php: php_settings(ctx, pool, &executable.php),
             env: environment(pool, identity),
             pool: pool_settings(global, pool),
         };
@@ -102,8 +99,6 @@ impl Zygote {
             .arg0(format!("php-fpm: pool {}", pool.name))
             .arg("zygote")
             .current_dir("/")
-            // Ctrl-C in a terminal is the master's alone to obey.
-            .process_group(0)
             .stdin(Stdio::null());
         if let Ok(here) = std::env::current_dir() {
             command.current_dir(here);
@@ -157,7 +152,6 @@ impl Zygote {
             process,
             orders,
             output,
-            exposes_php,
             _watches: watches,
         })
     }
@@ -191,27 +185,14 @@ fn confinement(pool: &Pool, identity: &Identity) -> Confinement {
     }
 }
 
-/// The settings of PHP, and whether `expose_php` is on.
-fn php_settings(ctx: &Context, pool: &Pool, version: &str) -> (PhpSettings, bool) {
+fn php_settings(ctx: &Context, pool: &Pool, version: &str) -> PhpSettings {
     let php = &ctx.launch.php;
-    let found = php
-        .search(version, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref())
-        .find();
-    let entries = [&pool.php_admin_value, &pool.php_value];
-    let own = entries
-        .into_iter()
-        .flatten()
-        .find(|entry| entry.key == "expose_php")
-        .map(|entry| entry.value.clone());
-    let value = own.or_else(|| found.values(&ctx.launch.load.env).remove("expose_php"));
-    let off = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "off" | "no" | "false");
-    let exposes = !value.as_deref().is_some_and(off);
-    let settings = PhpSettings {
+    let search = php.search(version, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref());
+    PhpSettings {
         values: pool.php_value.clone(),
         admin_values: pool.php_admin_value.clone(),
-        ..php.settings(found)
-    };
-    (settings, exposes)
+        ..php.settings(search.find())
+    }
 }
 
 /// In php-fpm's order: what is inherited, `env[]`, USER and HOME.

@@ -152,6 +152,7 @@ impl Conn {
         mut event: impl FnMut(Event),
     ) -> Result<usize, Lost> {
         loop {
+            let before = self.start;
             match self.next_within(target.len())? {
                 Event::Stdin(range) => {
                     let count = range.len();
@@ -159,7 +160,8 @@ impl Conn {
                     return Ok(count);
                 }
                 Event::StdinEnd => return Ok(0),
-                Event::NeedMore if self.start < self.end && self.end - self.start > 7 => {}
+                // A header was all that fitted; what follows it may be all that ever comes.
+                Event::NeedMore if before < self.start && self.start < self.end => {}
                 Event::NeedMore => {
                     // Nothing at hand: straight to where it is wanted, where that is worth a look.
                     let direct = self.input.stdin_left().min(target.len());

@@ -242,6 +242,10 @@ impl Exchange {
         }
         let Some(conn) = &mut self.conn else { return 0 };
         let wanted = target.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+        // A web server may be told to pass a GET without its body (nginx: fastcgi_pass_request_body), and then still sends
+        // the length of it.
+        let may_be_without = self.body_left == self.content_length
+            && matches!(self.params.get("REQUEST_METHOD"), Some(b"GET" | b"HEAD"));
         let (out, settings) = (&mut self.out, self.worker.pool());
         let mut done = 0;
         while done < wanted {
@@ -249,6 +253,10 @@ impl Exchange {
                 answer_aside(out, &event, settings.max_children);
             });
             match result {
+                Ok(0) if done == 0 && may_be_without => {
+                    self.body_left = 0;
+                    break;
+                }
                 Ok(0) => {
                     // A body of which nothing was sent is none, and no part of one: web servers that do not pass bodies on
                     // may still pass their length on.

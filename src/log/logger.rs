@@ -528,4 +528,36 @@ mod tests {
         );
         assert_eq!(error.to_string(), wanted);
     }
+
+    #[test]
+    fn syslog_gets_the_messages_own_severity() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        let logger = Logger::default();
+        logger.started();
+        {
+            let mut state = logger.0.borrow_mut();
+            state.opened = Some((settings(LogTarget::Syslog), true));
+            state.log = Some(Sink::new(Target::Syslog(Syslog::new(&path))));
+            state.format.stamp = Stamp::Syslog;
+        }
+        let received = || {
+            let mut buffer = [0; 256];
+            let n = daemon.recv(&mut buffer).unwrap();
+            String::from_utf8(buffer[..n].to_vec()).unwrap()
+        };
+        let tail = |level| format!(" php-fpm[{}]: [{level}] [pool www] text", std::process::id());
+        logger.pool("www").notice("text");
+        let notice = received();
+        // RFC 3164: facility 24 (daemon) and severity 5, then `Nov 20 20:35:42`.
+        assert!(
+            notice.starts_with("<29>") && notice.ends_with(&tail("NOTICE")),
+            "{notice}"
+        );
+        assert_eq!(notice.len(), "<29>".len() + 15 + tail("NOTICE").len());
+        logger.pool("www").error("text");
+        let error = received();
+        assert!(error.starts_with("<27>") && error.ends_with(&tail("ERROR")), "{error}");
+    }
 }

@@ -48,6 +48,8 @@ pub struct Daemon {
     signals: Signals,
     /// What is being waited for before it is said that all is ready.
     phase: Phase,
+    /// Whoever started us is to be told that the workers are there.
+    untold: Option<Phase>,
     /// A reload was asked for during one.
     again: bool,
     systemd: Systemd,
@@ -161,6 +163,7 @@ impl Daemon {
             report,
             report_at: watch::now() + PATIENCE,
             phase: Phase::Starting,
+            untold: Some(Phase::Starting),
             again: false,
             systemd,
             _desk: desk,
@@ -233,7 +236,7 @@ impl Daemon {
             Event::Zygote(place, _) | Event::Worker(place, ..) | Event::Ended(place, _) | Event::Rang(place) => {
                 place.pool
             }
-            Event::Waiting(pool) | Event::Queued(pool) => *pool,
+            Event::Waiting(pool) | Event::Queued(pool) | Event::Status(pool, _) => *pool,
             Event::Asked(..) => PoolId(0),
         };
         if let Event::Asked(question, mailbox) = event {
@@ -247,6 +250,8 @@ impl Daemon {
             Event::Rang(_) => pool.touch(),
             Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
             Event::Asked(..) => {}
+            // Who asked may have gone.
+            Event::Status(_, answer) => drop(answer.send(pool.answer())),
         }
     }
 
@@ -279,6 +284,7 @@ impl Daemon {
 
     /// From starting or reloading to ready.
     fn advance(&mut self) -> Option<i32> {
+        self.tell_when_up();
         if self.phase == Phase::Ready || !self.pools.iter().all(Pool::is_settled) {
             return None;
         }
@@ -292,20 +298,28 @@ impl Daemon {
             self.log()
                 .notice(format_args!("fpm is running, pid {}", std::process::id()));
         }
+        // The sockets listen and PHP is up; that workers accept is a matter of milliseconds.
         self.log().notice("ready to handle connections");
-        let failures: Vec<String> = self.pools.iter().filter_map(Pool::failure).collect();
-        let was = std::mem::replace(&mut self.phase, Phase::Ready);
+        self.phase = Phase::Ready;
+        if std::mem::take(&mut self.again) {
+            self.reload();
+        }
+        None
+    }
+
+    /// Tells who waits for it, once, that the workers are there.
+    fn tell_when_up(&mut self) {
+        let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(Pool::is_up)) else {
+            return;
+        };
         self.tell_caller();
-        if was == Phase::Reloading && !failures.is_empty() {
+        let failures: Vec<String> = self.pools.iter().filter_map(Pool::failure).collect();
+        if phase == Phase::Reloading && !failures.is_empty() {
             self.reload_failed(failures.join("\n"));
         } else {
             self.systemd.ready("Ready to handle connections");
             self.settle(&Answer::Reloaded);
         }
-        if std::mem::take(&mut self.again) {
-            self.reload();
-        }
-        None
     }
 
     fn tell_caller(&mut self) {
@@ -357,6 +371,8 @@ impl Daemon {
     }
 
     fn on_signal(&mut self, sent: Sent) {
+        // What was said before the signal stands before what comes of it.
+        self.all().for_each(Pool::read_output);
         match sent {
             Sent::Child => self.reap(),
             Sent::Reopen => self.reopen_logs(),
@@ -568,6 +584,7 @@ impl Daemon {
         }
         self.config = config;
         self.phase = Phase::Reloading;
+        self.untold = Some(Phase::Reloading);
     }
 
     fn move_pid_file(&mut self, config: &Config) {

@@ -78,6 +78,8 @@ pub struct Generation {
     pub place: Place,
     /// What it was configured with.
     pub config: Rc<Pool>,
+    /// Who its workers are.
+    pub identity: Identity,
     /// What it listens on.
     pub listener: Rc<Listener>,
     /// Where it stands.
@@ -92,7 +94,9 @@ pub struct Generation {
     pub quit: Option<Duration>,
     /// PHP's version.
     pub php: String,
-    ctx: Rc<Context>,
+    /// `expose_php`: whether clients may know it.
+    pub exposed: bool,
+    pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     free: BTreeSet<u32>,
     _bell: Watch,
@@ -133,6 +137,7 @@ impl Generation {
         Ok(Self {
             place,
             config: config.clone(),
+            identity: identity.clone(),
             listener: listener.clone(),
             life: Life::Starting,
             board,
@@ -140,6 +145,7 @@ impl Generation {
             drain: None,
             quit: None,
             php: String::new(),
+            exposed: zygote.exposes_php,
             ctx: ctx.clone(),
             zygote,
             free: (0..slots).collect(),
@@ -392,9 +398,8 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if slot.stage() == Stage::Idle {
-            // One that leaves in order takes itself off the count.
-            self.board.header().idle.fetch_sub(1, SeqCst);
+        if !matches!(slot.stage(), Stage::None | Stage::Idle) {
+            self.board.header().request_ends();
         }
         slot.reset();
         self.free.insert(worker.slot);
@@ -402,14 +407,18 @@ impl Generation {
 
     /// Counts the workers into a snapshot.
     pub fn count(&self, snapshot: &mut Snapshot) {
+        let header = self.board.header();
+        let hint = header.active.load(SeqCst);
         for worker in self.workers.values().filter(|worker| worker.ended.is_none()) {
             let slot = self.board.slot(worker.slot as usize);
-            match slot.stage() {
-                Stage::None => snapshot.starting += 1,
-                Stage::Idle => snapshot.idle.push(Idle {
+            match (slot.stage(), slot.since.load(SeqCst)) {
+                (Stage::None, 0) => snapshot.starting += 1,
+                // It accepts nothing any more; a slow reader may still hold it.
+                (Stage::None, _) => {}
+                (Stage::Idle, since) => snapshot.idle.push(Idle {
                     worker: worker.id,
                     started: worker.started,
-                    since: Duration::from_nanos(slot.since.load(SeqCst)).min(snapshot.now),
+                    since: Duration::from_nanos(since).min(snapshot.now),
                     asked: worker.asked,
                 }),
                 _ => {
@@ -417,6 +426,15 @@ impl Generation {
                     snapshot.active_asked += u32::from(worker.asked.is_some());
                 }
             }
+        }
+        let peak = header.peak.swap(i64::from(snapshot.active), SeqCst);
+        snapshot.peak = u32::try_from(peak)
+            .unwrap_or(0)
+            .clamp(snapshot.active, self.workers.len() as u32);
+        if snapshot.active == 0 && hint != 0 {
+            // Somebody was killed between the two words of a request's begin or end. Nobody has one now: the hint is
+            // right unless it changes meanwhile.
+            let _ = header.active.compare_exchange(hint, 0, SeqCst, SeqCst);
         }
     }
 
@@ -431,8 +449,14 @@ impl Generation {
     /// Kills one that was asked and stays.
     pub fn kill(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get(&id) {
-            worker.signal(Signal::SIGKILL);
+            worker.kill();
         }
+    }
+
+    /// What its processes have said until now into the log.
+    pub fn read_output(&self) {
+        self.zygote.output.read();
+        self.workers.values().for_each(Worker::read_output);
     }
 
     /// The views of all workers, in the order of their slots.
@@ -449,7 +473,7 @@ impl Generation {
     /// Workers finish their requests and leave; those that have not at `limit` are cut.
     pub fn start_drain(&mut self, limit: Option<Duration>) {
         self.drain = Some(Drain { limit, cut: None });
-        self.board.header().ring_below.store(0, SeqCst);
+        self.board.header().ring_above.store(i64::MAX, SeqCst);
         self.board.header().draining.store(1, SeqCst);
         for worker in self.workers.values() {
             worker.tell(&ToWorker::Drain, &[]);
@@ -508,9 +532,7 @@ impl Generation {
 
     /// Kills the zygote and every worker.
     pub fn kill_all(&self) {
-        for worker in self.workers.values() {
-            worker.signal(Signal::SIGKILL);
-        }
+        self.workers.values().for_each(Worker::kill);
         self.zygote.process.signal(Signal::SIGKILL);
     }
 

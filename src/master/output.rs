@@ -87,10 +87,15 @@ impl Output {
         Ok(Self { shared, _watch: watch })
     }
 
-    /// Reads what is there now: the process has ended.
-    pub fn drain(&self) {
+    /// Reads what is there now.
+    pub fn read(&self) {
         self.shared.read(Stream::Stdout);
         self.shared.read(Stream::Stderr);
+    }
+
+    /// Reads what is there, to the end: the process has ended.
+    pub fn drain(&self) {
+        self.read();
         for stream in [Stream::Stdout, Stream::Stderr] {
             self.shared.with(|lines, to| lines.close(stream, to));
         }

@@ -15,6 +15,7 @@ use super::context::{Context, State};
 use super::generation::{Death, Generation, Life, Totals};
 use super::listen::Listener;
 use super::queue::Queue;
+use super::status_server::{self, Answer};
 use super::users::Identity;
 use super::watch::{self, GenerationId, Place, PoolId, Watch};
 use super::worker::describe;
@@ -42,6 +43,8 @@ pub struct Wanted {
     pub identity: Identity,
     /// What they accept from.
     pub listener: Rc<Listener>,
+    /// Where the master answers status and ping.
+    pub status_listener: Option<Rc<Listener>>,
 }
 
 /// A pool.
@@ -64,6 +67,8 @@ pub struct Pool {
     memory: pm::Memory,
     /// Workers that ended unasked since the last decision.
     lost: u32,
+    /// Most requests at a time, by looks that decided nothing.
+    peak: u32,
     /// Of zygotes that cannot start or do not live.
     restart: Backoff,
     /// A zygote is to be started then.
@@ -77,6 +82,7 @@ pub struct Pool {
     stopping: bool,
     crashes: VecDeque<Duration>,
     listening: Option<Watch>,
+    status: Option<Watch>,
     wake: Option<Duration>,
     counters: Counters,
 }
@@ -102,7 +108,7 @@ impl Pool {
     /// When there are no descriptors left.
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
-        Ok(Self {
+        let mut pool = Self {
             id,
             wanted,
             access_log,
@@ -114,6 +120,7 @@ impl Pool {
             old: Vec::new(),
             memory: pm::Memory::default(),
             lost: 0,
+            peak: 0,
             restart: Backoff::default(),
             restart_at: None,
             failed: None,
@@ -122,13 +129,47 @@ impl Pool {
             stopping: false,
             crashes: VecDeque::new(),
             listening: None,
+            status: None,
             wake: Some(Duration::ZERO),
             counters: Counters {
                 start_time: (realtime_us() / 1_000_000) as i64,
                 started: watch::now(),
                 ..Counters::default()
             },
-        })
+        };
+        pool.serve_status();
+        Ok(pool)
+    }
+
+    /// Answers on `pm.status_listen`.
+    fn serve_status(&mut self) {
+        let Wanted {
+            config,
+            status_listener,
+            ..
+        } = &self.wanted;
+        let started = status_listener
+            .as_ref()
+            .map(|listener| status_server::start(self.id, config, listener, &self.ctx.events, &self.ctx.log));
+        match started.transpose() {
+            Ok(watch) => self.status = watch,
+            Err(error) => self
+                .log()
+                .error(format_args!("pm.status_listen cannot be watched: {}", errno(&error))),
+        }
+    }
+
+    /// What a status page is made from.
+    pub fn answer(&mut self) -> Answer {
+        let shown = self
+            .current
+            .as_ref()
+            .filter(|current| current.exposed && !current.php.is_empty());
+        let php = shown.map(|current| current.php.clone());
+        Answer {
+            snapshot: self.snapshot(),
+            php,
+        }
     }
 
     fn log(&self) -> About<'_> {
@@ -174,6 +215,7 @@ impl Pool {
             config,
             identity,
             listener,
+            ..
         } = &self.wanted;
         let place = Place {
             pool: self.id,
@@ -216,6 +258,7 @@ impl Pool {
     pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>) {
         self.wanted = wanted;
         self.access_log = access_log;
+        self.serve_status();
         if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
             self.start();
         }
@@ -227,15 +270,20 @@ impl Pool {
         self.wanted.config.pm == Pm::Ondemand
     }
 
-    /// Whether what was started last has come to its end, good or bad.
+    /// Whether the start that was begun last has come to its end, good or bad.
     pub fn is_settled(&self) -> bool {
-        self.next.is_none() && self.leaving.is_none() && (self.up || self.failed.is_some() || self.current.is_none())
+        self.next.is_none()
+    }
+
+    /// Whether its first workers are there too, or need not be.
+    pub fn is_up(&self) -> bool {
+        self.is_settled() && (self.up || self.current.is_none())
     }
 
     /// Ends it: requests may go on until `limit`.
     pub fn stop(&mut self, limit: Duration) {
         self.stopping = true;
-        self.listening = None;
+        (self.listening, self.status) = (None, None);
         if let Some(next) = self.next.take() {
             self.retire(next);
         }
@@ -246,6 +294,11 @@ impl Pool {
             generation.start_drain(Some(limit));
         }
         self.touch();
+    }
+
+    /// What its processes have said until now into the log.
+    pub fn read_output(&mut self) {
+        self.generations().for_each(|generation| generation.read_output());
     }
 
     /// Ends it at once.
@@ -472,6 +525,7 @@ impl Pool {
         self.wake = None;
         self.bury(now);
         self.drain(now);
+        self.enforce_limits(now);
         if self.stopping {
             return;
         }
@@ -549,6 +603,19 @@ impl Pool {
         }
     }
 
+    fn enforce_limits(&mut self, now: Duration) {
+        let (mut slow, mut next) = (0, None);
+        for generation in self.generations() {
+            let enforced = generation.enforce_limits(now);
+            slow += enforced.slow;
+            next = next.into_iter().chain(enforced.next).min();
+        }
+        self.counters.slow += slow;
+        if let Some(at) = next {
+            self.wake_at(at);
+        }
+    }
+
     fn manage(&mut self, now: Duration, room: Option<u32>) {
         let config = self.wanted.config.clone();
         let Some(current) = &mut self.current else {
@@ -569,8 +636,9 @@ impl Pool {
             ..pm::Snapshot::default()
         };
         current.count(&mut snapshot);
+        snapshot.peak = snapshot.peak.max(std::mem::take(&mut self.peak));
         let limits = pm::Limits::from(&*current.config);
-        self.counters.max_active = self.counters.max_active.max(snapshot.active);
+        self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         if limits.style != Pm::Static {
             snapshot.waiting = self.ctx.diag.backlog(&current.listener).unwrap_or_default().waiting;
             snapshot.waiting += self.queue.waiting();
@@ -596,20 +664,20 @@ impl Pool {
         }
         let total = snapshot.total() + decision.spawn;
         let available = snapshot.idle.iter().filter(|idle| idle.asked.is_none()).count() as u32;
-        let ring_below = match limits.style {
-            Pm::Static => 0,
-            _ if total >= limits.max_children => u32::from(available > 0),
-            Pm::Dynamic => limits.min_spare,
-            Pm::Ondemand => 1,
-        };
-        current.board.header().ring_below.store(ring_below, SeqCst);
         let starting = snapshot.starting + decision.spawn;
-        // Between the count and the new bell somebody may have begun a request unheard.
-        let idle_now = current.board.header().idle.load(SeqCst);
-        let missed = ring_below > 0
-            && starting == 0
-            && i64::from(available) >= i64::from(ring_below)
-            && idle_now < i64::from(ring_below);
+        // Who begins a request rings when fewer than this many are idle then.
+        let spare = match limits.style {
+            Pm::Static => None,
+            _ if total >= limits.max_children => (available > 0).then_some(1),
+            Pm::Dynamic => Some(limits.min_spare),
+            Pm::Ondemand => Some(1),
+        };
+        let serving = i64::from(snapshot.active - snapshot.active_asked + available);
+        let ring_above = spare.map_or(i64::MAX, |spare| serving - i64::from(spare));
+        let header = current.board.header();
+        header.ring_above.store(ring_above, SeqCst);
+        // Somebody may have begun a request between the count and the new bell, unheard.
+        let missed = header.active.load(SeqCst) > ring_above.max(i64::from(snapshot.active));
 
         for line in &decision.lines {
             self.say(line, &config);
@@ -749,7 +817,8 @@ impl Pool {
                     .collect::<Vec<_>>()
             })
             .sum::<u64>();
-        self.counters.max_active = self.counters.max_active.max(counted.active);
+        self.counters.max_active = self.counters.max_active.max(counted.peak);
+        self.peak = self.peak.max(counted.peak);
         crate::status::Snapshot {
             pool: self.wanted.config.name.clone(),
             pm: self.wanted.config.pm,

@@ -37,6 +37,9 @@ const EX_SOFTWARE: i32 = 70;
 /// Messages of all watchers that wait for the loop; who has more to say waits.
 const EVENTS: usize = 256;
 
+/// Threads for what may take its time: reading the memory of a slow worker, writing its record.
+const BLOCKING: usize = 2;
+
 /// Why there is no master. The texts are php-fpm's where it says the same.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -207,13 +210,14 @@ impl Start {
         };
         let runtime = match Builder::new_current_thread()
             .enable_all()
+            .max_blocking_threads(BLOCKING)
             .build()
             .map_err(failed("the event loop"))
         {
             Ok(runtime) => runtime,
             Err(status) => return status,
         };
-        LocalSet::new().block_on(&runtime, async move {
+        let status = LocalSet::new().block_on(&runtime, async move {
             let (sender, events) = mpsc::channel(EVENTS);
             match Daemon::new(self, sender, events, report).map_err(failed("a descriptor")) {
                 Ok(daemon) => {
@@ -222,7 +226,10 @@ impl Start {
                 }
                 Err(status) => status,
             }
-        })
+        });
+        // A worker whose memory cannot be read to the end must not hold up ours.
+        runtime.shutdown_background();
+        status
     }
 }
 
@@ -273,6 +280,10 @@ pub fn wanted(
         config: Rc::new(pool.clone()),
         identity,
         listener: sockets.get(&pool.listen_address, pool, log)?,
+        status_listener: match &pool.pm_status_listen_address {
+            Some(address) => Some(sockets.get(address, pool, log)?),
+            None => None,
+        },
     })
 }
 

@@ -13,11 +13,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::desk::Mailbox;
 use super::listen::Listener;
 use super::process::Process;
+use super::status_server::Answer;
 use super::sys;
 use crate::api::Question;
 use crate::control::{Channel, ChannelError, FromWorker, FromZygote, Received};
@@ -58,6 +59,8 @@ pub enum Event {
     Queued(PoolId),
     /// A client of the control socket has asked something.
     Asked(Question, Mailbox),
+    /// Somebody wants to know how the pool is.
+    Status(PoolId, oneshot::Sender<Answer>),
 }
 
 /// The way to the master's loop.

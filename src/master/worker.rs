@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::cgroup::Leaf;
 use super::context::Context;
+use super::limits::Rung;
 use super::output::{self, Output, Pipes};
 use super::process::Process;
 use super::watch::{self, Event, Place, Registered, Watch};
@@ -42,6 +43,10 @@ pub struct Worker {
     pub replaces: bool,
     /// Its control group.
     pub leaf: Option<Leaf>,
+    /// How far the end of its request has got, when that is being enforced.
+    pub rung: Option<Rung>,
+    /// The begin of the request that was traced last.
+    pub traced: Option<u64>,
     link: Registered<ToWorker, FromWorker>,
     pipes: Option<Pipes>,
     output: Option<Output>,
@@ -87,6 +92,8 @@ impl Worker {
             ended: None,
             replaces: false,
             leaf: None,
+            rung: None,
+            traced: None,
             link,
             pipes,
             output: None,
@@ -147,6 +154,26 @@ impl Worker {
         }
         if let Some(process) = &self.process {
             process.signal(signal);
+        }
+    }
+
+    /// Kills it, and what its scripts have started and left in its process group.
+    pub fn kill(&self) {
+        let Some(process) = &self.process else { return };
+        let leader = rustix::process::Pid::from_raw(process.pid()).filter(|_| !process.has_ended());
+        if let Some(leader) = leader
+            && rustix::process::getpgid(Some(leader)) == Ok(leader)
+        {
+            // Not ended and not waited for: the number is its own.
+            let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+        }
+        process.signal(Signal::SIGKILL);
+    }
+
+    /// What it has said until now into the log.
+    pub fn read_output(&self) {
+        if let Some(output) = &self.output {
+            output.read();
         }
     }
 

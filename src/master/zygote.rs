@@ -50,6 +50,8 @@ pub struct Zygote {
     pub orders: mpsc::Sender<(ToZygote, Vec<OwnedFd>)>,
     /// What it prints.
     pub output: Output,
+    /// `expose_php`
+    pub exposes_php: bool,
     _watches: [Watch; 2],
 }
 
@@ -86,10 +88,11 @@ impl Zygote {
         let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
             .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
         let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
+        let (php, exposes_php) = php_settings(ctx, pool, &executable.php);
         let config = ZygoteConfig {
             version: VERSION,
             confinement: confinement(pool, identity),
-            php: php_settings(ctx, pool, &executable.php),
+            php,
             env: environment(pool, identity),
             pool: pool_settings(global, pool),
         };
@@ -99,6 +102,8 @@ impl Zygote {
             .arg0(format!("php-fpm: pool {}", pool.name))
             .arg("zygote")
             .current_dir("/")
+            // Ctrl-C in a terminal is the master's alone to obey.
+            .process_group(0)
             .stdin(Stdio::null());
         if let Ok(here) = std::env::current_dir() {
             command.current_dir(here);
@@ -152,6 +157,7 @@ impl Zygote {
             process,
             orders,
             output,
+            exposes_php,
             _watches: watches,
         })
     }
@@ -185,14 +191,27 @@ fn confinement(pool: &Pool, identity: &Identity) -> Confinement {
     }
 }
 
-fn php_settings(ctx: &Context, pool: &Pool, version: &str) -> PhpSettings {
+/// The settings of PHP, and whether `expose_php` is on.
+fn php_settings(ctx: &Context, pool: &Pool, version: &str) -> (PhpSettings, bool) {
     let php = &ctx.launch.php;
-    let search = php.search(version, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref());
-    PhpSettings {
+    let found = php
+        .search(version, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref())
+        .find();
+    let entries = [&pool.php_admin_value, &pool.php_value];
+    let own = entries
+        .into_iter()
+        .flatten()
+        .find(|entry| entry.key == "expose_php")
+        .map(|entry| entry.value.clone());
+    let value = own.or_else(|| found.values(&ctx.launch.load.env).remove("expose_php"));
+    let off = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "off" | "no" | "false");
+    let exposes = !value.as_deref().is_some_and(off);
+    let settings = PhpSettings {
         values: pool.php_value.clone(),
         admin_values: pool.php_admin_value.clone(),
-        ..php.settings(search.find())
-    }
+        ..php.settings(found)
+    };
+    (settings, exposes)
 }
 
 /// In php-fpm's order: what is inherited, `env[]`, USER and HOME.

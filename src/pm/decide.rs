@@ -9,6 +9,10 @@ use crate::config::{Pm, Pool};
 /// pool, which its workers take up faster than a new one is made.
 const PRESSURE: Duration = Duration::from_millis(5);
 
+/// A shortage of spare workers that lasts this long calls for workers though nobody waits: a pool of one spare worker
+/// is short during every request.
+const SHORTAGE: Duration = Duration::from_millis(25);
+
 /// How often a pool with workers to spare is looked at, and how long one that was asked to leave may take.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -77,6 +81,8 @@ pub struct Snapshot {
     pub active: u32,
     /// Of those with a request, the ones that leave after it.
     pub active_asked: u32,
+    /// The most requests at a time since the last decision.
+    pub peak: u32,
     /// Connections that no worker has accepted yet.
     pub waiting: u32,
     /// Workers that ended unasked since the last decision.
@@ -104,8 +110,10 @@ pub struct Memory {
     /// Workers to begin with, until the first decision.
     first: Option<u32>,
     pressed: Option<Pressure>,
+    short: Option<Duration>,
     rate: Rate,
-    shrunk: Option<Duration>,
+    /// The most requests at a time since the beginning of the second under way, and that beginning.
+    peak: (u32, Duration),
     full: bool,
     said_full: Said,
     said_busy: Said,
@@ -193,6 +201,7 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
     let (available, total) = (pool.available(), pool.total());
     let room = limits.max_children.saturating_sub(total);
     let queue = pressing(memory, pool, room > 0, decision);
+    let queue = queue.saturating_sub(available);
     let replace = match limits.style {
         Pm::Static => pool.lost,
         // One that had to be killed or died is replaced unless there are too many without it.
@@ -201,8 +210,17 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
     };
     let need = match limits.style {
         Pm::Static => limits.max_children.saturating_sub(total),
-        Pm::Dynamic => (queue + limits.min_spare).saturating_sub(available).max(replace),
-        Pm::Ondemand => queue.saturating_sub(available),
+        Pm::Dynamic => {
+            let short = shortage(
+                memory,
+                pool,
+                limits.min_spare.saturating_sub(available),
+                room > 0,
+                decision,
+            );
+            (queue + short).max(replace)
+        }
+        Pm::Ondemand => queue,
     };
     let need = need.max(memory.first.take().unwrap_or(0).saturating_sub(total));
 
@@ -289,6 +307,20 @@ fn pressing(memory: &mut Memory, pool: &Snapshot, room: bool, decision: &mut Dec
     0
 }
 
+/// How many workers are missing that should be idle, once they have been for a while.
+fn shortage(memory: &mut Memory, pool: &Snapshot, missing: u32, room: bool, decision: &mut Decision) -> u32 {
+    if missing == 0 {
+        memory.short = None;
+        return 0;
+    }
+    let since = *memory.short.get_or_insert(pool.now);
+    if pool.now >= since + SHORTAGE || !room || pool.active == 0 {
+        return missing;
+    }
+    decision.wake_at(since + SHORTAGE);
+    0
+}
+
 fn shrink(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut Decision) {
     let mut spare: Vec<&Idle> = pool.idle.iter().filter(|idle| idle.asked.is_none()).collect();
     match limits.style {
@@ -316,18 +348,20 @@ fn shrink(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut 
             if pool.total() <= limits.max_spare {
                 return;
             }
-            decision.wake_at(pool.now + TICK);
-            let calm = memory.shrunk.is_none_or(|at| at + TICK <= pool.now);
-            let surplus = (spare.len() as u32).saturating_sub(limits.max_spare);
-            if surplus == 0 || !calm {
-                return;
+            let (peak, begin) = &mut memory.peak;
+            *peak = (*peak).max(pool.peak).max(pool.active);
+            if *begin + TICK > pool.now {
+                return decision.wake_at(*begin + TICK);
             }
+            // Not only who is idle at this moment counts, but who was all the time: a steady load keeps its workers.
+            let surplus = (spare.len() as u32 + pool.active).saturating_sub(*peak + limits.max_spare);
+            (*peak, *begin) = (pool.active, pool.now);
+            decision.wake_at(pool.now + TICK);
             // A quarter a second: soon most of a burst's workers are gone, and the next burst still finds some.
             spare.sort_by_key(|idle| idle.started);
             decision
                 .ask
                 .extend(spare.iter().take(surplus.div_ceil(4) as usize).map(|idle| idle.worker));
-            memory.shrunk = Some(pool.now);
         }
     }
 }

@@ -36,6 +36,8 @@ struct Simulation {
     spawned: u32,
     left: u32,
     most: u32,
+    /// Most requests at a time since the last look.
+    peak: u32,
 }
 
 struct Worker {
@@ -63,6 +65,7 @@ impl Simulation {
             spawned: 0,
             left: 0,
             most: 0,
+            peak: 0,
         };
         simulation.look();
         simulation
@@ -88,6 +91,7 @@ impl Simulation {
                 });
             }
         }
+        pool.peak = std::mem::replace(&mut self.peak, pool.active).max(pool.active);
         let decision = decide(&self.limits, &mut self.memory, &pool);
         for _ in 0..decision.spawn {
             self.next += 1;
@@ -121,6 +125,8 @@ impl Simulation {
                 rang = true;
             }
         }
+        let busy = self.workers.iter().filter(|worker| worker.busy.is_some()).count() as u32;
+        self.peak = self.peak.max(busy);
         let idle = self.idle();
         let below = if self.limits.style == Pm::Dynamic {
             self.limits.min_spare
@@ -193,6 +199,32 @@ fn a_burst_of_short_requests_makes_no_crowd() {
         pool.run(STEP * 8);
     }
     assert!(pool.most <= 10, "{} workers", pool.most);
+}
+
+#[test]
+fn a_steady_load_moves_nothing() {
+    let mut pool = Simulation::new(limits(Pm::Dynamic, 20, 1, 1));
+    pool.length = seconds(0.15);
+    let mut moved = 0;
+    for round in 0..200 {
+        pool.queue += 1;
+        pool.run(seconds(0.3));
+        if round == 20 {
+            moved = pool.spawned + pool.left;
+        }
+    }
+    assert_eq!(pool.spawned + pool.left, moved);
+}
+
+#[test]
+fn a_short_request_is_no_shortage() {
+    let mut pool = Simulation::new(limits(Pm::Dynamic, 20, 1, 1));
+    pool.length = seconds(0.01);
+    for _ in 0..20 {
+        pool.queue += 1;
+        pool.run(seconds(0.5));
+    }
+    assert_eq!(pool.most, 1);
 }
 
 #[test]
@@ -337,6 +369,7 @@ fn any_pool() -> impl Strategy<Value = Snapshot> {
             starting,
             active,
             active_asked: active / 2,
+            peak: active,
             waiting,
             lost,
             room,
@@ -372,6 +405,10 @@ proptest! {
         let decision = decide(&limits, &mut memory, &Snapshot { waiting, ..Snapshot::default() });
         prop_assert_eq!(decision.spawn, waiting.min(max));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Under a load that does not change, the pool comes to rest: between its limits, and without making or ending anybody.
     #[test]
@@ -379,7 +416,7 @@ proptest! {
         let mut pool = Simulation::new(limits.clone());
         pool.length = seconds(10_000.0);
         pool.queue = load;
-        pool.run(seconds(60.0));
+        pool.run(seconds(45.0));
         let (spawned, left) = (pool.spawned, pool.left);
         pool.run(seconds(10.0));
         prop_assert_eq!((pool.spawned, pool.left), (spawned, left));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -182,15 +182,32 @@ pub struct Header {
     pub log_epoch: AtomicU32,
     /// Master: not 0, and every worker of the generation leaves when its request ends.
     pub draining: AtomicU32,
-    /// Master: a worker that begins a request and then finds fewer idle workers than this rings the eventfd.
-    pub ring_below: AtomicU32,
-    /// Workers: how many are idle. A hint only; the master counts slots.
-    pub idle: AtomicI64,
+    /// Master: a worker that begins a request while more than so many have one rings the eventfd.
+    pub ring_above: AtomicI64,
+    /// Workers: how many have a request. A hint only; the master counts slots, and takes off who dies in a request.
+    pub active: AtomicI64,
+    /// Workers: the most that `active` has been since the master last took it.
+    pub peak: AtomicI64,
 }
 
 const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
 
 impl Header {
+    /// A worker has begun a request: its slot is active already, so that a quiet scoreboard proves a count of 0. True when
+    /// the eventfd is to be rung.
+    pub fn request_begins(&self) -> bool {
+        let active = self.active.fetch_add(1, SeqCst) + 1;
+        if active > self.peak.load(Relaxed) {
+            self.peak.fetch_max(active, Relaxed);
+        }
+        active > self.ring_above.load(SeqCst)
+    }
+
+    /// Its request is over: before its slot is idle.
+    pub fn request_ends(&self) {
+        self.active.fetch_sub(1, SeqCst);
+    }
+
     /// Tells tracers where PHP's stack is.
     pub fn publish_trace_layout(&self, layout: TraceLayout) {
         for (to, from) in self.trace.iter().zip(layout.to_words()) {

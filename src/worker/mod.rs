@@ -67,6 +67,8 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     };
     let _ = nix::unistd::dup2_stdout(stdout);
     let _ = nix::unistd::dup2_stderr(stderr);
+    // Its own process group, so that what a script has started can be killed together with it.
+    let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     let zygote::Generation {
         config,
         listener,

@@ -312,9 +312,8 @@ impl Loop {
 
     /// Serves until it is time to leave.
     pub fn run(&mut self) {
-        let (header, slot) = (self.worker.board.header(), self.worker.slot());
+        let slot = self.worker.slot();
         slot.set_stage(Stage::Idle, monotonic_ns());
-        header.idle.fetch_add(1, SeqCst);
         while !self.must_leave() {
             // Under load there is nothing to wait for; but kept connections must not starve.
             let accepted = if self.rounds < 8 { self.accept() } else { None };
@@ -326,7 +325,6 @@ impl Loop {
                 None => self.wait(),
             }
         }
-        header.idle.fetch_sub(1, SeqCst);
         slot.set_stage(Stage::None, monotonic_ns());
         self.clear_waiting_room();
         // Replies that are still on their way to a slow reader; closing now could reset them.
@@ -496,8 +494,7 @@ impl Loop {
         }
         let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
         exchange.publish();
-        let idle = header.idle.fetch_sub(1, SeqCst) - 1;
-        if idle < i64::from(header.ring_below.load(Relaxed)) {
+        if header.request_begins() {
             let _ = nix::unistd::write(&worker.bell, &1u64.to_ne_bytes());
         }
 
@@ -509,8 +506,8 @@ impl Loop {
         slot.busy.fetch_add(duration, Relaxed);
         slot.finished.fetch_add(1, Relaxed);
         slot.cpu.store(self.cpu.of_request(duration), Relaxed);
+        header.request_ends();
         slot.set_stage(Stage::Idle, now);
-        header.idle.fetch_add(1, SeqCst);
         self.served += 1;
         self.leaving |= retire || self.has_grown();
 

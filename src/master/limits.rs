@@ -1,0 +1,192 @@
+//! `request_slowlog_timeout` and `request_terminate_timeout`: timers of the master over the begin of each request in the
+//! scoreboard, not a poll.
+//!
+//! A request over its time is ended step by step. First PHP's own time-out inside the engine, so that shutdown functions
+//! run and PHP says where it was; then SIGTERM, by which the worker dies at once; then SIGKILL.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::context::Context;
+use super::generation::Generation;
+use super::slowlog;
+use super::worker::{Worker, describe_request};
+use crate::config::Pool;
+use crate::scoreboard::{Scoreboard, Slot, Stage};
+
+/// For PHP's own time-out, shutdown functions included.
+const ENGINE: Duration = Duration::from_millis(100);
+
+/// From SIGTERM to SIGKILL.
+const TERM: Duration = Duration::from_millis(700);
+
+/// How far the end of a request has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rung {
+    /// Which request: its begin, in the scoreboard's nanoseconds.
+    started: u64,
+    step: Step,
+    /// When the next step is due.
+    next: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Engine,
+    Term,
+    Kill,
+}
+
+/// What came of a look at all workers of a generation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Enforced {
+    /// Requests found slow.
+    pub slow: u64,
+    /// When to look again.
+    pub next: Option<Duration>,
+}
+
+impl Generation {
+    /// Traces the requests that are slow, and ends those that are over their time.
+    pub fn enforce_limits(&mut self, now: Duration) -> Enforced {
+        let mut enforced = Enforced::default();
+        let (ctx, pool) = (self.ctx.clone(), self.config.clone());
+        if pool.request_slowlog_timeout.is_zero() && pool.request_terminate_timeout.is_zero() {
+            return enforced;
+        }
+        for worker in self.workers.values_mut().filter(|worker| worker.process.is_some()) {
+            let slot = self.board.slot(worker.slot as usize);
+            let request = Current {
+                ctx: &ctx,
+                pool: &pool,
+                board: &self.board,
+                slot,
+                started: slot.started.load(SeqCst),
+            };
+            let (slow, slow_due) = request.trace_when_slow(worker, &self.identity, now);
+            enforced.slow += u64::from(slow);
+            let due = slow_due.into_iter().chain(request.end_when_over(worker, now));
+            enforced.next = enforced.next.into_iter().chain(due).min();
+        }
+        enforced
+    }
+}
+
+/// What a worker does at this moment.
+struct Current<'a> {
+    ctx: &'a Context,
+    pool: &'a Pool,
+    board: &'a Scoreboard,
+    slot: &'a Slot,
+    /// The begin of the request under way, if there is one.
+    started: u64,
+}
+
+impl Current<'_> {
+    fn begin(&self) -> Duration {
+        Duration::from_nanos(self.started)
+    }
+
+    /// Says that the request is slow, or over its time.
+    fn say(&self, worker: &Worker, now: Duration, what: &str) {
+        let took = now.saturating_sub(self.begin());
+        let request = describe_request(&self.board.view(worker.slot as usize));
+        let pid = worker.pid().unwrap_or_default();
+        let (seconds, micros) = (took.as_secs(), took.subsec_micros());
+        let text = format_args!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)");
+        let suffix = if what.starts_with("executing") {
+            "logging"
+        } else {
+            "terminating"
+        };
+        self.ctx
+            .log
+            .pool(&self.pool.name)
+            .warning(format_args!("{text}, {suffix}"));
+    }
+
+    /// Whether it has become slow, and when it would.
+    fn trace_when_slow(
+        &self,
+        worker: &mut Worker,
+        identity: &super::users::Identity,
+        now: Duration,
+    ) -> (bool, Option<Duration>) {
+        let limit = self.pool.request_slowlog_timeout;
+        if limit.is_zero() {
+            return (false, None);
+        }
+        let running = self.slot.stage() == Stage::Running;
+        // A request is traced once; one that begins now has all of its time before it.
+        let due = match running && worker.traced != Some(self.started) {
+            true => self.begin() + limit,
+            false => now + limit,
+        };
+        if due > now {
+            return (false, Some(due));
+        }
+        worker.traced = Some(self.started);
+        self.say(worker, now, "executing too slow");
+        let took = now.saturating_sub(self.begin());
+        slowlog::trace(self.ctx, self.pool, identity, worker, self.board, took);
+        (true, Some(now + limit))
+    }
+
+    /// Takes the next step when it is due; when to look again.
+    fn end_when_over(&self, worker: &mut Worker, now: Duration) -> Option<Duration> {
+        let limit = self.pool.request_terminate_timeout;
+        if limit.is_zero() {
+            return None;
+        }
+        let same = |rung: &Rung| rung.started == self.started && self.slot.stage() != Stage::Idle;
+        worker.rung = worker.rung.filter(same);
+        let due = match worker.rung {
+            Some(rung) => rung.next,
+            None if self.counts() => self.begin() + limit,
+            None => now + limit,
+        };
+        if due > now {
+            return Some(due);
+        }
+        if worker.rung.is_none() {
+            self.say(worker, now, "execution timed out");
+        }
+        self.climb(worker, now);
+        worker.rung.map(|rung| rung.next)
+    }
+
+    /// Whether there is a request whose time runs.
+    fn counts(&self) -> bool {
+        match self.slot.stage() {
+            Stage::ReadingHeaders | Stage::Info | Stage::Running => true,
+            Stage::Finishing => self.pool.request_terminate_timeout_track_finished,
+            Stage::None | Stage::Idle => false,
+        }
+    }
+
+    fn climb(&self, worker: &mut Worker, now: Duration) {
+        let (step, patience) = match worker.rung.map(|rung| rung.step) {
+            None => (Step::Engine, ENGINE),
+            Some(Step::Engine) => (Step::Term, TERM),
+            Some(Step::Term | Step::Kill) => (Step::Kill, TERM),
+        };
+        worker.rung = Some(Rung {
+            started: self.started,
+            step,
+            next: now + patience,
+        });
+        // Before the signal: by it the worker knows that this request is meant.
+        self.board
+            .control(worker.slot as usize)
+            .terminate
+            .store(self.started.max(1), SeqCst);
+        match step {
+            Step::Engine => worker.signal(Signal::SIGPROF),
+            Step::Term => worker.signal(Signal::SIGTERM),
+            Step::Kill => worker.kill(),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `pm.status_listen`: the master itself answers there, status and ping and nothing else. No worker is asked, no script can
+//! be run, however busy the pool is.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::SocketFlags;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::listen::Listener;
+use super::sys;
+use super::watch::{Event, Events, PoolId, Watch};
+use crate::config::{Network, Pool};
+use crate::fastcgi::{
+    self, Input, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_record,
+    append_unknown_type,
+};
+use crate::log::{About, Logger, errno};
+use crate::status::{Snapshot, StatusPage, View, pong, unavailable};
+
+/// Most connections at a time; further ones wait in the socket's queue.
+const MOST: usize = 64;
+
+/// Most bytes of a request that is read at all.
+const MOST_BYTES: usize = 1 << 20;
+
+/// What a pool answers with.
+#[derive(Debug)]
+pub struct Answer {
+    /// The pool at this moment.
+    pub snapshot: Snapshot,
+    /// For X-Powered-By; None without `expose_php`.
+    pub php: Option<String>,
+}
+
+#[derive(Debug)]
+struct Server {
+    id: PoolId,
+    name: String,
+    events: Events,
+    log: Logger,
+    allowed: Option<Vec<Network>>,
+    status_path: String,
+    ping: Option<(String, String)>,
+    /// For a whole request, and for the wait for the next one on the same connection.
+    patience: Duration,
+}
+
+/// Answers on a listener until this is dropped.
+///
+/// # Errors
+/// When the kernel refuses to watch it.
+pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, log: &Logger) -> io::Result<Watch> {
+    let fd = sys::register(listener.clone(), Interest::READABLE)?;
+    let server = Rc::new(Server {
+        id,
+        name: pool.name.clone(),
+        events: events.clone(),
+        log: log.clone(),
+        allowed: pool.listen_allowed_clients.clone(),
+        status_path: pool.pm_status_path.clone().unwrap_or_else(|| "/".to_owned()),
+        ping: pool.ping_path.clone().map(|path| (path, pool.ping_response.clone())),
+        patience: pool.request_header_timeout,
+    });
+    Ok(Watch::start(async move {
+        let places = Arc::new(Semaphore::new(MOST));
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let place = places.clone().acquire_owned().await;
+            let Ok(mut ready) = fd.readable().await else { return };
+            match rustix::net::acceptfrom_with(fd.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((connection, peer)) => {
+                    let peer = peer
+                        .and_then(|peer| SocketAddr::try_from(peer).ok())
+                        .map(|peer| peer.ip().to_canonical());
+                    let server = server.clone();
+                    connections.spawn_local(async move {
+                        let _place = place;
+                        server.attend(connection, peer).await;
+                    });
+                }
+                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(error) => {
+                    server
+                        .log()
+                        .error(format_args!("a status connection: {}", errno(&error.into())));
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+            while connections.try_join_next().is_some() {}
+        }
+    }))
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+impl Server {
+    fn log(&self) -> About<'_> {
+        self.log.pool(&self.name)
+    }
+
+    async fn attend(&self, connection: OwnedFd, peer: Option<IpAddr>) {
+        if let (Some(peer), Some(allowed)) = (peer, &self.allowed)
+            && !allowed.iter().any(|network| network.contains(peer))
+        {
+            let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
+            return self.log().error(text);
+        }
+        let stream: io::Result<Box<dyn Stream>> = match peer {
+            Some(_) => TcpStream::from_std(connection.into()).map(|stream| Box::new(stream) as _),
+            None => UnixStream::from_std(StdUnixStream::from(connection)).map(|stream| Box::new(stream) as _),
+        };
+        if let Ok(stream) = stream {
+            // What goes wrong is the client's affair.
+            let _ = self.converse(stream).await;
+        }
+    }
+
+    async fn converse(&self, mut stream: Box<dyn Stream>) -> io::Result<()> {
+        let mut input = Input::default();
+        let (mut bytes, mut taken) = (Vec::new(), 0);
+        loop {
+            let mut out = Vec::new();
+            let mut close = false;
+            let (used, event) = input.next(&bytes).map_err(io::Error::other)?;
+            match event {
+                fastcgi::Event::NeedMore => {
+                    bytes.drain(..used);
+                    let mut buffer = [0; 4096];
+                    let count = tokio::time::timeout(self.patience, stream.read(&mut buffer)).await??;
+                    taken += count;
+                    if count == 0 || taken > MOST_BYTES {
+                        return Ok(());
+                    }
+                    bytes.extend_from_slice(&buffer[..count]);
+                    continue;
+                }
+                fastcgi::Event::Request(begin) => {
+                    self.answer(input.params(), begin.id, &mut out).await;
+                    input.finish();
+                    (close, taken) = (!begin.keep, 0);
+                }
+                fastcgi::Event::Stdin(_) | fastcgi::Event::StdinEnd => {}
+                fastcgi::Event::GetValues(asked) => append_get_values_result(&mut out, &asked, MOST as u32),
+                fastcgi::Event::UnknownType(kind) => append_unknown_type(&mut out, kind),
+                fastcgi::Event::UnknownRole { id, keep } => {
+                    append_end_request(&mut out, id, ProtocolStatus::UnknownRole);
+                    close = !keep;
+                }
+                fastcgi::Event::CantMultiplex(id) => append_end_request(&mut out, id, ProtocolStatus::CantMultiplex),
+                fastcgi::Event::Abort { id, keep } => {
+                    append_end_request(&mut out, id, ProtocolStatus::Complete);
+                    close = !keep;
+                }
+            }
+            bytes.drain(..used);
+            tokio::time::timeout(self.patience, stream.write_all(&out)).await??;
+            if close {
+                return self.close(stream, input, bytes).await;
+            }
+        }
+    }
+
+    /// Closing before the empty STDIN record has come would reset what is on its way.
+    async fn close(&self, mut stream: Box<dyn Stream>, mut input: Input, mut bytes: Vec<u8>) -> io::Result<()> {
+        loop {
+            let (used, event) = input.next(&bytes).map_err(io::Error::other)?;
+            bytes.drain(..used);
+            if event != fastcgi::Event::NeedMore {
+                continue;
+            }
+            if input.is_drained() {
+                return Ok(());
+            }
+            stream.shutdown().await?;
+            let mut buffer = [0; 4096];
+            let count = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await??;
+            if count == 0 {
+                return Ok(());
+            }
+            bytes.extend_from_slice(&buffer[..count]);
+        }
+    }
+
+    async fn answer(&self, params: &[u8], id: u16, out: &mut Vec<u8>) {
+        let get = |name: &[u8]| {
+            let pairs = fastcgi::pairs(params).filter_map(Result::ok);
+            pairs
+                .filter(|pair| pair.name == name)
+                .last()
+                .map(|pair| pair.value)
+                .unwrap_or_default()
+        };
+        let uri = get(b"SCRIPT_NAME");
+        let head = get(b"REQUEST_METHOD") == b"HEAD";
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.events.send(Event::Status(self.id, sender)).await.is_ok();
+        let answer = if asked { receiver.await.ok() } else { None };
+        let php = answer.as_ref().and_then(|answer| answer.php.as_deref());
+        let text = match (&self.ping, answer.as_ref()) {
+            _ if get(b"REQUEST_METHOD").is_empty() => Vec::new(),
+            (Some((path, response)), _) if uri == path.as_bytes() => pong(response, head).cgi(php),
+            (_, Some(answer)) if uri == self.status_path.as_bytes() => {
+                let view = View::of(get(b"QUERY_STRING"), get(b"HTTP_ACCEPT"));
+                StatusPage::default().reply(&answer.snapshot, view, head).cgi(php)
+            }
+            (_, None) if uri == self.status_path.as_bytes() => [
+                b"Status: 500 Internal Server Error\r\n".to_vec(),
+                unavailable().cgi(php),
+            ]
+            .concat(),
+            _ => b"Status: 404 Not Found\r\nContent-type: text/html; charset=UTF-8\r\n\r\nFile not found.\n".to_vec(),
+        };
+        for part in text.chunks(MAX_CONTENT) {
+            append_record(out, RecordType::Stdout, id, part);
+        }
+        append_record(out, RecordType::Stdout, id, &[]);
+        append_end_request(out, id, ProtocolStatus::Complete);
+    }
+}

@@ -285,7 +285,14 @@ impl Daemon {
     /// From starting or reloading to ready.
     fn advance(&mut self) -> Option<i32> {
         self.tell_when_up();
-        if self.phase == Phase::Ready || !self.pools.iter().all(Pool::is_settled) {
+        let done = match self.phase {
+            // The sockets listen and PHP is up; that workers accept is a matter of milliseconds.
+            Phase::Starting => self.pools.iter().all(Pool::is_settled),
+            // Who connects from now on is served by the new configuration.
+            Phase::Reloading => self.pools.iter().all(Pool::is_up),
+            Phase::Ready => return None,
+        };
+        if !done {
             return None;
         }
         if self.phase == Phase::Starting && self.pools.iter().all(|pool| pool.failed.is_some()) {
@@ -298,7 +305,6 @@ impl Daemon {
             self.log()
                 .notice(format_args!("fpm is running, pid {}", std::process::id()));
         }
-        // The sockets listen and PHP is up; that workers accept is a matter of milliseconds.
         self.log().notice("ready to handle connections");
         self.phase = Phase::Ready;
         if std::mem::take(&mut self.again) {

@@ -47,6 +47,8 @@ pub enum Life {
 /// How the end of a drain is enforced.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
+    /// Its begin.
+    pub begun: Duration,
     /// SIGTERM, with leave to cut requests, then; None is never.
     pub limit: Option<Duration>,
     /// It was sent then.
@@ -472,12 +474,28 @@ impl Generation {
 
     /// Workers finish their requests and leave; those that have not at `limit` are cut.
     pub fn start_drain(&mut self, limit: Option<Duration>) {
-        self.drain = Some(Drain { limit, cut: None });
+        let begun = watch::now();
+        self.drain = Some(Drain {
+            begun,
+            limit,
+            cut: None,
+        });
         self.board.header().ring_above.store(i64::MAX, SeqCst);
         self.board.header().draining.store(1, SeqCst);
         for worker in self.workers.values() {
             worker.tell(&ToWorker::Drain, &[]);
         }
+    }
+
+    /// Until when it counts that idle workers of a draining generation have not left yet: they may accept one more
+    /// connection. None when there are none, or they do not obey.
+    pub fn accepts_until(&self, now: Duration) -> Option<Duration> {
+        /// An idle worker leaves in a millisecond.
+        const OBEYS: Duration = Duration::from_secs(2);
+        let until = self.drain.as_ref()?.begun + OBEYS;
+        let idle =
+            |worker: &&Worker| worker.ended.is_none() && self.board.slot(worker.slot as usize).stage() == Stage::Idle;
+        (until > now && self.workers.values().any(|worker| idle(&worker))).then_some(until)
     }
 
     /// Carries a drain on; when to call again.
@@ -503,7 +521,10 @@ impl Generation {
             let slot = worker.slot as usize;
             let started = self.board.slot(slot).started.load(SeqCst).max(1);
             self.board.control(slot).terminate.store(started, SeqCst);
-            worker.signal(signal);
+            match signal {
+                Signal::SIGKILL => worker.kill(),
+                signal => worker.signal(signal),
+            }
             self.log(
                 Level::Debug,
                 format_args!("sending {signal} to child {}", worker.pid().unwrap_or(0)),

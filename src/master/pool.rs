@@ -275,9 +275,16 @@ impl Pool {
         self.next.is_none()
     }
 
-    /// Whether its first workers are there too, or need not be.
+    /// Whether its first workers are there too, or need not be, and nobody else accepts any more.
     pub fn is_up(&self) -> bool {
-        self.is_settled() && (self.up || self.current.is_none())
+        let now = watch::now();
+        self.is_settled()
+            && self.leaving.is_none()
+            && (self.up || self.current.is_none())
+            && self
+                .old
+                .iter()
+                .all(|generation| generation.accepts_until(now).is_none())
     }
 
     /// Ends it: requests may go on until `limit`.
@@ -595,7 +602,12 @@ impl Pool {
     fn drain(&mut self, now: Duration) {
         let mut next_look = None;
         for generation in &mut self.old {
-            next_look = next_look.into_iter().chain(generation.continue_drain(now)).min();
+            let accepts = generation.accepts_until(now);
+            next_look = next_look
+                .into_iter()
+                .chain(generation.continue_drain(now))
+                .chain(accepts)
+                .min();
         }
         self.old.retain(|generation| !generation.is_gone());
         if let Some(at) = next_look {

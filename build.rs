@@ -50,10 +50,14 @@ fn main() {
         .map(|object| object.display().to_string())
         .collect();
     let prefix = PathBuf::from(ask("--prefix"));
-    arguments.push(match find_library(&prefix, &short) {
-        Some(library) => library.display().to_string(),
-        None => format!("-lphp{short}"),
+    let library = find_library(&prefix, &short).unwrap_or_else(|| {
+        panic!(
+            "there is no libphp for PHP {short} below {}: install libphp{short}-embed",
+            prefix.display()
+        )
     });
+    let (folder, name) = nameless_copy(&library);
+    arguments.extend([format!("-L{}", folder.display()), format!("-l:{name}")]);
     // Without this the executable would get a copy of PHP's globals, of a size frozen at link time.
     arguments.push("-Wl,-z,nocopyreloc".to_owned());
     for argument in arguments {
@@ -88,4 +92,46 @@ fn find_library(prefix: &Path, short: &str) -> Option<PathBuf> {
             .map(|folder| prefix.join(folder).join(name))
             .find(|path| path.exists())
     })
+}
+
+/// A copy of the library without its SONAME, to link against: its folder and its name.
+///
+/// Every version's library calls itself `libphp.so`, and the worker would load whichever of them that link leads to. Without
+/// a SONAME the linker notes the file's own name, `libphp8.2.so`.
+fn nameless_copy(library: &Path) -> (PathBuf, String) {
+    const PT_DYNAMIC: u32 = 2;
+    const DT_NULL: u64 = 0;
+    const DT_SONAME: u64 = 14;
+    // In the range that belongs to the operating system, and without a meaning: the linker passes over it.
+    const DT_IGNORED: u64 = 0x6ff0_0000;
+
+    let real = fs::canonicalize(library).unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+    let mut bytes = fs::read(&real).unwrap_or_else(|e| panic!("{}: {e}", real.display()));
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    assert!(
+        bytes.starts_with(b"\x7fELF\x02\x01"),
+        "{} is no 64-bit little-endian ELF file",
+        real.display()
+    );
+    let headers = word(&bytes, 32) as usize;
+    let count = usize::from(u16::from_le_bytes([bytes[56], bytes[57]]));
+    let header = (0..count)
+        .map(|index| headers + index * 56)
+        .find(|at| bytes[*at..at + 4] == PT_DYNAMIC.to_le_bytes())
+        .unwrap_or_else(|| panic!("{} has no dynamic section", real.display()));
+    let mut at = word(&bytes, header + 8) as usize;
+    while word(&bytes, at) != DT_NULL {
+        if word(&bytes, at) == DT_SONAME {
+            bytes[at..at + 8].copy_from_slice(&DT_IGNORED.to_le_bytes());
+        }
+        at += 16;
+    }
+    let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let name = real
+        .file_name()
+        .expect("a file has a name")
+        .to_string_lossy()
+        .into_owned();
+    fs::write(folder.join(&name), bytes).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    (folder, name)
 }

@@ -122,7 +122,11 @@ pub fn workers(whom: &Whom) -> i32 {
         "PID", "STATE", "REQUESTS", "MILLISECONDS"
     );
     for worker in pools.iter().flat_map(|pool| &pool.snapshot.processes) {
-        let state = if worker.stage == Stage::Idle { "idle" } else { "active" };
+        let state = match worker.stage {
+            Stage::None => "starting",
+            Stage::Idle => "idle",
+            _ => "active",
+        };
         // What a client has sent must not reach the terminal as it is.
         let request: String = format!("{} {}", worker.method, worker.uri).escape_default().collect();
         let milliseconds = worker.request_duration as f64 / 1000.0;

@@ -19,11 +19,13 @@ pub fn machine() {
         .arg("+%F")
         .output()
         .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!(
-        "{}; {cores} cores, {}; Linux {}\n",
+        "{}; {cores} cores, {}; Linux {}; load average before: {}\n",
         date.unwrap_or_default(),
         model.trim_start_matches([' ', '\t', ':']),
-        kernel.trim()
+        kernel.trim(),
+        load.split(' ').next().unwrap_or_default()
     );
 }
 

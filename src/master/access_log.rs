@@ -1,15 +1,14 @@
 //! A pool's access log, which the master opens and its workers write.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use thiserror::Error;
 
+use super::log_file;
 use super::users::Identity;
 use crate::log::errno;
 
@@ -33,7 +32,7 @@ impl AccessLog {
     pub fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> Result<Self, AccessLogError> {
         let file = match stderr {
             Some(stderr) if path == Path::new("/dev/stderr") => stderr.try_clone(),
-            _ => open_as(path, identity),
+            _ => log_file::open(path, identity),
         };
         let file = file.map_err(|error| AccessLogError(path.to_owned(), error))?;
         Ok(Self {
@@ -63,29 +62,4 @@ impl AccessLog {
     pub fn try_clone(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
-}
-
-/// Opens a log for appending, 0600. In a folder that is not root's, its owner could put a link in its place: it is opened
-/// as the pool's user then, and no link is followed.
-///
-/// # Errors
-/// The kernel's.
-pub fn open_as(path: &Path, identity: &Identity) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600);
-    let folder = path.parent().and_then(|folder| folder.metadata().ok());
-    let foreign = folder.is_some_and(|folder| folder.uid() != 0);
-    if !foreign || !Uid::effective().is_root() {
-        return options.open(path);
-    }
-    options.custom_flags(libc::O_NOFOLLOW);
-    let Some((uid, gid, _)) = &identity.user else {
-        return options.open(path);
-    };
-    setfsgid(Gid::from_raw(*gid));
-    setfsuid(Uid::from_raw(*uid));
-    let result = options.open(path);
-    setfsuid(Uid::effective());
-    setfsgid(Gid::effective());
-    result
 }

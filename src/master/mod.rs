@@ -20,6 +20,7 @@ mod desk;
 mod generation;
 mod limits;
 mod listen;
+mod log_file;
 mod output;
 mod pid_file;
 mod pool;

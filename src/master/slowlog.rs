@@ -6,8 +6,8 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::access_log::open_as;
 use super::context::Context;
+use super::log_file;
 use super::users::Identity;
 use super::worker::Worker;
 use crate::config::Pool;
@@ -46,7 +46,7 @@ pub fn trace(ctx: &Context, pool: &Pool, identity: &Identity, worker: &Worker, b
             .to_owned();
         let text = record(&time, &slow, trace.as_ref(), depth);
         let failed = |error| format!("unable to open slowlog ({}): {}", path.display(), errno(&error));
-        open_as(&path, &identity)
+        log_file::open(&path, &identity)
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(failed)
     });

@@ -16,10 +16,11 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use super::access_log::{self, AccessLog, AccessLogError};
+use super::access_log::{AccessLog, AccessLogError};
 use super::background::{self, Report, Side};
 use super::daemon::Daemon;
 use super::listen::{Inherited, ListenError, Sockets};
+use super::log_file;
 use super::pid_file::{PidFile, PidFileError};
 use super::pool::Wanted;
 use super::systemd::Systemd;
@@ -299,8 +300,7 @@ pub fn open_pool_logs(pool: &config::Pool, stderr: Option<&File>) -> Result<Opti
         .as_ref()
         .filter(|_| !pool.request_slowlog_timeout.is_zero())
     {
-        access_log::open_as(path, &identity)
-            .map_err(|error| StartError::SlowLog(pool.name.clone(), path.clone(), error))?;
+        log_file::open(path, &identity).map_err(|error| StartError::SlowLog(pool.name.clone(), path.clone(), error))?;
     }
     let log = pool
         .access_log

@@ -38,7 +38,7 @@ pub fn pages(data: &[u8]) {
     process.start_time = cursor.number() as i64;
     process.start_since = cursor.number();
     process.request_duration = cursor.number();
-    process.last_request_cpu = f64::from_bits(cursor.number());
+    process.last_request_cpu = cursor.number() as f64;
     snapshot.start_time = cursor.number() as i64;
     render(&snapshot);
 }

@@ -7,7 +7,7 @@ use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=PHP_CONFIG");
-    for file in ["shim.c", "shim.h"] {
+    for file in ["shim.c", "shim.h", "directory_ini.c", "directory_ini.h"] {
         println!("cargo::rerun-if-changed=src/worker/php/{file}");
     }
     let config = env::var_os("PHP_CONFIG")
@@ -31,6 +31,7 @@ fn main() {
     let mut build = cc::Build::new();
     build
         .file("src/worker/php/shim.c")
+        .file("src/worker/php/directory_ini.c")
         .pic(true)
         .std("gnu11")
         .define("_GNU_SOURCE", None)

@@ -20,6 +20,8 @@ pub enum Lost {
     Closed,
     /// The peer let us wait longer than the pool allows.
     TimedOut,
+    /// The peer gave the request up; the connection is as good as ever.
+    Aborted,
     /// The peer does not speak the protocol.
     Protocol(ProtocolError),
 }
@@ -103,6 +105,13 @@ impl Conn {
         self.start < self.end
     }
 
+    /// Whether the peer has sent all of the request that was answered, so that closing now resets nothing.
+    pub fn is_over(&mut self) -> bool {
+        // The empty STDIN record is there already in the common case.
+        while matches!(self.next(), Ok(event) if event != Event::NeedMore) {}
+        self.input.is_drained()
+    }
+
     /// What the bytes at hand say; [`Event::NeedMore`] when they say nothing more.
     pub fn next(&mut self) -> Result<Event, Lost> {
         self.next_within(usize::MAX)
@@ -175,7 +184,7 @@ impl Conn {
                     }
                     self.wait(PollFlags::POLLIN, timeout)?;
                 }
-                Event::Abort { .. } => return Err(Lost::Closed),
+                Event::Abort { .. } => return Err(Lost::Aborted),
                 other => event(other),
             }
         }

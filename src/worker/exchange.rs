@@ -1,6 +1,11 @@
 //! One request and its reply: what stands between PHP and the connection.
 
 use std::panic::Location;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
 use php_pool::control::PoolSettings;
@@ -71,6 +76,29 @@ pub struct Memory {
     c_params: Vec<CParam>,
 }
 
+/// Where a body comes from.
+#[derive(Debug)]
+enum Body {
+    Stdin,
+    /// The web server has put it into the file that REQUEST_BODY_FILE names.
+    Unopened(PathBuf),
+    File(File),
+    Missing,
+}
+
+/// Why a body is not all there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// It ended before CONTENT_LENGTH.
+    Short,
+    /// The web server closed its side.
+    Closed,
+    /// It did not get on.
+    TimedOut,
+    /// The web server gave the request up.
+    Aborted,
+}
+
 /// One request.
 pub struct Exchange {
     worker: &'static Worker,
@@ -89,10 +117,9 @@ pub struct Exchange {
     body_left: u64,
     /// The client's CONTENT_LENGTH makes no sense.
     bad_length: bool,
-    /// The body ended before CONTENT_LENGTH.
-    truncated: bool,
-    /// Nothing more of it will come.
-    body_ended: bool,
+    body: Body,
+    /// Why there will be no more of the body, before CONTENT_LENGTH.
+    cut: Option<Cut>,
     /// Why nothing more can be sent.
     lost: Option<Lost>,
     /// END_REQUEST was sent, or would have been.
@@ -141,6 +168,10 @@ impl Exchange {
         };
         let parsed = parse_length(length);
         let content_length = parsed.unwrap_or(0);
+        let body = match params.get("REQUEST_BODY_FILE") {
+            Some(path) => Body::Unopened(PathBuf::from(OsStr::from_bytes(path))),
+            None => Body::Stdin,
+        };
         Self {
             worker,
             begin,
@@ -152,8 +183,8 @@ impl Exchange {
             content_length,
             body_left: content_length,
             bad_length: parsed.is_none(),
-            truncated: false,
-            body_ended: false,
+            body,
+            cut: None,
             lost: None,
             finished: false,
             complained: false,
@@ -209,8 +240,8 @@ impl Exchange {
 
     /// Appends to STDOUT; false: the client is gone.
     pub fn write(&mut self, data: &[u8]) -> bool {
-        if self.finished {
-            return true; // after fastcgi_finish_request() output goes nowhere
+        if self.finished || self.cut == Some(Cut::Aborted) {
+            return true; // after fastcgi_finish_request(), or when nobody wants it, output goes nowhere
         }
         self.append(RecordType::Stdout, data);
         self.lost.is_none()
@@ -235,45 +266,41 @@ impl Exchange {
         self.finished || self.lost.is_none()
     }
 
-    /// Fills the buffer from the body; fewer bytes only at its end.
+    /// Fills the buffer from the body; fewer bytes only at its end, or where it is cut.
     pub fn read_body(&mut self, target: &mut [u8]) -> usize {
-        if self.executed || self.finished || self.lost.is_some() || self.body_ended {
+        if self.executed || self.finished || self.lost.is_some() || self.cut.is_some() {
             return 0;
         }
-        let Some(conn) = &mut self.conn else { return 0 };
         let wanted = target.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
-        // A web server may be told to pass a GET without its body (nginx: fastcgi_pass_request_body), and then still sends
-        // the length of it.
-        let may_be_without = self.body_left == self.content_length
-            && matches!(self.params.get("REQUEST_METHOD"), Some(b"GET" | b"HEAD"));
-        let (out, settings) = (&mut self.out, self.worker.pool());
+        let target = &mut target[..wanted];
         let mut done = 0;
         while done < wanted {
-            let result = conn.read_stdin(&mut target[done..wanted], settings.request_body_timeout, |event| {
-                answer_aside(out, &event, settings.max_children);
-            });
-            match result {
-                Ok(0) if done == 0 && may_be_without => {
+            let part = match &mut self.body {
+                Body::Stdin => self.read_stdin(&mut target[done..]),
+                Body::Unopened(_) => {
+                    self.open_body();
+                    continue;
+                }
+                Body::File(file) => file.read(&mut target[done..]).map_err(|_| Cut::Short),
+                Body::Missing => Ok(0),
+            };
+            match part {
+                // A body of which nothing at all was sent is none, and no part of one: web servers that are told not to pass
+                // it on (nginx: fastcgi_pass_request_body) still pass its length on.
+                Ok(0) if done == 0 && self.body_left == self.content_length && matches!(self.body, Body::Stdin) => {
                     self.body_left = 0;
-                    break;
                 }
-                Ok(0) => {
-                    // A body of which nothing was sent is none, and no part of one: web servers that do not pass bodies on
-                    // may still pass their length on.
-                    self.truncated = self.body_left < self.content_length || done > 0;
-                    self.body_ended = true;
-                    break;
+                Ok(0) => self.cut = Some(Cut::Short),
+                Ok(count) => {
+                    done += count;
+                    continue;
                 }
-                Ok(count) => done += count,
-                Err(why) => {
-                    (self.truncated, self.body_ended) = (true, true);
-                    self.lost = Some(why);
-                    break;
-                }
+                Err(cut) => self.cut = Some(cut),
             }
+            break;
         }
         self.body_left -= done as u64;
-        if self.truncated {
+        if self.cut.is_some_and(|cut| cut != Cut::Aborted) {
             let text = format!(
                 "the body ended {} bytes before its CONTENT_LENGTH of {}",
                 self.body_left, self.content_length
@@ -283,9 +310,45 @@ impl Exchange {
         done
     }
 
-    /// Whether the body ended before its CONTENT_LENGTH.
-    pub fn is_truncated(&self) -> bool {
-        self.truncated
+    fn read_stdin(&mut self, target: &mut [u8]) -> Result<usize, Cut> {
+        let Some(conn) = &mut self.conn else { return Ok(0) };
+        let (out, settings) = (&mut self.out, self.worker.pool());
+        let read = conn.read_stdin(target, settings.request_body_timeout, |event| {
+            answer_aside(out, &event, settings.max_children);
+        });
+        read.map_err(|why| match why {
+            Lost::TimedOut => Cut::TimedOut,
+            Lost::Aborted => Cut::Aborted,
+            // It may have closed its side alone, and wait for an answer.
+            Lost::Closed => Cut::Closed,
+            Lost::Protocol(_) => {
+                self.lost = Some(why);
+                Cut::Closed
+            }
+        })
+    }
+
+    fn open_body(&mut self) {
+        let Body::Unopened(path) = &self.body else { return };
+        match File::open(path) {
+            Ok(file) => self.body = Body::File(file),
+            Err(error) => {
+                let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
+                let text = format!(
+                    "REQUEST_BODY_FILE: open('{}') failed: {} ({})",
+                    path.display(),
+                    errno.desc(),
+                    errno as i32
+                );
+                self.body = Body::Missing;
+                self.log(Level::Warning, false, text.as_bytes());
+            }
+        }
+    }
+
+    /// The HTTP status that a body cut short deserves.
+    pub fn status_of_cut(&self) -> Option<u16> {
+        self.cut.map(|cut| if cut == Cut::TimedOut { 408 } else { 400 })
     }
 
     /// Logs to the pool's log and, where enabled, to the web server's. What PHP says is for both whatever its level is.
@@ -322,8 +385,15 @@ impl Exchange {
         if self.bad_length {
             return Answer::Page(Page::error(400, "Bad Request: CONTENT_LENGTH is not a number.\n"));
         }
-        if self.truncated {
-            return Answer::Page(Page::error(400, "Bad Request: the body is not complete.\n"));
+        match self.cut {
+            None => {}
+            Some(Cut::Aborted) => return Answer::Nothing,
+            Some(Cut::TimedOut) => {
+                return Answer::Page(Page::error(408, "Request Timeout: the rest of the body did not come.\n"));
+            }
+            Some(Cut::Short | Cut::Closed) => {
+                return Answer::Page(Page::error(400, "Bad Request: the body is not complete.\n"));
+            }
         }
         slot.set_stage(Stage::Running, monotonic_ns());
         if self.params.get("REQUEST_METHOD").is_none() {
@@ -429,7 +499,7 @@ impl Exchange {
         };
         Over {
             conn: self.conn.map(|conn| (conn, self.lost)),
-            keep: self.begin.keep,
+            keep: self.begin.keep && !matches!(self.cut, Some(Cut::TimedOut | Cut::Closed)),
             memory,
         }
     }

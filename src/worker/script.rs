@@ -240,7 +240,9 @@ impl Fixing<'_> {
         if let Some(info) = &new_info {
             if let Some(given) = &given {
                 self.move_away("PATH_INFO", Some(given.clone()));
-                let head = given[..given.len().saturating_sub(info.len())].to_vec();
+                // From Apache the tail was taken of the file's name, and PATH_INFO is left whole.
+                let cut = if self.facts.apache { 0 } else { info.len() };
+                let head = given[..given.len().saturating_sub(cut)].to_vec();
                 if self.facts.name.as_ref() != Some(&head) {
                     self.move_away("SCRIPT_NAME", self.facts.name.clone());
                     self.params.set(b"SCRIPT_NAME", &head);

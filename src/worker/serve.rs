@@ -185,14 +185,15 @@ impl Worker {
         }
     }
 
-    /// A script works on, its client is served: the connection goes back.
-    pub fn release(&self, conn: Conn, lost: Option<Lost>, keep: bool) {
+    /// A script works on, its client is served: the connection goes back, or is closed as far as can be.
+    pub fn release(&self, mut conn: Conn, lost: Option<Lost>, keep: bool) {
         if lost.is_some() {
             return;
         }
         if keep {
             self.hand_over(conn);
-        } else {
+        } else if !conn.is_over() {
+            conn.shut_down();
             self.released.borrow_mut().push(conn);
         }
     }
@@ -534,9 +535,7 @@ impl Loop {
 
     /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
     fn finish(&mut self, mut conn: Conn, token: Option<u64>) {
-        // The empty STDIN record is there already in the common case.
-        while matches!(conn.next(), Ok(event) if event != Event::NeedMore) {}
-        if conn.input.is_drained() {
+        if conn.is_over() {
             return self.close(conn, token);
         }
         conn.shut_down();

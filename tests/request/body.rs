@@ -411,20 +411,22 @@ fn input(c: &mut Cases) {
             .set("REQUEST_BODY_FILE", body.display().to_string());
         assert_eq!(t.send(&request).text(), r#"{"a":"1","b":"2"}"#);
     });
-    c.same("a_body_file_that_is_missing_is_reported", &Setup::BASE, |t| {
-        let request = t
-            .page("echo strlen(file_get_contents('php://input'));")
-            .set("REQUEST_METHOD", "POST")
-            .set("CONTENT_LENGTH", "7")
-            .set("REQUEST_BODY_FILE", "/no/such/file");
-        let reply = t.send(&request);
-        assert_eq!(reply.text(), "0");
-        assert!(
-            reply
-                .errors()
-                .contains("REQUEST_BODY_FILE: open('/no/such/file') failed: No such file or directory (2)")
-        );
-    });
+    c.differs(
+        "a_body_file_that_is_missing_is_reported_and_the_script_not_run",
+        &Setup::BASE,
+        "php-fpm warns and runs the script with an empty body when REQUEST_BODY_FILE cannot be opened; we answer 400.",
+        |t| {
+            let request = t
+                .page("echo strlen(file_get_contents('php://input'));")
+                .set("REQUEST_METHOD", "POST")
+                .set("CONTENT_LENGTH", "7")
+                .set("REQUEST_BODY_FILE", "/no/such/file");
+            let reply = t.send(&request);
+            let wanted = "REQUEST_BODY_FILE: open('/no/such/file') failed: No such file or directory (2)";
+            assert!(reply.errors().contains(wanted), "{}", reply.errors());
+            assert_eq!(reply.status(), if t.is_php_pool() { 400 } else { 200 });
+        },
+    );
 }
 
 fn sizes(c: &mut Cases) {

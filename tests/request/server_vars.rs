@@ -366,17 +366,39 @@ fn environment(c: &mut Cases) {
     );
     c.same("a_proxy_header_is_no_environment_variable", &CLEARED, |t| {
         let request = t
-            .page("var_dump(isset($_SERVER['HTTP_PROXY']), isset($_ENV['HTTP_PROXY']), getenv('HTTP_PROXY'), isset(getenv()['HTTP_PROXY']), getallheaders());")
+            .page("var_dump(isset($_SERVER['HTTP_PROXY']), isset($_ENV['HTTP_PROXY']), getenv('HTTP_PROXY'), getallheaders());")
             .set("HTTP_PROXY", "http://evil.example");
         let text = t.send(&request).text();
         assert!(text.starts_with("bool(false)\nbool(false)\nbool(false)\n"), "{text}");
     });
     c.same("the_real_proxy_variable_stands_where_a_header_claims_to_be_it", &INHERITED, |t| {
         let request = t
-            .page("var_dump($_SERVER['HTTP_PROXY'], $_ENV['HTTP_PROXY'], getenv('HTTP_PROXY'), getenv()['HTTP_PROXY'] ?? null);")
+            .page("var_dump($_SERVER['HTTP_PROXY'], $_ENV['HTTP_PROXY'], getenv('HTTP_PROXY'));")
             .set("HTTP_PROXY", "http://evil.example");
         let text = t.send(&request).text();
         assert!(text.starts_with("string(19) \"http://real.example\"\n"), "{text}");
+    });
+    c.differs(
+        "a_proxy_header_is_not_among_all_variables_either",
+        &CLEARED,
+        "php-fpm hides a Proxy header from getenv('HTTP_PROXY') and $_SERVER, and shows it in getenv() without a name and in \
+         filter_input(); we hide it there too (httpoxy).",
+        |t| {
+            let request = t
+                .page("echo getenv()['HTTP_PROXY'] ?? 'hidden', filter_input(INPUT_SERVER, 'HTTP_PROXY') ?? 'hidden';")
+                .set("HTTP_PROXY", "http://evil.example");
+            let hidden = t.send(&request).text() == "hiddenhidden";
+            assert_eq!(hidden, t.is_php_pool());
+        },
+    );
+    c.same("getenv_without_a_name_is_all_variables", &Setup::BASE, |t| {
+        let text = t.php("echo join(' ', array_keys(getenv()));").text();
+        assert!(text.contains("USER") && text.contains("SCRIPT_NAME") && text.contains("FCGI_ROLE"), "{text}");
+    });
+    c.same("filter_input_sees_the_environment", &CLEARED, |t| {
+        let code = "foreach ([INPUT_ENV, INPUT_SERVER] as $of) foreach (['SERVER_PORT', 'FROM_POOL', 'NOT'] as $name)
+                        echo var_export(filter_input($of, $name), true), ' ';";
+        assert_eq!(t.php(code).text(), "'80' 'pool' NULL '80' NULL NULL ");
     });
     c.same("env_is_empty_unless_variables_order_names_it", &Setup::BASE, |t| {
         assert_eq!(t.php("var_dump($_ENV);").text(), "array(0) {\n}\n");

@@ -79,7 +79,7 @@ pub struct Page {
 pub struct Callbacks {
     pub write: extern "C" fn(*const c_char, usize) -> bool,
     pub flush: extern "C" fn() -> bool,
-    pub read_body: extern "C" fn(*mut c_char, usize, *mut bool) -> usize,
+    pub read_body: extern "C" fn(*mut c_char, usize, *mut i32) -> usize,
     pub params: extern "C" fn(*mut usize) -> *const Param,
     pub param: extern "C" fn(*const c_char, usize) -> *const c_char,
     pub log: extern "C" fn(u32, bool, *const c_char, usize),

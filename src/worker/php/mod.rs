@@ -49,13 +49,13 @@ extern "C" fn flush() -> bool {
     current().is_none_or(Exchange::flush)
 }
 
-extern "C" fn read_body(buffer: *mut c_char, length: usize, cut: *mut bool) -> usize {
+extern "C" fn read_body(buffer: *mut c_char, length: usize, cut: *mut i32) -> usize {
     // SAFETY: PHP's buffer of that size; it is initialised memory of PHP's stack or heap, and bytes have no invalid value.
     let target = unsafe { std::slice::from_raw_parts_mut(buffer.cast(), length) };
     let Some(exchange) = current() else { return 0 };
     let count = exchange.read_body(target);
     // SAFETY: the address of a local variable of the shim.
-    unsafe { *cut = exchange.is_truncated() };
+    unsafe { *cut = exchange.status_of_cut().map_or(0, i32::from) };
     count
 }
 

@@ -1,4 +1,5 @@
 #include "shim.h"
+#include "directory_ini.h"
 
 #include <signal.h>
 #include <string.h>
@@ -65,22 +66,19 @@ static size_t write_output(const char *text, size_t length)
 
 static void flush_output(void *context)
 {
-    (void) context;
-    if (!SG(headers_sent)) {
-        sapi_send_headers();
-    }
+    (void) context; /* headers alone are not sent: a status may follow yet, as under php-fpm */
     if (!rust->flush()) {
         php_handle_aborted_connection();
     }
 }
 
+/* The phrases that php-fpm knows: another code stands alone. */
 static const char *reason_of(int status)
 {
     static const struct { int status; const char *reason; } known[] = {
-        {100, "Continue"}, {101, "Switching Protocols"}, {102, "Processing"}, {103, "Early Hints"},
+        {100, "Continue"}, {101, "Switching Protocols"},
         {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {203, "Non-Authoritative Information"}, {204, "No Content"},
-        {205, "Reset Content"}, {206, "Partial Content"}, {207, "Multi-Status"}, {208, "Already Reported"},
-        {226, "IM Used"},
+        {205, "Reset Content"}, {206, "Partial Content"},
         {300, "Multiple Choices"}, {301, "Moved Permanently"}, {302, "Found"}, {303, "See Other"},
         {304, "Not Modified"}, {305, "Use Proxy"}, {307, "Temporary Redirect"}, {308, "Permanent Redirect"},
         {400, "Bad Request"}, {401, "Unauthorized"}, {402, "Payment Required"}, {403, "Forbidden"},
@@ -176,13 +174,13 @@ static int send_headers(sapi_headers_struct *headers)
 
 static size_t read_post(char *buffer, size_t length)
 {
-    bool cut = false;
+    int cut = 0;
     size_t count = rust->read_body(buffer, length, &cut);
     /* What a script reads must not look like the whole when it is not. (At start-up PHP reads a POST's body before there is
      * a script; that is answered instead of being run.) */
     if (cut && now.running) {
         if (!SG(headers_sent)) {
-            SG(sapi_headers).http_response_code = 400;
+            SG(sapi_headers).http_response_code = cut;
         }
         php_handle_aborted_connection();
     }
@@ -202,7 +200,9 @@ static char *get_env(const char *name, size_t length)
 static void register_variable(const char *name, const char *value, size_t length, zval *array)
 {
     char *text = (char *) value; /* the filter may put another string there */
-    if (sapi_module.input_filter(PARSE_SERVER, name, &text, length, &length)) {
+    /* For $_SERVER the filter extension keeps what filter_input() shows, and puts the variable there itself. */
+    bool server = array == &PG(http_globals)[TRACK_VARS_SERVER];
+    if (!server || sapi_module.input_filter(PARSE_SERVER, name, &text, length, &length)) {
         php_register_variable_safe(name, text, length, array);
     }
 }
@@ -214,37 +214,20 @@ static bool is_hidden(const struct shim_param *param)
 
 static void (*import_process_environment)(zval *array);
 
-static void register_unfiltered(const char *name, const char *value, size_t length, zval *array)
-{
-    php_register_variable_safe(name, value, length, array);
-}
+/* Where a PHP has it, what $_ENV and getenv() without a name go through; declared again, as older headers lack it. */
+extern void (*php_load_environment_variables)(zval *array) __attribute__((weak));
 
-typedef void registrar(const char *name, const char *value, size_t length, zval *array);
-
-/* The parameters, the last one first. */
-static void import_params(zval *array, registrar *add)
+/* $_SERVER, $_ENV and getenv() without a name: the process's environment, then the parameters, the last one first. */
+static void import_environment(zval *array)
 {
+    import_process_environment(array);
     size_t count;
     const struct shim_param *params = rust->params(&count);
     while (count-- > 0) {
         if (!is_hidden(&params[count])) {
-            add(params[count].name, params[count].value, params[count].value_len, array);
+            register_variable(params[count].name, params[count].value, params[count].value_len, array);
         }
     }
-}
-
-/* $_SERVER and $_ENV: the process's environment, then the parameters. */
-static void import_environment(zval *array)
-{
-    import_process_environment(array);
-    import_params(array, register_variable);
-}
-
-/* getenv() without a name. No input filter: it would put what it is given into $_SERVER instead. */
-static void load_environment(zval *array)
-{
-    import_process_environment(array);
-    import_params(array, register_unfiltered);
 }
 
 static void register_server_variables(zval *array)
@@ -268,98 +251,12 @@ static void register_server_variables(zval *array)
 
 /* ---------------------------------------------------------------- life of a request */
 
-/* The settings of a folder's .user.ini and those above it, by the folder's path. */
-struct user_ini {
-    time_t expires;
-    HashTable *settings;
-};
-static HashTable user_ini_cache;
-
-static void free_user_ini(zval *element)
-{
-    struct user_ini *cached = Z_PTR_P(element);
-    zend_hash_destroy(cached->settings);
-    free(cached->settings);
-    free(cached);
-}
-
-/* Reads .user.ini of `folder` (which ends in a slash), and before it those from the document root downwards where the folder
- * lies below it. */
-static void read_user_ini(char *folder, size_t length, const char *root, size_t root_length, HashTable *settings)
-{
-    if (length > root_length && strncmp(folder, root, root_length) == 0) {
-        for (char *slash = folder + root_length; (slash = strchr(slash, '/')); slash++) {
-            *slash = '\0';
-            php_parse_user_ini_file(folder, PG(user_ini_filename), settings);
-            *slash = '/';
-        }
-    } else {
-        folder[length - 1] = '\0';
-        php_parse_user_ini_file(folder, PG(user_ini_filename), settings);
-        folder[length - 1] = '/';
-    }
-}
-
-static void apply_user_ini(char *folder, size_t length, const char *root)
-{
-    struct user_ini *cached = zend_hash_str_find_ptr(&user_ini_cache, folder, length);
-    if (!cached) {
-        cached = pemalloc(sizeof *cached, 1);
-        cached->expires = 0;
-        cached->settings = pemalloc(sizeof *cached->settings, 1);
-        zend_hash_init(cached->settings, 8, NULL, config_zval_dtor, 1);
-        zend_hash_str_update_ptr(&user_ini_cache, folder, length, cached);
-    }
-    time_t time = (time_t) sapi_get_request_time();
-    if (time > cached->expires) {
-        zend_hash_clean(cached->settings);
-        size_t root_length = strlen(root);
-        if (root_length > 0 && root[root_length - 1] == '/') {
-            root_length--;
-        }
-        read_user_ini(folder, length, root, root_length, cached->settings);
-        cached->expires = time + PG(user_ini_cache_ttl);
-    }
-    php_ini_activate_config(cached->settings, PHP_INI_PERDIR, PHP_INI_STAGE_HTACCESS);
-}
-
-/* php.ini's [HOST=] and [PATH=] sections and the site's .user.ini, before anything of the script's is looked at. */
+/* Early in php_request_startup, when a POST's body has been read. */
 static int activate(void)
 {
-    const char *script = SG(request_info).path_translated;
-    if (!script) {
-        return SUCCESS;
+    if (SG(server_context)) {
+        shim_activate_ini(SG(request_info).path_translated, rust->param("DOCUMENT_ROOT", 13), rust->param("SERVER_NAME", 11));
     }
-    if (php_ini_has_per_host_config()) {
-        const char *server = rust->param("SERVER_NAME", 11);
-        if (server) {
-            zend_string *host = zend_string_init(server, strlen(server), 0);
-            zend_string *lower = zend_string_tolower(host);
-            php_ini_activate_per_host_config(ZSTR_VAL(lower), ZSTR_LEN(lower));
-            zend_string_release(lower);
-            zend_string_release(host);
-        }
-    }
-    bool user_ini = PG(user_ini_filename) && *PG(user_ini_filename);
-    if (!user_ini && !php_ini_has_per_dir_config()) {
-        return SUCCESS;
-    }
-    char *folder = *script == '/' ? estrdup(script) : expand_filepath(script, NULL);
-    if (!folder) {
-        return FAILURE;
-    }
-    size_t length = zend_dirname(folder, strlen(folder));
-    if (length > 1) { /* not the root itself, which is a slash already */
-        folder = erealloc(folder, length + 2);
-        folder[length++] = '/';
-        folder[length] = '\0';
-    }
-    php_ini_activate_per_dir_config(folder, length);
-    const char *root = user_ini ? rust->param("DOCUMENT_ROOT", 13) : NULL;
-    if (root) {
-        apply_user_ini(folder, length, root);
-    }
-    efree(folder);
     return SUCCESS;
 }
 
@@ -405,6 +302,13 @@ static void change(const char *name, size_t length, const char *value, bool admi
         spprintf(&message, 0, "Passing INI directive through FastCGI: unable to set '%s'", name);
         log_text(SHIM_ERROR, message);
         efree(message);
+    } else {
+        zend_ini_entry *entry = zend_hash_find_ptr(EG(ini_directives), key);
+        /* Of a setting that only the system can change, opcache compiles the value into scripts, for all requests. Any other
+         * bit keeps it from that; PHP puts the old ones back with the old value. */
+        if (entry && entry->modifiable == ZEND_INI_SYSTEM) {
+            entry->modifiable |= 1 << 3;
+        }
     }
     zend_string_release(text);
     zend_string_release(key);
@@ -474,9 +378,9 @@ static void run_script(void)
     }
     zend_file_handle file;
     char *asked = estrdup(path);
-    errno = 0;
+    errno = ENOENT; /* not every failure sets it */
     if (!*asked || php_fopen_primary_script(&file) == FAILURE) {
-        int error = *asked ? errno : ENOENT;
+        int error = errno;
         char *text;
         spprintf(&text, 0, "Unable to open primary script: %s (%s)", asked, strerror(error));
         log_text(SHIM_ERROR, text);
@@ -788,8 +692,9 @@ bool shim_start(const struct shim_start *start)
     }
     import_process_environment = php_import_environment_variables;
     php_import_environment_variables = import_environment;
-    php_load_environment_variables = load_environment;
-    zend_hash_init(&user_ini_cache, 8, NULL, free_user_ini, 1);
+    if (&php_load_environment_variables) {
+        php_load_environment_variables = import_environment;
+    }
     SG(options) |= SAPI_OPTION_NO_CHDIR; /* we go to the script's folder ourselves: one call, not three */
 #ifdef ZEND_SIGNALS
     SIGG(reset) = 0; /* our own handlers only set flags, there is nothing to defer */
@@ -831,12 +736,11 @@ bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t v
 bool shim_load_extension(const char *name)
 {
     bool loaded = false;
+    zend_interned_strings_switch_storage(0); /* its strings live as long as the process, as if it had been there at start-up */
     zend_first_try {
-        /* Its strings live as long as the process, as if it had been there at start-up. */
-        zend_interned_strings_switch_storage(0);
         loaded = php_load_extension(name, MODULE_PERSISTENT, 1) == SUCCESS;
-        zend_collect_module_handlers(); /* its request handlers among those of the others */
     } zend_end_try();
+    zend_collect_module_handlers(); /* its request handlers among those of the others */
     zend_interned_strings_switch_storage(1);
     return loaded;
 }

@@ -52,8 +52,9 @@ struct shim_callbacks {
     bool (*write)(const char *data, size_t length);
     /* Sends what was written; false: the client is gone. */
     bool (*flush)(void);
-    /* Fills the buffer from the body; fewer bytes only at its end, or (cut) where it ended before its time. */
-    size_t (*read_body)(char *buffer, size_t length, bool *cut);
+    /* Fills the buffer from the body; fewer bytes only at its end, or where it ended before its time: then `cut` is the HTTP
+     * status that this deserves. */
+    size_t (*read_body)(char *buffer, size_t length, int *cut);
     /* All parameters in the order of arrival. */
     const struct shim_param *(*params)(size_t *count);
     /* One parameter, or NULL. */

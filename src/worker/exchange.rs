@@ -160,6 +160,10 @@ impl Exchange {
         params.read(conn.input.params(), begin.role.name());
         out.begin(begin.id);
         let (settings, logging) = &worker.script_settings;
+        if script::is_relative(&params) {
+            // Not to where the last script was: that may be another site.
+            let _ = nix::unistd::chdir(&worker.home);
+        }
         let script = script::resolve(&mut params, settings, &super::php::PhpFiles);
         let length = if script.named {
             params.get("CONTENT_LENGTH").unwrap_or_default()

@@ -127,6 +127,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         told: RefCell::default(),
         released: RefCell::default(),
         orphaned: Cell::new(false),
+        home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,
     }));
     match serve::Loop::new(worker, wake) {

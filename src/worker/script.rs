@@ -37,6 +37,15 @@ pub struct Script {
     pub named: bool,
 }
 
+/// Whether a path of the request is relative.
+pub fn is_relative(params: &Params) -> bool {
+    ["SCRIPT_FILENAME", "PATH_TRANSLATED"].into_iter().any(|name| {
+        params
+            .get(name)
+            .is_some_and(|path| !path.starts_with(b"/") && strip_proxy_prefix(path).is_none())
+    })
+}
+
 /// Works out the script of a request.
 pub fn resolve(params: &mut Params, settings: &Settings, files: &dyn Files) -> Script {
     let own = |params: &Params, name: &str| params.get(name).map(<[u8]>::to_vec);

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,8 @@ pub struct Worker {
     pub released: RefCell<Vec<Conn>>,
     /// The master is gone.
     pub orphaned: Cell<bool>,
+    /// The working folder, until a script runs in its own.
+    pub home: PathBuf,
 }
 
 impl Worker {

@@ -1,10 +1,10 @@
 //! One request and its reply: what stands between PHP and the connection.
 
-use std::panic::Location;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -393,7 +393,10 @@ impl Exchange {
             None => {}
             Some(Cut::Aborted) => return Answer::Nothing,
             Some(Cut::TimedOut) => {
-                return Answer::Page(Page::error(408, "Request Timeout: the rest of the body did not come.\n"));
+                return Answer::Page(Page::error(
+                    408,
+                    "Request Timeout: the rest of the body did not come.\n",
+                ));
             }
             Some(Cut::Short | Cut::Closed) => {
                 return Answer::Page(Page::error(400, "Bad Request: the body is not complete.\n"));

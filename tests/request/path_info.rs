@@ -15,9 +15,18 @@ static DISCARDED: Setup = Setup {
     ..Setup::BASE
 };
 
-static ONE_WORKER: Setup = Setup { name: "path-one-worker", workers: 1, ..Setup::BASE };
+static ONE_WORKER: Setup = Setup {
+    name: "path-one-worker",
+    workers: 1,
+    ..Setup::BASE
+};
 
-static AT_HOME: Setup = Setup { name: "path-at-home", workers: 1, pool: "chdir = {www}\n", ..Setup::BASE };
+static AT_HOME: Setup = Setup {
+    name: "path-at-home",
+    workers: 1,
+    pool: "chdir = {www}\n",
+    ..Setup::BASE
+};
 
 static ANY_EXTENSION: Setup = Setup {
     name: "any-extension",
@@ -624,20 +633,27 @@ fn others(c: &mut Cases) {
             t.send(&request);
         },
     );
-    c.same("a_relative_file_name_is_not_one_of_the_folder_that_served_before", &ONE_WORKER, |t| {
-        tree(t);
-        for file in ["info.php", "./info.php", "d/e/f.php"] {
-            // The worker has just been there.
-            let request = t.get("/info.php");
-            assert_eq!(t.send(&request).status(), 200);
-            assert_eq!(outcome(t, &request.set("SCRIPT_FILENAME", file)), NOT_FOUND, "{file}");
-        }
-    });
+    c.same(
+        "a_relative_file_name_is_not_one_of_the_folder_that_served_before",
+        &ONE_WORKER,
+        |t| {
+            tree(t);
+            for file in ["info.php", "./info.php", "d/e/f.php"] {
+                // The worker has just been there.
+                let request = t.get("/info.php");
+                assert_eq!(t.send(&request).status(), 200);
+                assert_eq!(outcome(t, &request.set("SCRIPT_FILENAME", file)), NOT_FOUND, "{file}");
+            }
+        },
+    );
     c.same("a_relative_file_name_is_one_of_the_folder_of_the_pool", &AT_HOME, |t| {
         t.file("info.php", "<?php");
         std::fs::write(t.root.with_file_name("at-home.php"), PROBE).expect("the folder is ours");
         for _ in 0..3 {
-            let request = t.get("/info.php").set("SCRIPT_FILENAME", "at-home.php").set("SCRIPT_NAME", "/at-home.php");
+            let request = t
+                .get("/info.php")
+                .set("SCRIPT_FILENAME", "at-home.php")
+                .set("SCRIPT_NAME", "/at-home.php");
             assert!(outcome(t, &request).starts_with("200 SN=/at-home.php"));
             let other = t.get("/info.php");
             t.send(&other);

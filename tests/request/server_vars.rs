@@ -371,13 +371,17 @@ fn environment(c: &mut Cases) {
         let text = t.send(&request).text();
         assert!(text.starts_with("bool(false)\nbool(false)\nbool(false)\n"), "{text}");
     });
-    c.same("the_real_proxy_variable_stands_where_a_header_claims_to_be_it", &INHERITED, |t| {
-        let request = t
-            .page("var_dump($_SERVER['HTTP_PROXY'], $_ENV['HTTP_PROXY'], getenv('HTTP_PROXY'));")
-            .set("HTTP_PROXY", "http://evil.example");
-        let text = t.send(&request).text();
-        assert!(text.starts_with("string(19) \"http://real.example\"\n"), "{text}");
-    });
+    c.same(
+        "the_real_proxy_variable_stands_where_a_header_claims_to_be_it",
+        &INHERITED,
+        |t| {
+            let request = t
+                .page("var_dump($_SERVER['HTTP_PROXY'], $_ENV['HTTP_PROXY'], getenv('HTTP_PROXY'));")
+                .set("HTTP_PROXY", "http://evil.example");
+            let text = t.send(&request).text();
+            assert!(text.starts_with("string(19) \"http://real.example\"\n"), "{text}");
+        },
+    );
     c.differs(
         "a_proxy_header_is_not_among_all_variables_either",
         &CLEARED,
@@ -393,7 +397,10 @@ fn environment(c: &mut Cases) {
     );
     c.same("getenv_without_a_name_is_all_variables", &Setup::BASE, |t| {
         let text = t.php("echo join(' ', array_keys(getenv()));").text();
-        assert!(text.contains("USER") && text.contains("SCRIPT_NAME") && text.contains("FCGI_ROLE"), "{text}");
+        assert!(
+            text.contains("USER") && text.contains("SCRIPT_NAME") && text.contains("FCGI_ROLE"),
+            "{text}"
+        );
     });
     c.same("filter_input_sees_the_environment", &CLEARED, |t| {
         let code = "foreach ([INPUT_ENV, INPUT_SERVER] as $of) foreach (['SERVER_PORT', 'FROM_POOL', 'NOT'] as $name)

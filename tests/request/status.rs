@@ -225,7 +225,10 @@ fn page(c: &mut Cases) {
             let reply = t.send_unrecorded(&request);
             let kind = reply.header("Content-Type").join(" ");
             t.note(&kind);
-            assert!(kind.starts_with(if t.is_php_pool() { "text/plain" } else { "text/xml" }), "{kind}");
+            assert!(
+                kind.starts_with(if t.is_php_pool() { "text/plain" } else { "text/xml" }),
+                "{kind}"
+            );
         },
     )
     .alone();

@@ -5,7 +5,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -170,6 +171,27 @@ impl PhpIni {
     /// parsed is PHP's to complain about.
     pub fn values(&self, env: &HashMap<OsString, OsString>) -> HashMap<String, String> {
         let mut values = HashMap::new();
+        for content in self.contents() {
+            read(&content, env, &mut values);
+        }
+        values
+    }
+
+    /// The names that stand in a `${NAME}`: what php.ini may ask of the environment.
+    pub fn variables(&self) -> HashSet<String> {
+        let names = RefCell::new(HashSet::new());
+        let note = |name: &str| {
+            names.borrow_mut().insert(name.to_owned());
+            None
+        };
+        for content in self.contents() {
+            Parser::new(&content, 1, &note).for_each(drop);
+        }
+        names.into_inner()
+    }
+
+    /// What each file says, in order, and `-d` last.
+    fn contents(&self) -> Vec<Vec<u8>> {
         let mut files: Vec<PathBuf> = self
             .file_or_dir
             .as_deref()
@@ -193,13 +215,15 @@ impl PhpIni {
             found.sort();
             files.extend(found);
         }
-        for content in files.iter().filter_map(|file| fs::read(file).ok()) {
-            read(&content, env, &mut values);
-        }
-        for (name, value) in &self.defines {
-            read(format!("{name}={value}\n").as_bytes(), env, &mut values);
-        }
-        values
+        let defines = self
+            .defines
+            .iter()
+            .map(|(name, value)| format!("{name}={value}\n").into_bytes());
+        files
+            .iter()
+            .filter_map(|file| fs::read(file).ok())
+            .chain(defines)
+            .collect()
     }
 }
 
@@ -396,5 +420,24 @@ mod tests {
         assert_eq!(define("a=\"b\""), "\"b\"");
         assert_eq!(define("a=/b"), "\"/b\"");
         assert_eq!(define("a=-1"), "\"-1\"");
+    }
+
+    #[test]
+    fn what_is_asked_of_the_environment_is_known_by_name() {
+        let tree = Tree::new(&[
+            (
+                "php.ini",
+                "memory_limit = ${MEMORY}\n;a = ${COMMENT}\nb = \"x${QUOTED:-y}\"\n[PATH=/srv]\nc = ${OTHER}\n",
+            ),
+            ("conf.d/1.ini", "d = ${SCANNED}\n"),
+        ]);
+        let ini = PhpIni {
+            file_or_dir: Some(tree.path("php.ini")),
+            scan_dir: Some(tree.text("conf.d")),
+            none: false,
+            defines: vec![("e".into(), "${DEFINED}".into())],
+        };
+        let wanted = ["MEMORY", "QUOTED", "OTHER", "SCANNED", "DEFINED"];
+        assert_eq!(ini.variables(), wanted.map(str::to_owned).into());
     }
 }

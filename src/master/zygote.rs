@@ -1,6 +1,8 @@
 //! Starting a zygote: which executable, with what, as whom.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -20,6 +22,7 @@ use super::process::Process;
 use super::users::Identity;
 use super::watch::{self, Event, Place, Watch};
 use crate::cli::worker;
+use crate::config::phpini::PhpIni;
 use crate::config::{Global, Pool};
 use crate::control::{self, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig};
 use crate::log::{WorkerOutput, errno};
@@ -36,6 +39,9 @@ pub enum ZygoteError {
     /// It cannot be executed.
     #[error("{path} cannot be executed: {reason}", path = .0.display(), reason = errno(.1))]
     Execute(PathBuf, #[source] io::Error),
+    /// Code of the pool would run before the chroot.
+    #[error("opcache.preload and chroot exclude each other: what is preloaded would run outside of the chroot")]
+    PreloadInChroot,
     /// Something it needs cannot be made.
     #[error("{0} cannot be made: {reason}", reason = errno(.1))]
     Make(&'static str, #[source] io::Error),
@@ -88,7 +94,13 @@ impl Zygote {
         let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
             .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
         let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
-        let (php, exposes_php) = php_settings(ctx, pool, &executable.php);
+        let ini = ctx
+            .launch
+            .php
+            .search(&executable.php, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref())
+            .find();
+        let asked_for = ini.variables();
+        let (php, exposes_php) = php_settings(ctx, pool, ini)?;
         let config = ZygoteConfig {
             version: VERSION,
             confinement: confinement(pool, identity),
@@ -102,8 +114,6 @@ impl Zygote {
             .arg0(format!("php-fpm: pool {}", pool.name))
             .arg("zygote")
             .current_dir("/")
-            // Ctrl-C in a terminal is the master's alone to obey.
-            .process_group(0)
             .stdin(Stdio::null());
         if let Ok(here) = std::env::current_dir() {
             command.current_dir(here);
@@ -111,9 +121,8 @@ impl Zygote {
         command
             .stdout(stderr.try_clone().map_err(make("a pipe"))?)
             .stderr(stderr);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_internal)) {
-            command.env_remove(name);
-        }
+        // /proc/PID/environ shows this to PHP for as long as it runs.
+        command.env_clear().envs(start_environment(pool, &asked_for));
         let mapping = FdMapping {
             parent_fd: theirs.into(),
             child_fd: 3,
@@ -192,26 +201,50 @@ fn confinement(pool: &Pool, identity: &Identity) -> Confinement {
 }
 
 /// The settings of PHP, and whether `expose_php` is on.
-fn php_settings(ctx: &Context, pool: &Pool, version: &str) -> (PhpSettings, bool) {
-    let php = &ctx.launch.php;
-    let found = php
-        .search(version, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref())
-        .find();
+fn php_settings(ctx: &Context, pool: &Pool, found: PhpIni) -> Result<(PhpSettings, bool), ZygoteError> {
+    let mut values = found.values(&ctx.launch.load.env);
     let entries = [&pool.php_admin_value, &pool.php_value];
-    let own = entries
-        .into_iter()
-        .flatten()
-        .find(|entry| entry.key == "expose_php")
-        .map(|entry| entry.value.clone());
-    let value = own.or_else(|| found.values(&ctx.launch.load.env).remove("expose_php"));
+    let mut value = |key: &str| {
+        let own = entries.into_iter().flatten().find(|entry| entry.key == key);
+        own.map(|entry| entry.value.clone()).or_else(|| values.remove(key))
+    };
+    if pool.chroot.is_some() && value("opcache.preload").is_some_and(|file| !file.is_empty()) {
+        return Err(ZygoteError::PreloadInChroot);
+    }
+    let value = value("expose_php");
     let off = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "off" | "no" | "false");
     let exposes = !value.as_deref().is_some_and(off);
     let settings = PhpSettings {
         values: pool.php_value.clone(),
         admin_values: pool.php_admin_value.clone(),
-        ..php.settings(found)
+        ..ctx.launch.php.settings(found)
     };
-    (settings, exposes)
+    Ok((settings, exposes))
+}
+
+/// What PHP starts up with: what php.ini asks for by name, and what the loader and the C library go by. (php-fpm starts PHP
+/// with all that the master has, and shows it to every pool.)
+fn start_environment(pool: &Pool, asked_for: &HashSet<String>) -> Vec<(OsString, OsString)> {
+    const OF_THE_SYSTEM: [&str; 7] = [
+        "PATH",
+        "TZ",
+        "LANG",
+        "LANGUAGE",
+        "TMPDIR",
+        "OPENSSL_CONF",
+        "GLIBC_TUNABLES",
+    ];
+    let of_the_system = |name: &str| {
+        let beginnings = ["LC_", "LD_", "MALLOC_"];
+        OF_THE_SYSTEM.contains(&name) || beginnings.iter().any(|beginning| name.starts_with(beginning))
+    };
+    let is_for_php = |name: &str| !pool.clear_env || of_the_system(name) || asked_for.contains(name);
+    std::env::vars_os()
+        .filter(|(name, _)| match name.to_str() {
+            Some(name) => !is_internal(name) && is_for_php(name),
+            None => !pool.clear_env,
+        })
+        .collect()
 }
 
 /// In php-fpm's order: what is inherited, `env[]`, USER and HOME.

@@ -1,7 +1,7 @@
 //! The process's environment. In a module of its own, as changing it is only sound in a single thread.
 
-/// Replaces the whole environment, in order. `scan_dir` becomes PHP_INI_SCAN_DIR, where libphp looks for it.
-pub fn replace(env: &[(Vec<u8>, Vec<u8>)], scan_dir: Option<&str>) {
+/// Replaces the whole environment, in order.
+pub fn replace(env: &[(Vec<u8>, Vec<u8>)]) {
     use std::os::unix::ffi::OsStrExt;
     // SAFETY: zygote and worker have one thread; libphp holds no pointer into the environment across this (it copies what
     // it reads at start-up).
@@ -10,8 +10,13 @@ pub fn replace(env: &[(Vec<u8>, Vec<u8>)], scan_dir: Option<&str>) {
         for (name, value) in env {
             std::env::set_var(std::ffi::OsStr::from_bytes(name), std::ffi::OsStr::from_bytes(value));
         }
-        if let Some(folders) = scan_dir {
-            std::env::set_var("PHP_INI_SCAN_DIR", folders);
-        }
+    }
+}
+
+/// Sets PHP_INI_SCAN_DIR, where libphp looks for it.
+pub fn set_scan_dir(folders: Option<&str>) {
+    if let Some(folders) = folders {
+        // SAFETY: as above; libphp has not been started.
+        unsafe { std::env::set_var("PHP_INI_SCAN_DIR", folders) }
     }
 }

@@ -44,11 +44,7 @@ pub fn main() -> ! {
             std::process::exit(64);
         }
     };
-    let env: Vec<(Vec<u8>, Vec<u8>)> = std::env::vars_os()
-        .map(|(name, value)| (name.into_encoded_bytes(), value.into_encoded_bytes()))
-        .filter(|(name, _)| name != b"PHP_INI_SCAN_DIR" || settings.scan_dir.is_none())
-        .collect();
-    environment::replace(&env, settings.scan_dir.as_deref());
+    environment::set_scan_dir(settings.scan_dir.as_deref());
     php::init();
     if !php::start(&settings) {
         std::process::exit(70);
@@ -104,6 +100,10 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         _ => std::process::exit(0), // the master is gone, or does not want us any more
     }
 
+    if let Err(error) = confine::worker(&config.confinement) {
+        let text = format!("process.dumpable cannot be set: {error}");
+        print_log(Level::Error, false, text.as_bytes(), usize::MAX);
+    }
     let _ = php_pool::sys::set_title(&format!("php-fpm: {}", config.pool.title));
     php::obey(&board.control(slot).terminate, config.pool.request_terminate_timeout);
     php::load_extensions(&config.php, |text| {

@@ -76,17 +76,19 @@ fn start(control: &Control) -> Result<Generation, String> {
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
     let complain = |text: String| print_log(Level::Error, false, text.as_bytes(), usize::MAX);
-    // Before a chroot hides /etc and /proc. A title is no more than a help.
+    // Before a chroot hides /etc. A title is no more than a help.
     php_pool::log::read_time_zone();
     let _ = php_pool::sys::set_title(&format!("php-fpm: zygote {}", config.pool.name));
-    confine::confine(&config.confinement, complain).map_err(|e| e.to_string())?;
+    confine::enter(&config.confinement, complain).map_err(|e| e.to_string())?;
 
-    super::environment::replace(&config.env, config.php.scan_dir.as_deref());
+    // What the master has let through: php.ini and libraries may ask for it.
+    super::environment::set_scan_dir(config.php.scan_dir.as_deref());
     php::init();
     if !php::start(&config.php) {
         return Err("PHP module start-up failed; what it says stands before this line".into());
     }
-    super::environment::replace(&config.env, None);
+    confine::close(&config.confinement).map_err(|e| e.to_string())?;
+    super::environment::replace(&config.env);
     php::apply(&config.php, complain);
     board.header().publish_trace_layout(php::trace_layout());
     // Extensions may have started threads or left children; neither survives a fork in order.

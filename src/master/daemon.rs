@@ -284,6 +284,12 @@ impl Daemon {
 
     /// From starting or reloading to ready.
     fn advance(&mut self) -> Option<i32> {
+        if self.phase == Phase::Starting && self.pools.iter().all(|pool| pool.is_settled() && pool.failed.is_some()) {
+            self.log().error("FPM initialization failed");
+            self.all().for_each(Pool::kill);
+            self.clean_up();
+            return Some(70);
+        }
         self.tell_when_up();
         let done = match self.phase {
             // The sockets listen and PHP is up; that workers accept is a matter of milliseconds.
@@ -294,12 +300,6 @@ impl Daemon {
         };
         if !done {
             return None;
-        }
-        if self.phase == Phase::Starting && self.pools.iter().all(|pool| pool.failed.is_some()) {
-            self.log().error("FPM initialization failed");
-            self.all().for_each(Pool::kill);
-            self.clean_up();
-            return Some(70);
         }
         if self.phase == Phase::Reloading {
             self.log()

@@ -302,6 +302,13 @@ impl Generation {
         dead.into_iter().map(|id| self.bury_one(id, now, totals)).collect()
     }
 
+    /// Whether the zygote has left an order undone for so long that it will never do it.
+    pub fn hangs(&self, now: Duration) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let undone = |worker: &Worker| worker.process.is_none() && worker.started + PATIENCE <= now;
+        self.life == Life::Ready && self.workers.values().any(undone)
+    }
+
     /// When [`Self::bury`] should be called again.
     pub fn next_burial(&self) -> Option<Duration> {
         self.workers
@@ -405,13 +412,19 @@ impl Generation {
         }
         slot.reset();
         self.free.insert(worker.slot);
+        worker.linger();
     }
 
     /// Counts the workers into a snapshot.
     pub fn count(&self, snapshot: &mut Snapshot) {
         let header = self.board.header();
         let hint = header.active.load(SeqCst);
-        for worker in self.workers.values().filter(|worker| worker.ended.is_none()) {
+        for worker in self.workers.values() {
+            if worker.ended.is_some() {
+                // Until it is known how, it has its place: its zygote will tell in a moment.
+                snapshot.ending += 1;
+                continue;
+            }
             let slot = self.board.slot(worker.slot as usize);
             match (slot.stage(), slot.since.load(SeqCst)) {
                 (Stage::None, 0) => snapshot.starting += 1,

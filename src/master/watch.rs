@@ -83,6 +83,15 @@ impl Watch {
     }
 }
 
+/// Lets tasks go on for a while: what a process said before it ended is still on its way.
+pub fn linger(watches: Vec<Watch>) {
+    const WHILE: Duration = Duration::from_secs(5);
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(WHILE).await;
+        drop(watches);
+    });
+}
+
 /// CLOCK_MONOTONIC, the clock of everything in the master.
 pub fn now() -> Duration {
     Duration::from_nanos(monotonic_ns())

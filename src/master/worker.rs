@@ -177,6 +177,11 @@ impl Worker {
         }
     }
 
+    /// It has ended; connections that it handed over may still be on their way, and must not be lost.
+    pub fn linger(self) {
+        watch::linger(self.watches);
+    }
+
     /// Its last words into the log.
     pub fn drain_output(&self) {
         if let Some(output) = &self.output {

@@ -77,6 +77,8 @@ pub struct Snapshot {
     pub idle: Vec<Idle>,
     /// Workers that are being made.
     pub starting: u32,
+    /// Workers that have ended and are not buried yet.
+    pub ending: u32,
     /// Workers with a request.
     pub active: u32,
     /// Of those with a request, the ones that leave after it.
@@ -94,7 +96,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Workers that exist or are being made.
     pub fn total(&self) -> u32 {
-        self.idle.len() as u32 + self.starting + self.active
+        self.idle.len() as u32 + self.starting + self.ending + self.active
     }
 
     fn available(&self) -> u32 {

@@ -368,6 +368,7 @@ fn any_pool() -> impl Strategy<Value = Snapshot> {
             idle,
             starting,
             active,
+            ending: lost / 2,
             active_asked: active / 2,
             peak: active,
             waiting,

@@ -1,0 +1,303 @@
+//! A master of a test's own: any configuration, real processes, real signals.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::fcgi::{Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, pair, stream};
+use crate::support::server::{spawn, that_dies_with_us};
+
+/// How long a condition may take: the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for a condition.
+pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A folder with scripts and a configuration.
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("php-pool-test").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        std::os::unix::fs::symlink(executable(), dir.path().join("php-fpm")).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: &str) -> PathBuf {
+        fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    /// Writes the configuration. `{dir}` is this folder and `{user}` the line that root needs; a log and a pid file are
+    /// set already.
+    pub fn configure(&self, text: &str) {
+        let user = if nix::unistd::geteuid().is_root() {
+            "user = www-data"
+        } else {
+            ""
+        };
+        let text = format!("[global]\nerror_log = {{dir}}/error.log\npid = {{dir}}/pid\n{text}");
+        let text = text
+            .replace("{user}", user)
+            .replace("{dir}", &self.dir.path().display().to_string());
+        self.write("pool.conf", &text);
+    }
+
+    /// Starts a master in the foreground.
+    pub fn start(self, arguments: &[&str]) -> Master {
+        self.write("php.ini", "display_errors = 0\nlog_errors = 1\n");
+        let mut command = that_dies_with_us("KILL", self.path("php-fpm"));
+        command
+            .args(["-F", "-O", "-y"])
+            .arg(self.path("pool.conf"))
+            .arg("-c")
+            .arg(self.path("php.ini"));
+        command.args(arguments).env("PHP_INI_SCAN_DIR", "");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = spawn(command).unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let sink = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                sink.0.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
+                sink.1.notify_all();
+            }
+        });
+        Master {
+            place: self,
+            child,
+            log,
+        }
+    }
+
+    /// Starts one that must come up.
+    pub fn serve(self) -> Master {
+        let master = self.start(&[]);
+        master.said("ready to handle connections");
+        master
+    }
+
+    /// The same, and waits for the workers of pool `www`.
+    pub fn serve_with(self, workers: usize) -> Master {
+        let master = self.serve();
+        wait_for("the first workers", || master.workers("www").len() == workers);
+        master
+    }
+}
+
+fn executable() -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    this.ancestors().nth(2).unwrap().join("php-pool")
+}
+
+/// A running master.
+pub struct Master {
+    pub place: Place,
+    child: Child,
+    log: Arc<(Mutex<Vec<String>>, Condvar)>,
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Master {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Sends the master a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.0.lock().unwrap().clone()
+    }
+
+    /// How often a text stands in the log.
+    pub fn count(&self, text: &str) -> usize {
+        self.log().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Waits for a line and returns it.
+    pub fn said(&self, text: &str) -> String {
+        self.said_often(text, 1)
+    }
+
+    /// Waits until so many lines hold a text; the last of them.
+    pub fn said_often(&self, text: &str, times: usize) -> String {
+        let lines = self.log.0.lock().unwrap();
+        let found = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).nth(times - 1).cloned();
+        let (lines, _) = self
+            .log
+            .1
+            .wait_timeout_while(lines, PATIENCE, |lines| found(lines).is_none())
+            .unwrap();
+        found(&lines).unwrap_or_else(|| panic!("the log does not say {text:?} {times} times:\n{}", lines.join("\n")))
+    }
+
+    /// Waits for the end of the master.
+    pub fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the master does not end:\n{}",
+                self.log().join("\n")
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn connect(&self, socket: &str) -> Connection {
+        Connection::open(&Address::Unix(self.place.path(socket))).unwrap()
+    }
+
+    /// Asks for a script on the socket `sock`.
+    pub fn get(&self, script: &str) -> String {
+        self.get_on("sock", script)
+    }
+
+    pub fn get_on(&self, socket: &str, script: &str) -> String {
+        let mut connection = self.connect(socket);
+        self.ask(&mut connection, script, 0);
+        body(&connection.reply(1))
+    }
+
+    /// Sends a request for a script, with a query if it has one.
+    pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
+        let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
+        let file = self.place.path(script.trim_start_matches('/')).display().to_string();
+        let pairs: Vec<u8> = [
+            ("SCRIPT_FILENAME", file.as_str()),
+            ("SCRIPT_NAME", script),
+            ("REQUEST_METHOD", "GET"),
+            ("QUERY_STRING", query),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+        ]
+        .iter()
+        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+        .collect();
+        let bytes = [
+            begin(1, RESPONDER, flags).bytes(),
+            stream(PARAMS, 1, &pairs, 8192),
+            stream(STDIN, 1, b"", 8192),
+        ]
+        .concat();
+        assert!(connection.send(&bytes));
+    }
+
+    /// Asks again and again on a kept connection.
+    pub fn ask_kept(&self, connection: &mut Connection, uri: &str) -> String {
+        self.ask(connection, uri, KEEP_CONN);
+        body(&connection.reply(1))
+    }
+
+    /// The pids of processes below the master whose title holds a text.
+    pub fn below(&self, title: &str) -> Vec<i32> {
+        let mut found = Vec::new();
+        let mut parents = vec![self.pid()];
+        let all = processes();
+        while let Some(parent) = parents.pop() {
+            for (pid, _, name) in all.iter().filter(|(_, of, _)| *of == parent) {
+                parents.push(*pid);
+                if name.contains(title) {
+                    found.push(*pid);
+                }
+            }
+        }
+        found.sort_unstable();
+        found
+    }
+
+    /// The workers of a pool.
+    pub fn workers(&self, pool: &str) -> Vec<i32> {
+        self.below(&format!("pool {pool}"))
+    }
+
+    pub fn zygote(&self, pool: &str) -> i32 {
+        self.below(&format!("zygote {pool}"))[0]
+    }
+}
+
+/// The body of a reply that is whole.
+pub fn body(reply: &Reply) -> String {
+    assert!(
+        reply.end.is_some(),
+        "the reply ends too early: {:?}",
+        String::from_utf8_lossy(&reply.stdout)
+    );
+    let text = String::from_utf8_lossy(&reply.stdout).into_owned();
+    text.split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or(text)
+}
+
+/// Pid, parent, title of every process that is no zombie.
+fn processes() -> Vec<(i32, i32, String)> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+            if fields.next()? == "Z" {
+                return None;
+            }
+            let parent = fields.next()?.parse().ok()?;
+            let title = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            Some((pid, parent, title.trim_end_matches('\0').to_owned()))
+        })
+        .collect()
+}
+
+/// Whether a process lives.
+pub fn lives(pid: i32) -> bool {
+    processes().iter().any(|(other, ..)| *other == pid)
+}
+
+/// How often a process has gone to sleep by itself: each wake-up is one.
+pub fn sleeps(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+        .unwrap();
+    line.trim().parse().unwrap()
+}
+
+/// Whether a path exists.
+pub fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}

@@ -1,0 +1,110 @@
+//! request_terminate_timeout, step by step.
+
+use std::time::{Duration, Instant};
+
+use crate::Case;
+use crate::harness::{Master, Place};
+
+pub const CASES: &[Case] = &[
+    ("limits::a_request_over_its_time_ends_inside_php", ends_inside_php),
+    (
+        "limits::a_request_that_blocks_signals_is_killed_with_its_children",
+        is_killed,
+    ),
+    (
+        "limits::an_idle_kept_connection_has_no_limit",
+        an_idle_connection_has_no_limit,
+    ),
+    ("limits::a_slow_request_is_traced_once", a_slow_request_is_traced),
+];
+
+fn serve(lines: &str) -> Master {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "spin.php",
+        "<?php register_shutdown_function(function () { echo 'shut down'; });\nwhile (true);",
+    );
+    place.write(
+        "sleep.php",
+        "<?php register_shutdown_function(function () { echo 'shut down'; });\nsleep(60);",
+    );
+    place.write(
+        "block.php",
+        "<?php exec('sleep 300 >/dev/null 2>&1 & echo $!', $out);\nfile_put_contents(__DIR__ . '/child', $out[0]);\n\
+         pcntl_sigprocmask(SIG_BLOCK, [SIGTERM, SIGPROF]);\nwhile (true) sleep(10);",
+    );
+    place.configure(&format!(
+        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\ncatch_workers_output = yes\n{lines}\n"
+    ));
+    place.serve()
+}
+
+fn ends_inside_php() {
+    let master = serve("request_terminate_timeout = 400ms");
+    let worker = master.get("/pid.php");
+    for script in ["/spin.php", "/sleep.php"] {
+        let begin = Instant::now();
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, script, 0);
+        let reply = connection.reply(1);
+        assert!(begin.elapsed() < Duration::from_secs(15));
+        assert!(
+            reply.end.is_some(),
+            "{script}: the worker died before PHP could end the request"
+        );
+        assert!(String::from_utf8_lossy(&reply.stdout).contains("shut down"), "{script}");
+        let line = master.said(&format!(
+            "{script}' (request: \"GET {script}\") execution timed out (0.4"
+        ));
+        assert!(
+            line.contains("WARNING:") && line.ends_with("sec), terminating"),
+            "{line}"
+        );
+        master.said(&format!(
+            "PHP Fatal error:  Maximum execution time of 1 second exceeded in {}",
+            master.place.path(&script[1..]).display()
+        ));
+    }
+    assert_eq!(master.get("/pid.php"), worker, "the worker did not live on");
+}
+
+fn is_killed() {
+    let master = serve("request_terminate_timeout = 1500ms");
+    let worker = master.get("/pid.php");
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/block.php", 0);
+    assert!(connection.reply(1).end.is_none());
+    master.said(&format!("child {worker} exited on signal 9 (SIGKILL)"));
+    let child: i32 = std::fs::read_to_string(master.place.path("child"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    crate::harness::wait_for("what the script had started is gone", || !crate::harness::lives(child));
+    assert_ne!(master.get("/pid.php"), worker);
+}
+
+fn an_idle_connection_has_no_limit() {
+    let master = serve("request_terminate_timeout = 200ms");
+    let mut connection = master.connect("sock");
+    let worker = master.ask_kept(&mut connection, "/pid.php");
+    std::thread::sleep(Duration::from_millis(700)); // what must not happen would have
+    assert_eq!(master.ask_kept(&mut connection, "/pid.php"), worker);
+    assert_eq!(master.count("execution timed out"), 0);
+}
+
+fn a_slow_request_is_traced() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // its own workers are not dumpable to an ordinary user
+    }
+    let master = serve("request_slowlog_timeout = 200ms\nslowlog = {dir}/slow.log\nrequest_terminate_timeout = 1s");
+    master.get("/sleep.php");
+    assert_eq!(master.count("executing too slow (0.2"), 1);
+    let path = master.place.path("slow.log");
+    crate::harness::wait_for("the record", || {
+        std::fs::read_to_string(&path).is_ok_and(|text| text.contains("duration"))
+    });
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("sleep() ") && text.contains("sleep.php:2"), "{text}");
+}

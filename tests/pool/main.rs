@@ -1,0 +1,45 @@
+//! The master with real processes and real signals: what dies is replaced, what is asked for is done, and no other request
+//! suffers from it.
+//!
+//! `cargo test --test pool -- FILTER`
+
+mod harness;
+mod limits;
+mod processes;
+mod scaling;
+mod signals;
+mod start;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each tier uses its part")]
+mod support;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test and its name.
+pub type Case = (&'static str, fn());
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They wait more than they compute.
+    arguments.test_threads.get_or_insert(6);
+    let cases = [
+        start::CASES,
+        processes::CASES,
+        signals::CASES,
+        scaling::CASES,
+        limits::CASES,
+    ];
+    let trials = cases.into_iter().flatten().map(|(name, case)| {
+        Trial::test(*name, move || {
+            std::panic::catch_unwind(case).map_err(|panic| {
+                let text = panic.downcast_ref::<String>().cloned();
+                text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                    .unwrap_or_default()
+                    .into()
+            })
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}

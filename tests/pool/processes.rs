@@ -1,0 +1,185 @@
+//! Workers, zygotes and the master die.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Case;
+use crate::harness::{Place, lives, sleeps, wait_for};
+
+pub const CASES: &[Case] = &[
+    (
+        "processes::a_dead_worker_is_replaced_and_its_request_named",
+        a_dead_worker_is_replaced,
+    ),
+    (
+        "processes::a_dead_zygote_is_replaced_and_no_request_lost",
+        a_dead_zygote_is_replaced,
+    ),
+    ("processes::a_stopped_zygote_blocks_nobody", a_stopped_zygote),
+    ("processes::nobody_survives_the_master", nobody_survives_the_master),
+    ("processes::strangers_are_collected", strangers_are_collected),
+    (
+        "processes::crashes_start_a_new_generation",
+        crashes_start_a_new_generation,
+    ),
+    (
+        "processes::requests_do_not_wake_the_master",
+        requests_do_not_wake_the_master,
+    ),
+    ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
+];
+
+fn place(workers: u32, global: &str, pool: &str) -> Place {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "sleep.php",
+        "<?php usleep((int) ($_GET['ms'] * 1000)); echo getmypid();",
+    );
+    place.write(
+        "crash.php",
+        "<?php posix_kill(getmypid(), (int) $_GET['signal']); sleep(5);",
+    );
+    place.configure(&format!(
+        "{global}\n[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = {workers}\n{pool}\n"
+    ));
+    place
+}
+
+fn crash(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+fn a_dead_worker_is_replaced() {
+    let master = place(1, "", "").serve();
+    let first: i32 = master.get("/pid.php").parse().unwrap();
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/sleep.php?ms=20000", 0);
+    // The request is seen as running before the worker dies.
+    let status = "/proc/".to_owned() + &first.to_string() + "/wchan";
+    let _ = std::fs::read(status);
+    wait_for("the worker has the request", || {
+        std::fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| {
+            let syscall = std::fs::read_to_string(format!("/proc/{first}/syscall")).unwrap_or_default();
+            !stat.is_empty()
+                && (syscall.starts_with("230 ") || syscall.starts_with("35 ") || syscall.starts_with("115 "))
+        })
+    });
+    crash(first, Signal::SIGSEGV);
+    assert!(connection.reply(1).end.is_none());
+    let line = master.said(&format!("[pool www] child {first} exited on signal 11 (SIGSEGV"));
+    assert!(line.contains("WARNING:") && line.contains("after "), "{line}");
+    assert!(
+        line.contains("sleep.php' (request: \"GET /sleep.php?ms=20000\")"),
+        "{line}"
+    );
+    let second: i32 = master.get("/pid.php").parse().unwrap();
+    assert_ne!(first, second);
+    master.said(&format!("NOTICE: [pool www] child {second} started"));
+}
+
+fn a_dead_zygote_is_replaced() {
+    let master = place(2, "", "").serve_with(2);
+    let zygote = master.zygote("www");
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/sleep.php?ms=700", 0);
+    crash(zygote, Signal::SIGKILL);
+    master.said(&format!(
+        "zygote {zygote} exited on signal 9 (SIGKILL); a new generation takes over"
+    ));
+    assert!(connection.reply(1).end.is_some(), "the request of a worker was cut");
+    wait_for("a new zygote", || {
+        master.below("zygote www").iter().any(|pid| *pid != zygote)
+    });
+    wait_for("two workers of the new one", || master.workers("www").len() == 2);
+    master.get("/pid.php");
+}
+
+fn a_stopped_zygote() {
+    let mut master = place(2, "", "stop_timeout = 1").serve_with(2);
+    crash(master.zygote("www"), Signal::SIGSTOP);
+    master.get("/pid.php");
+    master.signal(Signal::SIGTERM);
+    assert_eq!(master.ended().code(), Some(0));
+}
+
+fn nobody_survives_the_master() {
+    let mut master = place(3, "", "stop_timeout = 1").serve_with(3);
+    let all: Vec<i32> = master
+        .workers("www")
+        .into_iter()
+        .chain([master.zygote("www")])
+        .collect();
+    assert_eq!(all.len(), 4);
+    master.signal(Signal::SIGKILL);
+    master.ended();
+    wait_for("everybody leaves", || all.iter().all(|pid| !lives(*pid)));
+}
+
+fn strangers_are_collected() {
+    let place = place(1, "log_level = debug", "");
+    place.write(
+        "start.php",
+        "<?php exec('(sleep 0.1 & echo $!) 2>/dev/null', $out); echo $out[0];",
+    );
+    let master = place.serve();
+    let stranger: i32 = master.get("/start.php").parse().unwrap();
+    // Its parent, the shell, is gone; the worker too after this.
+    master.said(&format!("unknown child ({stranger}) exited with code 0"));
+}
+
+fn crashes_start_a_new_generation() {
+    let place = place(
+        3,
+        "emergency_restart_threshold = 2\nemergency_restart_interval = 1m\n",
+        "",
+    );
+    let master = place.serve();
+    let zygote = master.zygote("www");
+    for _ in 0..2 {
+        let pid: i32 = master.get("/pid.php").parse().unwrap();
+        crash(pid, Signal::SIGSEGV);
+        master.said(&format!("child {pid} exited on signal 11"));
+    }
+    master.said("failed processes threshold (2 in 60 sec) is reached, initiating reload");
+    wait_for("another zygote alone", || {
+        let zygotes = master.below("zygote www");
+        zygotes.len() == 1 && zygotes[0] != zygote
+    });
+    master.get("/pid.php");
+}
+
+fn requests_do_not_wake_the_master() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = dynamic\npm.max_children = 8\npm.start_servers = 4\n\
+         pm.min_spare_servers = 1\npm.max_spare_servers = 4\n",
+    );
+    let master = place.serve();
+    wait_for("four workers", || master.workers("www").len() == 4);
+    master.get("/pid.php");
+    let before = sleeps(master.pid());
+    for _ in 0..1000 {
+        master.get("/pid.php");
+    }
+    let woken = sleeps(master.pid()) - before;
+    assert!(woken <= 5, "1,000 requests woke the master {woken} times");
+}
+
+fn idle_kept_connections() {
+    let master = place(2, "", "").serve();
+    let mut kept: Vec<_> = (0..64).map(|_| master.connect("sock")).collect();
+    for connection in &mut kept {
+        master.ask_kept(connection, "/pid.php");
+    }
+    // A newcomer is served although 64 connections are open on two workers.
+    let begin = std::time::Instant::now();
+    master.get("/pid.php");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    for connection in &mut kept {
+        assert!(!master.ask_kept(connection, "/pid.php").is_empty());
+    }
+}

@@ -1,0 +1,141 @@
+//! The process manager, carried out.
+
+use std::time::{Duration, Instant};
+
+use crate::Case;
+use crate::harness::{Master, Place, body, wait_for};
+
+pub const CASES: &[Case] = &[
+    (
+        "scaling::a_dynamic_pool_takes_forty_requests_at_once",
+        a_dynamic_pool_takes_forty,
+    ),
+    ("scaling::an_ondemand_pool_wakes_scales_and_sleeps", an_ondemand_pool),
+    ("scaling::a_dynamic_pool_shrinks_again", a_dynamic_pool_shrinks),
+    ("scaling::max_children_is_a_limit_and_is_said", max_children_is_a_limit),
+    ("scaling::process_max_is_for_all_pools", process_max_is_for_all_pools),
+    (
+        "scaling::workers_are_recycled_and_no_request_lost",
+        workers_are_recycled,
+    ),
+    (
+        "scaling::status_is_answered_while_every_worker_is_busy",
+        status_while_busy,
+    ),
+];
+
+fn place(pool: &str) -> Place {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "sleep.php",
+        "<?php usleep((int) ($_GET['ms'] * 1000)); echo getmypid();",
+    );
+    place.configure(&format!("[www]\n{{user}}\nlisten = {{dir}}/sock\n{pool}\n"));
+    place
+}
+
+/// So many requests of `ms` milliseconds at a time; how long all of them took.
+fn at_once(master: &Master, count: usize, ms: u32) -> Duration {
+    let begin = Instant::now();
+    let mut connections: Vec<_> = (0..count).map(|_| master.connect("sock")).collect();
+    for connection in &mut connections {
+        master.ask(connection, &format!("/sleep.php?ms={ms}"), 0);
+    }
+    for connection in &mut connections {
+        body(&connection.reply(1));
+    }
+    begin.elapsed()
+}
+
+/// How many at least ran at a time, of so many that took so long.
+fn at_a_time(count: usize, ms: u32, took: Duration) -> f64 {
+    count as f64 * f64::from(ms) / 1000.0 / took.as_secs_f64()
+}
+
+fn a_dynamic_pool_takes_forty() {
+    let master = place(
+        "pm = dynamic\npm.max_children = 40\npm.start_servers = 2\npm.min_spare_servers = 1\npm.max_spare_servers = 3",
+    )
+    .serve();
+    // Long enough that the time to make forty workers on a busy machine does not count: php-fpm would need a second for each.
+    let took = at_once(&master, 40, 3000);
+    assert!(at_a_time(40, 3000, took) > 16.0, "{took:?}");
+}
+
+fn an_ondemand_pool() {
+    let master = place("pm = ondemand\npm.max_children = 40\npm.process_idle_timeout = 1s\n").serve();
+    assert_eq!(master.workers("www").len(), 0);
+    let took = at_once(&master, 8, 3000);
+    assert!(at_a_time(8, 3000, took) > 4.0, "{took:?}");
+    wait_for("everybody sleeps", || master.workers("www").is_empty());
+    assert!(!master.get("/pid.php").is_empty());
+}
+
+fn a_dynamic_pool_shrinks() {
+    let master = place(
+        "pm = dynamic\npm.max_children = 12\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 2",
+    )
+    .serve();
+    at_once(&master, 10, 1500);
+    assert!(master.workers("www").len() >= 8);
+    wait_for("two workers", || master.workers("www").len() == 2);
+    assert_eq!(master.count("exited on signal"), 0, "{:?}", master.log());
+}
+
+fn max_children_is_a_limit() {
+    let master = place(
+        "pm = dynamic\npm.max_children = 3\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 1",
+    )
+    .serve();
+    let mut connections: Vec<_> = (0..6).map(|_| master.connect("sock")).collect();
+    for connection in &mut connections {
+        master.ask(connection, "/sleep.php?ms=1500", 0);
+    }
+    master.said("[pool www] server reached pm.max_children setting (3), consider raising it");
+    assert_eq!(master.workers("www").len(), 3);
+    for connection in &mut connections {
+        body(&connection.reply(1));
+    }
+    assert_eq!(master.count("server reached pm.max_children"), 1);
+}
+
+fn process_max_is_for_all_pools() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure(
+        "process.max = 3\n[a]\n{user}\nlisten = {dir}/a\npm = static\npm.max_children = 2\n\
+         [b]\n{user}\nlisten = {dir}/b\npm = static\npm.max_children = 2\n",
+    );
+    let master = place.serve();
+    master.said("The maximum number of processes has been reached");
+    wait_for("three workers", || {
+        master.workers("a").len() + master.workers("b").len() == 3
+    });
+    assert!(!master.get_on("a", "/pid.php").is_empty());
+    assert!(!master.get_on("b", "/pid.php").is_empty());
+}
+
+fn workers_are_recycled() {
+    let master = place("pm = static\npm.max_children = 2\npm.max_requests = 5").serve();
+    let mut pids: Vec<String> = (0..60).map(|_| master.get("/pid.php")).collect();
+    pids.sort_unstable();
+    let most = pids.chunk_by(|a, b| a == b).map(<[String]>::len).max().unwrap();
+    assert_eq!(most, 5);
+    assert!(master.count("exited with code 0 after") >= 10);
+}
+
+fn status_while_busy() {
+    let master = place("pm = static\npm.max_children = 1\npm.status_path = /status\npm.status_listen = {dir}/status\nping.path = /ping").serve();
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/sleep.php?ms=60000", 0);
+    wait_for("the request is seen", || {
+        master.get_on("status", "/status").contains("active processes:     1")
+    });
+    assert_eq!(master.get_on("status", "/ping"), "pong");
+    assert_eq!(
+        master.get_on("status", "/pid.php"),
+        "File not found.\n",
+        "a script was run on the status socket"
+    );
+}

@@ -1,0 +1,248 @@
+//! TERM, INT, QUIT, USR1, USR2, HUP.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::Case;
+use crate::harness::{Master, Place, body, exists, wait_for};
+
+pub const CASES: &[Case] = &[
+    ("signals::reloads_lose_and_stall_no_request", reloads_lose_no_request),
+    (
+        "signals::a_running_request_outlives_a_reload",
+        a_running_request_outlives_a_reload,
+    ),
+    (
+        "signals::a_reload_takes_the_new_configuration",
+        a_reload_takes_the_new_configuration,
+    ),
+    (
+        "signals::a_broken_configuration_changes_nothing",
+        a_broken_configuration_changes_nothing,
+    ),
+    (
+        "signals::a_zygote_that_cannot_start_changes_nothing",
+        a_bad_zygote_changes_nothing,
+    ),
+    ("signals::a_drain_has_its_limit", a_drain_has_its_limit),
+    ("signals::log_rotation_ends_no_worker", log_rotation_ends_no_worker),
+    ("signals::a_stop_lets_requests_end", a_stop_lets_requests_end),
+    (
+        "signals::a_stop_has_its_limit_and_a_second_one_is_immediate",
+        a_stop_has_its_limit,
+    ),
+];
+
+const POOL: &str = "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 3\n";
+
+fn place() -> Place {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write("sleep.php", "<?php usleep((int) ($_GET['ms'] * 1000)); echo 'done';");
+    place.configure(POOL);
+    place
+}
+
+fn reloads_lose_no_request() {
+    let master = place().serve();
+    let (over, answered) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    assert!(!master.get("/pid.php").is_empty());
+                    answered.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        for round in 1..=8 {
+            master.signal(if round % 2 == 0 {
+                Signal::SIGUSR2
+            } else {
+                Signal::SIGHUP
+            });
+            master.said_often("ready to handle connections", round + 1);
+        }
+        over.store(true, SeqCst);
+    });
+    assert!(answered.load(SeqCst) > 10);
+    let lines = master.log().join("\n");
+    assert!(!lines.contains("exited on signal"), "{lines}");
+    assert_eq!(
+        master.count(&format!("fpm is running, pid {}", master.pid())),
+        9,
+        "{lines}"
+    );
+    assert_eq!(master.count("using inherited socket fd="), 8, "{lines}");
+}
+
+fn a_running_request_outlives_a_reload() {
+    let master = place().serve_with(3);
+    let before = master.workers("www");
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/sleep.php?ms=1500", 0);
+    master.signal(Signal::SIGUSR2);
+    master.said_often("ready to handle connections", 2);
+    // The new ones serve while the old one works on.
+    let now: i32 = master.get("/pid.php").parse().unwrap();
+    assert!(!before.contains(&now));
+    assert_eq!(body(&connection.reply(1)), "done");
+    wait_for("the old generation is gone", || {
+        let workers = master.workers("www");
+        workers.len() == 3 && before.iter().all(|pid| !workers.contains(pid))
+    });
+    assert_eq!(master.below("zygote www").len(), 1);
+}
+
+fn a_reload_takes_the_new_configuration() {
+    let master = place().serve();
+    master.place.configure(&format!(
+        "{}\n[more]\n{{user}}\nlisten = {{dir}}/more\npm = static\npm.max_children = 1\n",
+        POOL.replace("= 3", "= 1")
+    ));
+    master.signal(Signal::SIGUSR2);
+    master.said_often("ready to handle connections", 2);
+    assert!(!master.get_on("more", "/pid.php").is_empty());
+    wait_for("one worker", || master.workers("www").len() == 1);
+    master
+        .place
+        .configure("[more]\n{user}\nlisten = {dir}/more\npm = static\npm.max_children = 1\n");
+    master.signal(Signal::SIGUSR2);
+    master.said_often("ready to handle connections", 3);
+    wait_for("the removed pool is gone", || {
+        master.workers("www").is_empty() && !exists(&master.place.path("sock"))
+    });
+    assert!(!master.get_on("more", "/pid.php").is_empty());
+}
+
+fn serves_on(master: &Master, before: &[i32]) {
+    let now: i32 = master.get("/pid.php").parse().unwrap();
+    assert!(before.contains(&now), "another generation answers");
+    assert_eq!(master.workers("www"), before);
+}
+
+fn a_broken_configuration_changes_nothing() {
+    let master = place().serve_with(3);
+    let before = master.workers("www");
+    for (text, said) in [
+        (
+            "[www]\n{user}\nlisten = {dir}/sock\npm = nosuch\n",
+            "invalid process manager",
+        ),
+        (
+            "[www]\n{user}\nlisten = /nosuch/folder/sock\npm = static\npm.max_children = 1\n",
+            "unable to bind listening socket",
+        ),
+    ] {
+        master.place.configure(text);
+        master.signal(Signal::SIGUSR2);
+        let line = master.said(said);
+        assert!(line.contains("ERROR"), "{line}");
+        serves_on(&master, &before);
+    }
+    master.said_often(
+        "the reload is given up; everything goes on with the configuration there is",
+        2,
+    );
+    master.place.configure(POOL);
+    master.signal(Signal::SIGUSR2);
+    master.said_often("ready to handle connections", 2);
+}
+
+fn a_bad_zygote_changes_nothing() {
+    let master = place().serve_with(3);
+    let before = master.workers("www");
+    master.place.configure(&format!("{POOL}worker.path = /bin/false\n"));
+    master.signal(Signal::SIGUSR2);
+    master.said("the new generation cannot start: its zygote");
+    serves_on(&master, &before);
+}
+
+fn a_drain_has_its_limit() {
+    let place = place();
+    place.configure(&format!("process_control_timeout = 300ms\n{POOL}"));
+    let master = place.serve();
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/sleep.php?ms=60000", 0);
+    wait_for("the request runs", || {
+        master.log().len() > 1 && !master.workers("www").is_empty()
+    });
+    master.signal(Signal::SIGUSR2);
+    let begin = Instant::now();
+    assert!(connection.reply(1).end.is_none(), "the request ended in order");
+    assert!(begin.elapsed() < Duration::from_secs(20));
+    wait_for("the old generation is gone", || master.below("zygote www").len() == 1);
+}
+
+fn log_rotation_ends_no_worker() {
+    let place = place();
+    place.configure(&format!(
+        "{POOL}access.log = {{dir}}/access.log\naccess.format = \"%r\"\n"
+    ));
+    let master = place.serve_with(3);
+    let before = master.workers("www");
+    master.get("/pid.php?1");
+    fs::rename(master.place.path("access.log"), master.place.path("access.log.1")).unwrap();
+    fs::rename(master.place.path("error.log"), master.place.path("error.log.1")).unwrap();
+    master.signal(Signal::SIGUSR1);
+    master.said("error log file re-opened");
+    master.said("access log file re-opened");
+    for _ in 0..20 {
+        master.get("/sleep.php?ms=0");
+    }
+    let read = |name: &str| fs::read_to_string(master.place.path(name)).unwrap();
+    assert_eq!(read("access.log.1"), "/pid.php\n");
+    assert_eq!(
+        read("access.log").lines().filter(|line| *line == "/sleep.php").count(),
+        20
+    );
+    assert!(exists(&master.place.path("error.log")));
+    assert_eq!(master.workers("www"), before);
+}
+
+fn a_stop_lets_requests_end() {
+    for (signal, said) in [
+        (Signal::SIGTERM, "Terminating ..."),
+        (Signal::SIGINT, "Terminating ..."),
+        (Signal::SIGQUIT, "Finishing ..."),
+    ] {
+        let mut master = place().serve();
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, "/sleep.php?ms=800", 0);
+        // Accepted before the master is told to stop.
+        let mut other = master.connect("sock");
+        master.ask(&mut other, "/pid.php", 0);
+        assert!(other.reply(1).end.is_some());
+        master.signal(signal);
+        assert_eq!(body(&connection.reply(1)), "done", "{signal}");
+        assert_eq!(master.ended().code(), Some(0));
+        master.said(said);
+        master.said("exiting, bye-bye!");
+    }
+}
+
+fn a_stop_has_its_limit() {
+    for second in [false, true] {
+        let place = place();
+        let limit = if second { "60s" } else { "500ms" };
+        place.configure(&format!("stop_timeout = {limit}\n{POOL}"));
+        let mut master = place.serve();
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, "/sleep.php?ms=60000", 0);
+        let mut other = master.connect("sock");
+        master.ask(&mut other, "/pid.php", 0);
+        assert!(other.reply(1).end.is_some());
+        let begin = Instant::now();
+        master.signal(Signal::SIGTERM);
+        master.said("Terminating ...");
+        if second {
+            master.signal(Signal::SIGTERM);
+        }
+        assert_eq!(master.ended().code(), Some(0));
+        assert!(begin.elapsed() < Duration::from_secs(25));
+        assert!(connection.reply(1).end.is_none());
+    }
+}

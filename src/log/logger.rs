@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::journal::{self, Journal};
 use super::line::{LineFormat, Stamp};
 use super::sink::{Outcome, Sink, Syslog, Target};
-use super::{Clock, Fields, Level, MessageId};
+use super::{Clock, Fields, Level, MessageId, Said, Stream};
 use crate::config::{Global, LogTarget};
 use crate::scoreboard::realtime_us;
 
@@ -111,9 +112,10 @@ macro_rules! levels {
 impl Logger {
     /// A log on stderr, from NOTICE on.
     pub fn new(stamp: Stamp) -> Self {
+        let journal = (stamp != Stamp::Untimed).then(Journal::behind_stderr).flatten();
         Self(Rc::new(RefCell::new(State {
             format: LineFormat::new(stamp, Level::Notice, 1024),
-            stderr: Sink::new(Target::Stderr),
+            stderr: Sink::new(journal.map_or(Target::Stderr, Target::Journal)),
             log: None,
             opened: None,
             syslog_clock: Clock::new("%b %e %H:%M:%S"),
@@ -206,6 +208,30 @@ impl Logger {
         self.0.borrow_mut().write(level, line);
     }
 
+    /// Writes what a worker of a pool has said.
+    pub fn said(&self, pool: &str, worker: i32, said: &Said<'_>) {
+        let fields = Fields {
+            pool: Some(pool),
+            worker: Some(worker),
+            ..Fields::default()
+        };
+        let otherwise = if said.stream == Stream::Stderr { 5 } else { 6 };
+        let (severity, text) = journal::severity_of(said.text, otherwise);
+        if !self.to_journal(severity, &fields, text) {
+            self.line(Level::Warning, said.line);
+        }
+    }
+
+    /// Whether lines go to the journal alone, and this one with them.
+    fn to_journal(&self, severity: u8, fields: &Fields<'_>, text: &[u8]) -> bool {
+        let mut state = self.0.borrow_mut();
+        let wanted = state.log.is_none() && matches!(state.stderr.target, Target::Journal(_));
+        if wanted {
+            state.stderr.put(&journal::entry(severity, fields, text));
+        }
+        wanted
+    }
+
     /// Writes what could not be written at once; false while something is left. To be called now and then.
     pub fn flush(&self) -> bool {
         let mut state = self.0.borrow_mut();
@@ -276,6 +302,9 @@ impl About<'_> {
         }
         // Formatted before the log is borrowed: a Display may itself log.
         let text = text.to_string();
+        if self.logger.to_journal(level.severity(), &self.fields, text.as_bytes()) {
+            return;
+        }
         let mut line = Vec::with_capacity(text.len() + 80);
         let mut state = self.logger.0.borrow_mut();
         state
@@ -342,8 +371,7 @@ impl State {
     /// Writes a formatted line to where lines go now.
     fn write(&mut self, level: Level, line: &[u8]) {
         let Some(log) = &mut self.log else {
-            self.stderr.put(line);
-            return;
+            return self.put_stderr(level, line);
         };
         let outcome = match &log.target {
             Target::Syslog(_) => {
@@ -363,6 +391,17 @@ impl State {
         };
         self.tell(outcome);
         if !self.started && level >= Level::Notice {
+            self.put_stderr(level, line);
+        }
+    }
+
+    /// A formatted line to stderr, or to the journal behind it.
+    fn put_stderr(&mut self, level: Level, line: &[u8]) {
+        if matches!(self.stderr.target, Target::Journal(_)) {
+            let text = line.strip_suffix(b"\n").unwrap_or(line);
+            let entry = journal::entry(level.severity(), &Fields::default(), text);
+            self.stderr.put(&entry);
+        } else {
             self.stderr.put(line);
         }
     }
@@ -408,7 +447,7 @@ impl State {
             &mut line,
         );
         match level {
-            Level::Error => drop(self.stderr.put(&line)),
+            Level::Error => self.put_stderr(level, &line),
             _ => self.write(level, &line),
         }
     }

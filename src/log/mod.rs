@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod journal;
 mod line;
 mod logger;
 mod message_id;

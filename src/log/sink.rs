@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::journal::Journal;
+
 /// Most bytes kept for a reader that does not read.
 const KEPT: usize = 1 << 20;
 /// A pipe that is writable takes so much without blocking (PIPE_BUF).
@@ -24,6 +26,7 @@ pub(super) enum Target {
     Stderr,
     File { path: PathBuf, file: File },
     Syslog(Syslog),
+    Journal(Journal),
 }
 
 impl Target {
@@ -40,6 +43,7 @@ impl Target {
             Self::Stderr => "stderr".to_owned(),
             Self::File { path, .. } => format!("the error log {}", path.display()),
             Self::Syslog(_) => "syslog".to_owned(),
+            Self::Journal(_) => "the journal".to_owned(),
         }
     }
 
@@ -49,6 +53,7 @@ impl Target {
             Self::Stderr => write_at_once(io::stderr().as_fd(), bytes),
             Self::File { file, .. } => write_at_once(file.as_fd(), bytes),
             Self::Syslog(syslog) => syslog.send(bytes).map(|()| bytes.len()),
+            Self::Journal(journal) => journal.send(bytes).map(|()| bytes.len()),
         }
     }
 
@@ -61,7 +66,8 @@ impl Target {
             Self::Syslog(Syslog {
                 socket: Some(socket), ..
             }) => socket.as_fd(),
-            Self::Syslog(_) => return,
+            // A datagram that was not taken is tried again soon.
+            Self::Syslog(_) | Self::Journal(_) => return std::thread::sleep(limit.min(Duration::from_millis(10))),
         };
         // Whatever poll says, the write that follows finds out.
         let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], timeout);

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::sys;
 use super::watch::Watch;
-use crate::log::{Level, Lines, Logger, Stream, WorkerOutput};
+use crate::log::{Lines, Logger, Stream, WorkerOutput};
 use crate::scoreboard::realtime_us;
 
 /// Most that is read of one process in one go: another one's turn then.
@@ -64,6 +64,8 @@ pub struct Output {
 #[derive(Debug)]
 struct Shared {
     log: Logger,
+    pool: String,
+    worker: i32,
     stdout: Option<AsyncFd<PipeReader>>,
     stderr: AsyncFd<PipeReader>,
     lines: RefCell<WorkerOutput>,
@@ -74,13 +76,15 @@ impl Output {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn start(pipes: Pipes, log: &Logger, lines: WorkerOutput) -> io::Result<Self> {
+    pub fn start(pipes: Pipes, log: &Logger, pool: &str, worker: i32, decorate: bool) -> io::Result<Self> {
         let register = |pipe| sys::register(pipe, Interest::READABLE);
         let shared = Rc::new(Shared {
             log: log.clone(),
+            pool: pool.to_owned(),
+            worker,
             stdout: pipes.stdout.map(register).transpose()?,
             stderr: register(pipes.stderr)?,
-            lines: RefCell::new(lines),
+            lines: RefCell::new(WorkerOutput::new(pool, worker, decorate)),
         });
         let task = shared.clone();
         let watch = Watch::start(async move { task.run().await });
@@ -160,7 +164,7 @@ impl Shared {
         let mut lines = Lines {
             now: realtime_us(),
             format: &mut self.log.format(),
-            take: &mut |said| self.log.line(Level::Warning, said.line),
+            take: &mut |said| self.log.said(&self.pool, self.worker, &said),
         };
         act(&mut self.lines.borrow_mut(), &mut lines);
     }

@@ -18,7 +18,6 @@ use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
 use crate::control::{self, Exit, FromWorker, Spawn, ToWorker, ToZygote};
-use crate::log::WorkerOutput;
 use crate::pm::WorkerId;
 use crate::scoreboard::SlotView;
 
@@ -113,8 +112,8 @@ impl Worker {
             .push(watch::process(&process, &ctx.events, Event::Ended(place, self.id))?);
         self.process = Some(process);
         if let Some(pipes) = self.pipes.take() {
-            let lines = WorkerOutput::new(&pool.name, pid, pool.decorate_workers_output);
-            self.output = Some(Output::start(pipes, &ctx.log, lines)?);
+            let decorate = pool.decorate_workers_output;
+            self.output = Some(Output::start(pipes, &ctx.log, &pool.name, pid, decorate)?);
         }
         let memory_max = pool.worker_memory_max;
         match ctx

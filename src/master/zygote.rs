@@ -25,7 +25,7 @@ use crate::cli::worker;
 use crate::config::phpini::PhpIni;
 use crate::config::{Global, Pool};
 use crate::control::{self, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig};
-use crate::log::{WorkerOutput, errno};
+use crate::log::errno;
 
 /// Send buffer of control channels and links, bytes.
 pub const BUFFER: usize = 512 << 10;
@@ -147,8 +147,7 @@ impl Zygote {
             ctx.open_files,
         );
 
-        let lines = WorkerOutput::new(&pool.name, pid, true);
-        let output = Output::start(pipes, &ctx.log, lines).map_err(make("a registration"))?;
+        let output = Output::start(pipes, &ctx.log, &pool.name, pid, true).map_err(make("a registration"))?;
         let channel = watch::register(ours).map_err(make("a registration"))?;
         let (orders, queue) = mpsc::channel(pool.pm_max_children as usize + 64);
         let watches = [

@@ -1,0 +1,108 @@
+#!/bin/bash
+# Runs in the machine: lib.sh FILE TEST…, and what tests have in common. Nothing here sleeps for a fixed time; conditions are
+# waited for, as the machine may be slow.
+[ "$0" != /vm/script ] || exec /tests/lib.sh "$@" # as a file of its own, not under the tool's name
+cd /tests || exit 125
+
+# until_true SECONDS COMMAND…: waits for a command to succeed.
+until_true() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        if [ $SECONDS -ge $end ]; then
+            echo "not so in time: $*" >&2
+            return 1
+        fi
+        read -rt 0.1 <> <(:) || true
+    done
+}
+
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+
+# contains TEXT PART
+contains() {
+    [[ $1 == *"$2"* ]] || fail "'$2' is not in: $1"
+}
+
+lacks() {
+    [[ $1 != *"$2"* ]] || fail "'$2' is in: $1"
+}
+
+equal() {
+    [ "$1" = "$2" ] || fail "'$1' is not '$2'"
+}
+
+# pool NAME [LINE…]: writes a pool file, and has systemd read it. A line replaces one of the same name below.
+pool() {
+    local name=$1 line key text
+    shift
+    text="[$name]
+user = www-data
+group = www-data
+listen = /run/php-pool/\$pool.sock
+listen.owner = www-data
+listen.group = www-data
+pm = static
+pm.max_children = 1
+catch_workers_output = yes"
+    for line in "$@"; do
+        key=${line%% =*}
+        text=$(grep -vF "$key =" <<<"$text" || true)$'\n'$line
+    done
+    printf '%s\n' "$text" >"/etc/php-pool/pool.d/$name.conf"
+    systemctl daemon-reload
+}
+
+# script NAME: a PHP script from standard input, in /srv/NAME.
+script() {
+    mkdir -p /srv
+    cat >"/srv/$1"
+    chmod 644 "/srv/$1"
+}
+
+# request POOL SCRIPT [QUERY]: the body of the answer.
+request() {
+    SCRIPT_FILENAME=/srv/$2 SCRIPT_NAME=/$2 REQUEST_URI="/$2${3:+?$3}" QUERY_STRING=${3:-} REQUEST_METHOD=GET \
+        timeout 120 cgi-fcgi -bind -connect "/run/php-pool/$1.sock" | sed '1,/^\r*$/d'
+}
+
+# start POOL: its socket and its service.
+start() {
+    systemctl start "php-pool@$1.socket" "php-pool@$1.service"
+}
+
+main_pid() { systemctl show -P MainPID "php-pool@$1"; }
+group() { echo "/sys/fs/cgroup$(systemctl show -P ControlGroup "php-pool@$1")"; }
+zygote_pid() { head -n 1 "$(group "$1")/zygote/cgroup.procs"; }
+worker_pids() { cat "$(group "$1")"/workers/*/cgroup.procs 2>/dev/null; }
+
+# journal POOL [ARG…]: its messages.
+journal() {
+    local pool=$1
+    shift
+    journalctl --sync
+    journalctl -u "php-pool@$pool" -o cat --no-pager "$@"
+}
+logged() { journal "$1" | grep -qF -- "$2"; }
+
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
+
+# ---- the runner --------------------------------------------------------------------------------------------------------
+
+file=$1
+shift
+failures=0
+for test in "$@"; do
+    echo "---- $test"
+    # A shell of its own: `set -e` holds in all of it, and what it leaves behind is only what is on disk.
+    if bash -euo pipefail -c '. /tests/lib.sh; . "/tests/$1"; "$2"' "$test" "$file" "$test"; then
+        echo "ok $test"
+    else
+        echo "not ok $test ($?)"
+        failures=$((failures + 1))
+    fi
+done
+exit $((failures > 0))

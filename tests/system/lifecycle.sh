@@ -1,0 +1,145 @@
+# Readiness, reload, status, watchdog.
+
+test_start_returns_when_requests_are_served() {
+    pool ready
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    start ready
+    equal "$(systemctl is-active php-pool@ready)" active
+    # A worker is there already: nothing has to be waited for.
+    [ -n "$(worker_pids ready)" ]
+    equal "$(request ready hello.php)" "hello from fpm-fcgi"
+}
+
+test_a_wrong_file_fails_the_start_with_its_line() {
+    pool wrong "pm = dynmic"
+    ! systemctl start php-pool@wrong.service || fail "it started"
+    status=$(systemctl status --no-pager -l php-pool@wrong.service || true)
+    contains "$status" "/etc/php-pool/pool.d/wrong.conf:"
+    contains "$status" "pm: 'dynmic' is not allowed"
+}
+
+test_a_reload_takes_the_new_file_and_returns_when_it_serves() {
+    pool newer "env[GENERATION] = one"
+    script generation.php <<<'<?php echo getenv("GENERATION");'
+    start newer
+    equal "$(request newer generation.php)" one
+    master=$(main_pid newer)
+    pool newer "env[GENERATION] = two"
+    systemctl reload php-pool@newer
+    equal "$(request newer generation.php)" two
+    equal "$(main_pid newer)" "$master"
+    contains "$(php-pool status newer)" "generation 2"
+}
+
+test_a_reload_of_a_wrong_file_fails_with_its_line_and_the_old_generation_serves_on() {
+    pool kept "env[GENERATION] = one"
+    script generation.php <<<'<?php echo getenv("GENERATION");'
+    start kept
+    pool kept "env[GENERATION] = two" "pm.max_children = many"
+    ! systemctl reload php-pool@kept || fail "the reload succeeded"
+    status=$(systemctl status --no-pager -l php-pool@kept)
+    contains "$status" "Status: \"The reload failed, the old generation serves on: /etc/php-pool/pool.d/kept.conf:"
+    equal "$(systemctl is-active php-pool@kept)" active
+    equal "$(request kept generation.php)" one
+}
+
+test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_on() {
+    pool preload
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    start preload
+    pool preload "php_admin_value[opcache.preload] = /nowhere.php" "worker.path = /bin/false"
+    ! php-pool reload preload 2>/tmp/preload || fail "the reload succeeded"
+    contains "$(cat /tmp/preload)" "pool preload:"
+    equal "$(request preload hello.php)" "hello from fpm-fcgi"
+}
+
+test_requests_go_on_over_a_reload() {
+    pool busy "pm.max_children = 2"
+    script slow.php <<<'<?php file_put_contents("/tmp/busy-begun", ""); sleep(5); echo "whole";'
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    rm -f /tmp/busy-begun
+    start busy
+    request busy slow.php >/tmp/busy &
+    slow=$!
+    until_true 30 test -e /tmp/busy-begun
+    systemctl reload php-pool@busy
+    equal "$(request busy hello.php)" "hello from fpm-fcgi"
+    kill -0 $slow || fail "the slow request had ended before: nothing is shown"
+    wait $slow
+    equal "$(cat /tmp/busy)" whole
+}
+
+test_the_status_line_shows_the_pool() {
+    pool shown "pm.max_children = 2"
+    printf '[global]\nsystemd_interval = 1s\n' >>/etc/php-pool/pool.d/shown.conf
+    start shown
+    until_true 30 status_line shown "active: 0, idle: 2, queue: 0, requests: 0"
+}
+status_line() { [[ $(systemctl show -P StatusText "php-pool@$1") == *"$2"* ]]; }
+
+test_a_stop_lets_requests_finish_and_extends_its_time_out() {
+    pool drains "stop_timeout = 60s"
+    mkdir -p /etc/systemd/system/php-pool@drains.service.d
+    printf '[Service]\nTimeoutStopSec=3s\n' >/etc/systemd/system/php-pool@drains.service.d/stop.conf
+    systemctl daemon-reload
+    script long.php <<<'<?php file_put_contents("/tmp/drains-begun", ""); sleep(8); echo "whole";'
+    rm -f /tmp/drains-begun
+    start drains
+    request drains long.php >/tmp/drains &
+    client=$!
+    until_true 30 test -e /tmp/drains-begun
+    systemctl stop php-pool@drains.service
+    wait $client
+    equal "$(cat /tmp/drains)" whole
+    equal "$(systemctl show -P Result php-pool@drains)" success
+}
+
+test_a_long_start_is_waited_for() {
+    pool heavy "php_admin_value[opcache.preload] = /srv/preload.php" "php_admin_value[opcache.enable] = 1"
+    script preload.php <<<'<?php sleep(6);'
+    mkdir -p /etc/systemd/system/php-pool@heavy.service.d
+    printf '[Service]\nTimeoutStartSec=4s\nWatchdogSec=3s\n' >/etc/systemd/system/php-pool@heavy.service.d/start.conf
+    systemctl daemon-reload
+    start heavy
+    equal "$(systemctl is-active php-pool@heavy)" active
+    equal "$(systemctl show -P NRestarts php-pool@heavy)" 0
+}
+
+test_a_hung_master_is_restarted_by_the_watchdog() {
+    pool hangs
+    mkdir -p /etc/systemd/system/php-pool@hangs.service.d
+    printf '[Service]\nWatchdogSec=6s\n' >/etc/systemd/system/php-pool@hangs.service.d/watchdog.conf
+    systemctl daemon-reload
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    start hangs
+    first=$(main_pid hangs)
+    kill -STOP "$first"
+    until_true 90 restarted hangs "$first"
+    equal "$(request hangs hello.php)" "hello from fpm-fcgi"
+}
+restarted() { local now; now=$(main_pid "$1"); [ "$now" != 0 ] && [ "$now" != "$2" ] && [ "$(systemctl is-active "php-pool@$1")" = active ]; }
+
+test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
+    pool frozen
+    script pid.php <<<'<?php echo getmypid();'
+    script slow.php <<<'<?php file_put_contents("/tmp/frozen-begun", ""); sleep(60); echo "whole";'
+    rm -f /tmp/frozen-begun
+    start frozen
+    first=$(zygote_pid frozen)
+    request frozen slow.php >/tmp/frozen &
+    client=$!
+    until_true 30 test -e /tmp/frozen-begun
+    kill -STOP "$first"
+    until_true 90 another_zygote frozen "$first"
+    wait $client
+    equal "$(cat /tmp/frozen)" whole
+    equal "$(systemctl show -P NRestarts php-pool@frozen)" 0
+    logged frozen "did not answer"
+}
+another_zygote() { grep -qvx "$2" "$(group "$1")/zygote/cgroup.procs"; }
+
+test_unit_files_are_clean() {
+    out=$(systemd-analyze verify php-pool@www.service php-pool@www.socket php-pool-status@www.socket php-pool.target 2>&1 |
+        grep -v 'man php-pool' || true)
+    equal "$out" ""
+}

@@ -1,0 +1,123 @@
+# Socket activation: issue-independent of what happens to master, zygote or package, who waits in the socket is served.
+
+test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
+    pool sock1 "listen.mode = 0600" "listen.backlog = 77"
+    systemctl start php-pool@sock1.socket
+    equal "$(stat -c '%U %G %a' /run/php-pool/sock1.sock)" "www-data www-data 600"
+    equal "$(ss -lxH src /run/php-pool/sock1.sock | awk '{print $4}')" 77
+    pool sock2
+    systemctl start php-pool@sock2.socket
+    equal "$(stat -c '%a' /run/php-pool/sock2.sock)" 660
+}
+
+test_a_connection_starts_the_service() {
+    pool wake
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    systemctl start php-pool@wake.socket
+    equal "$(systemctl is-active php-pool@wake.service)" inactive
+    equal "$(request wake hello.php)" "hello from fpm-fcgi"
+    equal "$(systemctl is-active php-pool@wake.service)" active
+}
+
+test_a_tcp_port_works_too() {
+    pool port "listen = 127.0.0.1:9123"
+    systemctl start php-pool@port.socket
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET cgi-fcgi -bind -connect 127.0.0.1:9123)" "hello from fpm-fcgi"
+}
+
+test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
+    pool nap "pm = ondemand" "pm.process_idle_timeout = 1s" "zygote_idle_time = 1s" "exit_idle_time = 2s"
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    systemctl start php-pool@nap.socket
+    equal "$(request nap hello.php)" "hello from fpm-fcgi"
+    until_true 60 [ "$(systemctl is-active php-pool@nap.service)" != active ] || until_true 60 asleep nap
+    equal "$(systemctl show -P Result php-pool@nap.service)" success
+    [ -z "$(pgrep -f 'pool nap')" ]
+    equal "$(request nap hello.php)" "hello from fpm-fcgi"
+}
+asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }
+
+test_queued_clients_survive_a_restart() {
+    pool again
+    script pid.php <<<'<?php echo getmypid();'
+    start again
+    before=$(request again pid.php)
+    systemctl stop php-pool@again.service
+    request again pid.php >/tmp/again & # wakes it
+    wait $!
+    [ "$(cat /tmp/again)" -gt 0 ]
+    [ "$(cat /tmp/again)" != "$before" ]
+}
+
+test_a_running_request_survives_the_death_of_the_master_and_new_ones_wait() {
+    pool dies "pm.max_children = 2"
+    script slow.php <<<'<?php file_put_contents("/tmp/slow-begun", ""); sleep(4); echo "whole";'
+    script pid.php <<<'<?php echo getmypid();'
+    rm -f /tmp/slow-begun
+    start dies
+    request dies slow.php >/tmp/slow &
+    slow=$!
+    until_true 30 test -e /tmp/slow-begun
+    kill -KILL "$(main_pid dies)"
+    request dies pid.php >/tmp/next &
+    next=$!
+    wait $slow
+    equal "$(cat /tmp/slow)" whole
+    wait $next
+    [ "$(cat /tmp/next)" -gt 0 ]
+    equal "$(systemctl show -P NRestarts php-pool@dies)" 1
+}
+
+test_a_killed_zygote_costs_no_request() {
+    pool zyg "pm.max_children = 2"
+    script pid.php <<<'<?php echo getmypid();'
+    start zyg
+    first=$(zygote_pid zyg)
+    kill -KILL "$first"
+    [ "$(request zyg pid.php)" -gt 0 ]
+    until_true 60 new_zygote zyg "$first"
+    [ "$(request zyg pid.php)" -gt 0 ]
+    equal "$(systemctl show -P NRestarts php-pool@zyg)" 0
+}
+new_zygote() { local now; now=$(zygote_pid "$1") && [ -n "$now" ] && [ "$now" != "$2" ]; }
+
+test_failing_starts_lose_no_client_and_a_repaired_file_needs_no_reset() {
+    pool broken "pm = dynmic"
+    systemctl start php-pool@broken.socket
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    request broken hello.php >/tmp/broken &
+    client=$!
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        systemctl start php-pool@broken.service && fail "a broken pool started"
+    done
+    equal "$(systemctl is-active php-pool@broken.socket)" active
+    pool broken
+    wait $client
+    equal "$(cat /tmp/broken)" "hello from fpm-fcgi"
+}
+
+test_a_changed_socket_fails_the_reload_with_the_commands_that_help() {
+    pool moved
+    start moved
+    pool moved "listen.mode = 0666"
+    ! php-pool reload moved 2>/tmp/moved || fail "the reload succeeded"
+    contains "$(cat /tmp/moved)" "listen.mode has changed"
+    contains "$(cat /tmp/moved)" "systemctl daemon-reload && systemctl restart php-pool@moved.socket php-pool@moved.service"
+    ! systemctl reload php-pool@moved || fail "systemctl reload succeeded"
+    systemctl daemon-reload
+    systemctl restart php-pool@moved.socket php-pool@moved.service
+    equal "$(stat -c '%a' /run/php-pool/moved.sock)" 666
+    systemctl reload php-pool@moved
+    pool moved "listen = /run/php-pool/elsewhere.sock"
+    ! php-pool reload moved 2>/tmp/moved || fail "the reload succeeded"
+    contains "$(cat /tmp/moved)" "listen has changed"
+}
+
+test_stopping_the_service_alone_leaves_the_socket_and_both_end_it() {
+    pool ends
+    start ends
+    systemctl stop php-pool@ends.socket php-pool@ends.service
+    [ ! -e /run/php-pool/ends.sock ]
+    equal "$(systemctl is-active php-pool@ends.service)" inactive
+}

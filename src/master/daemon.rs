@@ -275,6 +275,10 @@ impl Daemon {
             let status = describe_pools(&mut self.pools);
             self.systemd.tick(now, status);
         }
+        if self.phase == Phase::Ready && self.sockets.are_held() && self.all().all(|pool| pool.may_exit(now)) {
+            self.log().notice("asleep: the next request starts it again");
+            return Some(self.leave());
+        }
         match self.ctx.state.get() {
             State::Normal => self.advance(),
             _ if self.all().all(|pool| pool.is_gone()) => Some(self.leave()),

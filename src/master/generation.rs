@@ -155,6 +155,11 @@ impl Generation {
         })
     }
 
+    /// The way to the zygote.
+    pub fn zygote_orders(&self) -> &tokio::sync::mpsc::Sender<(ToZygote, Vec<OwnedFd>)> {
+        &self.zygote.orders
+    }
+
     /// The zygote's process.
     pub fn zygote(&self) -> &Rc<Process> {
         &self.zygote.process

@@ -230,6 +230,11 @@ impl Sockets {
         Err(last.unwrap_or_else(|| ListenError::Resolve(pool.listen.clone(), "no address".to_owned())))
     }
 
+    /// Whether systemd holds the sockets: they outlive this process.
+    pub fn are_held(&self) -> bool {
+        self.held
+    }
+
     /// Whether a pool's lines about its socket are as they were, where only systemd can carry a change out.
     ///
     /// # Errors

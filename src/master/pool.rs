@@ -21,13 +21,17 @@ use super::watch::{self, GenerationId, Place, PoolId, Watch};
 use super::worker::describe;
 use crate::api::{self, Happened, PoolStatus};
 use crate::config::{self, Global, Pm};
-use crate::control::{ChannelError, Exit, FromWorker, FromZygote, Received, ToWorker};
+use crate::control::{ChannelError, Exit, FromWorker, FromZygote, Received, ToWorker, ToZygote};
 use crate::log::{About, MessageId, errno};
 use crate::pm::{self, Backoff, Line, WorkerId};
 use crate::scoreboard::{monotonic_ns, realtime_us};
 
 /// A generation whose replacement has not got its workers up by then drains all the same.
 const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// How often a zygote is asked whether it is well, and how long it may take for the answer.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PONG_WITHIN: Duration = Duration::from_secs(15);
 
 /// Wait after an order that could not be given.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -73,6 +77,12 @@ pub struct Pool {
     restart: Backoff,
     /// A zygote is to be started then.
     restart_at: Option<Duration>,
+    /// When the zygote was asked whether it is well, while it has not answered.
+    pinged: Option<Duration>,
+    /// When it is to be asked next.
+    ping_at: Duration,
+    /// Since when there has been nothing to do: no worker, or no zygote either.
+    idle_since: Option<Duration>,
     /// Why the last start failed; None while one is under way, or when it did not.
     pub failed: Option<String>,
     /// The reason a starting zygote gave.
@@ -123,6 +133,9 @@ impl Pool {
             peak: 0,
             restart: Backoff::default(),
             restart_at: None,
+            pinged: None,
+            ping_at: Duration::ZERO,
+            idle_since: None,
             failed: None,
             reason: None,
             up: false,
@@ -345,7 +358,15 @@ impl Pool {
                     self.memory.backoff.failed(watch::now(), self.ctx.jitter());
                 }
                 FromZygote::Exited { worker, exit } => generation.exited(WorkerId(worker), exit),
-                FromZygote::Pong(_) => {}
+                FromZygote::Pong(_) => {
+                    if self
+                        .current
+                        .as_ref()
+                        .is_some_and(|current| current.place.generation == id)
+                    {
+                        (self.pinged, self.ping_at) = (None, watch::now() + PING_EVERY);
+                    }
+                }
             },
             Err(ChannelError::Malformed(what)) => {
                 let pid = generation.zygote().pid();
@@ -384,6 +405,7 @@ impl Pool {
         });
         self.memory = pm::Memory::new(&pm::Limits::from(&*self.wanted.config), busy);
         (self.up, self.lost) = (false, 0);
+        (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
         self.listening = None;
         if let Some((earlier, _)) = self.leaving.take() {
             self.retire(earlier);
@@ -543,6 +565,8 @@ impl Pool {
                 self.start();
             }
         }
+        self.check_zygote(now);
+        self.fall_asleep(now);
         self.manage(now, room);
     }
 
@@ -626,6 +650,75 @@ impl Pool {
         if let Some(at) = next {
             self.wake_at(at);
         }
+    }
+
+    /// Asks the zygote whether it is well, and replaces one that does not answer. Its workers are not touched.
+    fn check_zygote(&mut self, now: Duration) {
+        let Some(current) = self.current.as_ref().filter(|current| current.can_spawn()) else {
+            return;
+        };
+        match self.pinged {
+            None if self.ping_at <= now => {
+                // Where even the order cannot be given, the answer will be missing.
+                let _ = current.zygote_orders().try_send((ToZygote::Ping(0), Vec::new()));
+                self.pinged = Some(now);
+                self.wake_at(now + PONG_WITHIN);
+            }
+            None => self.wake_at(self.ping_at),
+            Some(at) if at + PONG_WITHIN > now => self.wake_at(at + PONG_WITHIN),
+            Some(_) => {
+                let (pid, limit) = (current.zygote().pid(), PONG_WITHIN.as_secs());
+                self.pinged = Some(now);
+                self.wake_at(now + PONG_WITHIN);
+                if self.next.is_none() {
+                    self.log().identified(MessageId::ZygoteReplaced).warning(format_args!(
+                        "zygote {pid} did not answer within {limit} seconds; a new generation takes over"
+                    ));
+                    self.start();
+                }
+            }
+        }
+    }
+
+    /// Ends the zygote of an ondemand pool that has had no worker for `zygote_idle_time`.
+    fn fall_asleep(&mut self, now: Duration) {
+        let limit = self.wanted.config.zygote_idle_time;
+        let Some(current) = &self.current else { return };
+        let busy = !current.workers.is_empty() || self.next.is_some() || self.leaving.is_some();
+        if busy || self.wanted.config.pm != Pm::Ondemand || limit.is_zero() {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        if since + limit > now {
+            return self.wake_at(since + limit);
+        }
+        self.idle_since = None;
+        if let Some(current) = self.current.take() {
+            self.log()
+                .debug("nothing to do: the zygote ends until the next request");
+            self.retire(current);
+            self.touch();
+        }
+    }
+
+    /// Whether a master that systemd starts again can end: the pool has slept for `exit_idle_time`.
+    pub fn may_exit(&mut self, now: Duration) -> bool {
+        let limit = self.wanted.config.exit_idle_time;
+        let awake = self.current.is_some()
+            || self.next.is_some()
+            || !self.old.is_empty()
+            || self.restart_at.is_some()
+            || self.queue.holds_any();
+        if awake || self.wanted.config.pm != Pm::Ondemand || limit.is_zero() {
+            if awake && self.current.is_none() {
+                self.idle_since = None;
+            }
+            return false;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        self.wake_at(since + limit);
+        since + limit <= now
     }
 
     fn manage(&mut self, now: Duration, room: Option<u32>) {

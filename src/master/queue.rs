@@ -49,6 +49,11 @@ struct Shared {
 }
 
 impl Queue {
+    /// Whether any connection is held here.
+    pub fn holds_any(&self) -> bool {
+        self.shared.held.get() > 0
+    }
+
     /// Makes one.
     ///
     /// # Errors

@@ -42,7 +42,7 @@ test_each_worker_has_its_leaf_with_what_it_starts() {
     answer=$(request leaves child.php)
     pid=${answer##*$'\n'}
     leaf=$(grep -lx "$pid" "$(group leaves)"/workers/*/cgroup.procs)
-    contains "$answer" "${leaf#/sys/fs/cgroup}"x || contains "$answer" "$(dirname "${leaf#/sys/fs/cgroup}")"
+    contains "$answer" "0::$(dirname "${leaf#/sys/fs/cgroup}")"
     equal "$(ls -d "$(group leaves)"/workers/*/ | wc -l)" 2
 }
 

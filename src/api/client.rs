@@ -91,14 +91,14 @@ impl Client {
         let socket = self.stream.get_mut();
         socket.set_read_timeout(limit).map_err(system(&self.path))?;
         socket.write_all(&encode(question)).map_err(system(&self.path))?;
-        self.next()
+        self.receive()
     }
 
     /// The next answer: after [`Question::Events`] there are many.
     ///
     /// # Errors
     /// When there is none in time, or the master refuses.
-    pub fn next(&mut self) -> Result<Answer, ApiError> {
+    pub fn receive(&mut self) -> Result<Answer, ApiError> {
         let mut line = Vec::new();
         let read = (&mut self.stream).take(MAX_ANSWER as u64).read_until(b'\n', &mut line);
         match read {

@@ -49,6 +49,7 @@ fn a_pool_serves_and_leaves_nothing_behind() {
     let zygote = master.zygote("www");
     master.signal(Signal::SIGTERM);
     assert_eq!(master.ended().code(), Some(0));
+    master.said("exiting, bye-bye!");
     let order = [
         "fpm is running, pid",
         "ready to handle connections",

@@ -62,6 +62,12 @@ static SHARED: Setup = Setup {
     ..Setup::BASE
 };
 
+static FFI: Setup = Setup {
+    name: "ffi",
+    ini: "extension = ffi\nffi.enable = 1\n",
+    ..Setup::BASE
+};
+
 static RANDOM: Setup = Setup {
     name: "random",
     ini: "session.save_path = {home}\n",
@@ -73,6 +79,7 @@ pub fn cases() -> Vec<Case> {
         opcache(c);
         sessions(c);
         apcu(c);
+        locks(c);
         random(c);
     })
 }
@@ -309,6 +316,46 @@ fn apcu(c: &mut Cases) {
         let code = "echo apcu_entry('made', function () { usleep(20000); return getmypid() . '-' . hrtime(true); });";
         let made: HashSet<String> = together(t, 4, code).iter().map(Reply::text).collect();
         assert_eq!(made.len(), 1, "{made:?}");
+    })
+    .alone();
+}
+
+/// What extensions build on: a lock in shared memory knows its owner by glibc's thread id, which must be the worker's own.
+fn locks(c: &mut Cases) {
+    c.same("a_process_shared_rwlock_keeps_the_other_worker_out", &FFI, |t| {
+        t.writable("lock");
+        let code = r#"
+            $c = FFI::cdef('void *mmap(void *, size_t, int, int, int, long); int open(const char *, int, int);
+                int ftruncate(int, long); int pthread_rwlockattr_init(void *);
+                int pthread_rwlockattr_setpshared(void *, int); int pthread_rwlock_init(void *, void *);
+                int pthread_rwlock_wrlock(void *); int pthread_rwlock_unlock(void *);');
+            $fd = $c->open(__DIR__ . '/lock/memory', 0102, 0666);
+            $c->ftruncate($fd, 4096);
+            $lock = $c->mmap(null, 4096, 3, 1, $fd, 0);
+            $words = $c->cast('long *', $lock);
+            if ($_GET['n'] === '0') {
+                $attributes = $c->new('long[16]');
+                $c->pthread_rwlockattr_init($attributes);
+                $c->pthread_rwlockattr_setpshared($attributes, 1);
+                $c->pthread_rwlock_init($lock, $attributes);
+                $words[100] = 1;
+            }
+            $until = microtime(true) + 15;
+            while (!$words[100] && microtime(true) < $until) usleep(1000);
+            for ($i = 0; $i < 300; $i++) {
+                $error = $c->pthread_rwlock_wrlock($lock);
+                if ($error) exit("wrlock answers $error");
+                $seen = $words[101];
+                usleep(30);
+                $words[101] = $seen + 1;
+                $c->pthread_rwlock_unlock($lock);
+            }
+            $words[102 + $_GET['n']] = 1;
+            while (!($words[102] && $words[103]) && microtime(true) < $until) usleep(1000);
+            echo $words[101];"#;
+        for reply in together(t, 2, code) {
+            assert_eq!((reply.text().as_str(), reply.errors().as_str()), ("600", ""));
+        }
     })
     .alone();
 }

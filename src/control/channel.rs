@@ -130,6 +130,16 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// # Errors
     /// [`ChannelError::WouldBlock`], [`ChannelError::Closed`], or what was wrong with what came.
     pub fn receive(&self, wait: bool) -> Result<Received<R>, ChannelError> {
+        let mut fds = Vec::new();
+        let message = self.receive_into(wait, &mut fds)?;
+        Ok(Received { message, fds })
+    }
+
+    /// Receives one message; whatever descriptors come are in `fds`, with a message that cannot be read too.
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn receive_into(&self, wait: bool, fds: &mut Vec<OwnedFd>) -> Result<R, ChannelError> {
         let mut buffer = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
         // Closes what is not taken out of it, however the message ends: descriptors are here as soon as it is read.
@@ -145,7 +155,6 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
                 Err(error) => return Err(Errno::from_raw(error.raw_os_error()).into()),
             }
         };
-        let mut fds = Vec::new();
         for part in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = part {
                 fds.extend(rights);
@@ -164,9 +173,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
                 "it has more descriptors than any of this protocol",
             ));
         }
-        let message = postcard::from_bytes(&buffer[..message.bytes])
-            .map_err(|_| ChannelError::Malformed("it is of no known form"))?;
-        Ok(Received { message, fds })
+        postcard::from_bytes(&buffer[..message.bytes]).map_err(|_| ChannelError::Malformed("it is of no known form"))
     }
 }
 

@@ -14,8 +14,10 @@ use nix::sys::signal::Signal;
 
 use super::cgroup::Leaf;
 use super::context::{Context, State};
+use super::foreign::{Closer, Foreign};
 use super::listen::Listener;
 use super::process::Process;
+use super::queue::Queue;
 use super::users::Identity;
 use super::watch::{self, Place, Watch};
 use super::worker::{Worker, describe, describe_request};
@@ -100,6 +102,7 @@ pub struct Generation {
     pub exposed: bool,
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
+    closer: Closer,
     free: BTreeSet<u32>,
     _bell: Watch,
 }
@@ -116,7 +119,7 @@ impl Generation {
         config: &Rc<Pool>,
         identity: &Identity,
         listener: &Rc<Listener>,
-        queue: &OwnedFd,
+        queue: &Queue,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
         // One that leaves may still be there when its replacement comes.
@@ -126,13 +129,18 @@ impl Generation {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| ZygoteError::Make("its bell", error.into()))?;
         let clone = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map_err(make("a descriptor"));
-        let fds = [clone(board.fd())?, clone(queue.as_fd())?, clone(bell.as_fd())?];
+        let fds = [
+            clone(board.fd())?,
+            clone(queue.workers().as_fd())?,
+            clone(bell.as_fd())?,
+        ];
         let parts = Parts {
             global,
             pool: config,
             identity,
             listener,
             fds,
+            closer: queue.closer(),
         };
         let zygote = Zygote::start(ctx, place, parts)?;
         let bell = watch::bell(bell, &ctx.events, place).map_err(make("a registration"))?;
@@ -150,6 +158,7 @@ impl Generation {
             exposed: zygote.exposes_php,
             ctx: ctx.clone(),
             zygote,
+            closer: queue.closer().clone(),
             free: (0..slots).collect(),
             _bell: bell,
         })
@@ -190,7 +199,7 @@ impl Generation {
             slot,
             max_requests: self.max_requests(),
         };
-        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn)
+        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn, &self.closer)
             .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
         self.zygote
             .orders
@@ -212,7 +221,7 @@ impl Generation {
     }
 
     /// The zygote has made a worker and sent its pidfd.
-    pub fn spawned(&mut self, id: WorkerId, fds: Vec<OwnedFd>) {
+    pub fn spawned(&mut self, id: WorkerId, fds: Vec<Foreign>) {
         let zygote = self.zygote.process.pid();
         let Some(worker) = self.workers.get(&id).filter(|worker| worker.process.is_none()) else {
             return self.log(
@@ -226,7 +235,7 @@ impl Generation {
             .next()
             .ok_or_else(|| "it came without its descriptor".to_owned())
         {
-            Ok(fd) => match Process::of_pidfd(fd, zygote) {
+            Ok(fd) => match Process::of_pidfd(fd.as_fd(), zygote) {
                 Ok(process) if self.knows(process.pid()) => format!("it is worker {} again", process.pid()),
                 Ok(process) => {
                     let pid = process.pid();
@@ -392,7 +401,7 @@ impl Generation {
                 });
             }
         }
-        totals.requests += view.requests;
+        totals.requests = totals.requests.saturating_add(view.requests);
         let death = Death {
             unasked: !leaving && self.drain.is_none(),
             crashed: matches!(

@@ -17,6 +17,7 @@ mod cgroup;
 mod context;
 mod daemon;
 mod desk;
+mod foreign;
 mod generation;
 mod limits;
 mod listen;

@@ -17,11 +17,11 @@ use super::listen::Listener;
 use super::queue::Queue;
 use super::status_server::{self, Answer};
 use super::users::Identity;
-use super::watch::{self, GenerationId, Place, PoolId, Watch};
+use super::watch::{self, GenerationId, Heard, Place, PoolId, Watch};
 use super::worker::describe;
 use crate::api::{self, Happened, PoolStatus};
 use crate::config::{self, Global, Pm};
-use crate::control::{ChannelError, Exit, FromWorker, FromZygote, Received, ToWorker, ToZygote};
+use crate::control::{ChannelError, Exit, FromWorker, FromZygote, ToWorker, ToZygote};
 use crate::log::{About, MessageId, errno};
 use crate::pm::{self, Backoff, Line, WorkerId};
 use crate::scoreboard::{monotonic_ns, realtime_us};
@@ -234,8 +234,7 @@ impl Pool {
             pool: self.id,
             generation: GenerationId(self.ctx.number()),
         };
-        let workers = self.queue.workers();
-        match Generation::start(&self.ctx, place, global, config, identity, listener, workers) {
+        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -341,11 +340,11 @@ impl Pool {
     }
 
     /// A zygote said something, or hung up.
-    pub fn on_zygote(&mut self, id: GenerationId, result: Result<Received<FromZygote>, ChannelError>) {
+    pub fn on_zygote(&mut self, id: GenerationId, result: Result<Heard<FromZygote>, ChannelError>) {
         self.touch();
         let Some(generation) = self.generation(id) else { return };
         match result {
-            Ok(Received { message, fds }) => match message {
+            Ok(Heard { message, fds }) => match message {
                 FromZygote::Ready { php } => self.ready(id, php),
                 FromZygote::Failed { reason } => {
                     if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
@@ -476,14 +475,9 @@ impl Pool {
     }
 
     /// A worker said something, or hung up.
-    pub fn on_worker(
-        &mut self,
-        id: GenerationId,
-        worker: WorkerId,
-        result: Result<Received<FromWorker>, ChannelError>,
-    ) {
+    pub fn on_worker(&mut self, id: GenerationId, worker: WorkerId, result: Result<Heard<FromWorker>, ChannelError>) {
         match result {
-            Ok(Received {
+            Ok(Heard {
                 message: FromWorker::Keep(handover),
                 fds,
             }) => {
@@ -500,7 +494,7 @@ impl Pool {
                     self.queue.keep(handover, fd, limit);
                 }
             }
-            Ok(Received {
+            Ok(Heard {
                 message: FromWorker::Status,
                 ..
             }) => {
@@ -920,7 +914,7 @@ impl Pool {
         if let Some(current) = &self.current {
             current.count(&mut counted);
             for (worker, view) in current.views() {
-                accepted += view.requests;
+                accepted = accepted.saturating_add(view.requests);
                 processes.extend(super::status::process(worker, &view, now));
             }
         }

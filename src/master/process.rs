@@ -47,13 +47,14 @@ impl Process {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn of_pidfd(fd: OwnedFd, parent: i32) -> Result<Self, String> {
-        let pid = pid_of(fd.as_fd()).ok_or("its descriptor is no pidfd, or of a process that has been waited for")?;
+    pub fn of_pidfd(fd: BorrowedFd, parent: i32) -> Result<Self, String> {
+        let pid = pid_of(fd).ok_or("its descriptor is no pidfd, or of a process that has been waited for")?;
         match parent_of(pid) {
             Some(found) if found == parent => {}
             found => return Err(format!("process {pid} is a child of {found:?}, not of {parent}")),
         }
         // The number may have passed to another process between the two looks.
+        let fd = fd.try_clone_to_owned().map_err(|error| crate::log::errno(&error))?;
         match pid_of(fd.as_fd()) {
             Some(still) if still == pid => Ok(Self { fd, pid }),
             _ => Err(format!("process {pid} has ended already")),
@@ -124,10 +125,14 @@ mod tests {
         let pid = child.id() as i32;
         let me = std::process::id() as i32;
         let fd = || pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
-        assert_eq!(Process::of_pidfd(fd(), me).unwrap().pid(), pid);
-        assert!(Process::of_pidfd(fd(), 1).unwrap_err().contains("is a child of"));
+        assert_eq!(Process::of_pidfd(fd().as_fd(), me).unwrap().pid(), pid);
+        assert!(
+            Process::of_pidfd(fd().as_fd(), 1)
+                .unwrap_err()
+                .contains("is a child of")
+        );
         let null = fs::File::open("/dev/null").unwrap();
-        assert!(Process::of_pidfd(null.into(), me).is_err());
+        assert!(Process::of_pidfd(null.as_fd(), me).is_err());
 
         let process = Process::of_child(pid).unwrap();
         assert!(!process.has_ended() && process.wait().is_none());

@@ -14,6 +14,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
+use super::foreign::{Closer, Foreign};
 use super::sys;
 use super::watch::{Event, Events, PoolId, Registered, Watch, register};
 use crate::control::{self, ChannelError, Handover};
@@ -28,13 +29,20 @@ const ON_THEIR_WAY: usize = 64;
 /// Most kept connections of one pool; beyond that a newcomer is closed, as a web server expects of an idle connection.
 const MOST_KEPT: usize = 16_384;
 
+/// Most bytes of requests that have begun on them.
+const MOST_BYTES: usize = 32 << 20;
+
+/// Most sizes of messages that are remembered; a queue holds fewer messages.
+const MOST_SENT: usize = 8192;
+
 /// A pool's queue.
 #[derive(Debug)]
 pub struct Queue {
     /// The workers' end.
     workers: OwnedFd,
-    door: mpsc::Sender<(Handover, OwnedFd)>,
+    door: mpsc::Sender<(Handover, Foreign)>,
     shared: Rc<Shared>,
+    closer: Closer,
     _sender: Watch,
 }
 
@@ -44,6 +52,8 @@ struct Shared {
     events: Events,
     /// Kept connections, until they are in the queue.
     held: Cell<usize>,
+    /// What has been read of their requests already.
+    held_bytes: Cell<usize>,
     /// Sizes of the messages that may be in the queue still, in order.
     sent: RefCell<VecDeque<usize>>,
 }
@@ -64,6 +74,7 @@ impl Queue {
             pool,
             events: events.clone(),
             held: Cell::new(0),
+            held_bytes: Cell::new(0),
             sent: RefCell::new(VecDeque::new()),
         });
         let (door, queue) = mpsc::channel(ON_THEIR_WAY);
@@ -72,6 +83,7 @@ impl Queue {
             workers: theirs.into(),
             door,
             shared,
+            closer: Closer::default(),
             _sender: sender,
         })
     }
@@ -81,13 +93,18 @@ impl Queue {
         &self.workers
     }
 
+    /// Closes what the pool's processes send.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
+    }
+
     /// Takes a connection. It goes into the queue when it has something to say; until then it may be silent for `limit`,
     /// None is for ever.
-    pub fn keep(&self, handover: Handover, fd: OwnedFd, limit: Option<Duration>) {
-        if self.shared.held.get() >= MOST_KEPT {
+    pub fn keep(&self, handover: Handover, fd: Foreign, limit: Option<Duration>) {
+        let Some(held) = Held::new(&self.shared, handover.bytes.len()).filter(|_| fd.is_connection()) else {
             return;
-        }
-        let (door, held) = (self.door.clone(), Held::new(&self.shared));
+        };
+        let door = self.door.clone();
         tokio::task::spawn_local(async move {
             let Some(fd) = until_it_speaks(&handover, fd, limit).await else {
                 return;
@@ -119,23 +136,30 @@ impl Queue {
     }
 }
 
-struct Held(Rc<Shared>);
+struct Held(Rc<Shared>, usize);
 
 impl Held {
-    fn new(shared: &Rc<Shared>) -> Self {
-        shared.held.set(shared.held.get() + 1);
-        Self(shared.clone())
+    /// None when there is no room.
+    fn new(shared: &Rc<Shared>, bytes: usize) -> Option<Self> {
+        let (held, held_bytes) = (shared.held.get() + 1, shared.held_bytes.get() + bytes);
+        if held > MOST_KEPT || held_bytes > MOST_BYTES {
+            return None;
+        }
+        shared.held.set(held);
+        shared.held_bytes.set(held_bytes);
+        Some(Self(shared.clone(), bytes))
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.held.set(self.0.held.get() - 1);
+        self.0.held_bytes.set(self.0.held_bytes.get() - self.1);
     }
 }
 
 /// None when it is closed, or silent for too long.
-async fn until_it_speaks(handover: &Handover, fd: OwnedFd, limit: Option<Duration>) -> Option<OwnedFd> {
+async fn until_it_speaks(handover: &Handover, fd: Foreign, limit: Option<Duration>) -> Option<Foreign> {
     if has_request(handover) {
         return Some(fd);
     }
@@ -179,14 +203,18 @@ fn has_request(handover: &Handover) -> bool {
 
 async fn send_all(
     channel: Registered<Handover, Handover>,
-    mut queue: mpsc::Receiver<(Handover, OwnedFd)>,
+    mut queue: mpsc::Receiver<(Handover, Foreign)>,
     shared: Rc<Shared>,
 ) {
     while let Some((handover, fd)) = queue.recv().await {
         loop {
             match channel.get_ref().send(&handover, &[fd.as_fd()], false) {
                 Ok(length) => {
-                    shared.sent.borrow_mut().push_back(length);
+                    let mut sent = shared.sent.borrow_mut();
+                    sent.push_back(length);
+                    if sent.len() > MOST_SENT {
+                        sent.pop_front();
+                    }
                     break;
                 }
                 Err(ChannelError::WouldBlock) => match channel.writable().await {

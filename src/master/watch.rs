@@ -16,12 +16,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::desk::Mailbox;
+use super::foreign::{Closer, Foreign};
 use super::listen::Listener;
 use super::process::Process;
 use super::status_server::Answer;
 use super::sys;
 use crate::api::Question;
-use crate::control::{Channel, ChannelError, FromWorker, FromZygote, Received};
+use crate::control::{Channel, ChannelError, FromWorker, FromZygote};
 use crate::pm::WorkerId;
 use crate::scoreboard::monotonic_ns;
 
@@ -46,9 +47,9 @@ pub struct Place {
 #[derive(Debug)]
 pub enum Event {
     /// A zygote said something, or hung up.
-    Zygote(Place, Result<Received<FromZygote>, ChannelError>),
+    Zygote(Place, Result<Heard<FromZygote>, ChannelError>),
     /// A worker said something, or hung up.
-    Worker(Place, WorkerId, Result<Received<FromWorker>, ChannelError>),
+    Worker(Place, WorkerId, Result<Heard<FromWorker>, ChannelError>),
     /// A worker's process has ended.
     Ended(Place, WorkerId),
     /// A worker that began a request found few others idle.
@@ -61,6 +62,15 @@ pub enum Event {
     Asked(Question, Mailbox),
     /// Somebody wants to know how the pool is.
     Status(PoolId, oneshot::Sender<Answer>),
+}
+
+/// A message of a zygote or worker, and the descriptors that came with it.
+#[derive(Debug)]
+pub struct Heard<T> {
+    /// The message.
+    pub message: T,
+    /// In order.
+    pub fds: Vec<Foreign>,
 }
 
 /// The way to the master's loop.
@@ -120,12 +130,19 @@ pub fn register<S, R>(channel: Channel<S, R>) -> io::Result<Registered<S, R>> {
 pub fn messages<S: Serialize + 'static, R: DeserializeOwned + 'static>(
     channel: &Registered<S, R>,
     events: &Events,
-    event: impl Fn(Result<Received<R>, ChannelError>) -> Event + 'static,
+    closer: &Closer,
+    event: impl Fn(Result<Heard<R>, ChannelError>) -> Event + 'static,
 ) -> Watch {
-    let (channel, events) = (channel.clone(), events.clone());
+    let (channel, events, closer) = (channel.clone(), events.clone(), closer.clone());
     Watch::start(async move {
         while let Ok(mut ready) = channel.readable().await {
-            let result = channel.get_ref().receive(false);
+            while closer.is_busy() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let mut fds = Vec::new();
+            let result = channel.get_ref().receive_into(false, &mut fds);
+            let fds = fds.into_iter().map(|fd| closer.take(fd)).collect();
+            let result = result.map(|message| Heard { message, fds });
             if matches!(result, Err(ChannelError::WouldBlock)) {
                 ready.clear_ready();
                 continue;

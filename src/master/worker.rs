@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::cgroup::Leaf;
 use super::context::Context;
+use super::foreign::Closer;
 use super::limits::Rung;
 use super::output::{self, Output, Pipes};
 use super::process::Process;
@@ -63,6 +64,7 @@ impl Worker {
         pool: &Pool,
         access_log: Option<&File>,
         spawn: Spawn,
+        closer: &Closer,
     ) -> io::Result<(Self, (ToZygote, Vec<OwnedFd>))> {
         let (ours, theirs) = control::pair::<ToWorker, FromWorker>(BUFFER).map_err(io::Error::other)?;
         let id = WorkerId(spawn.worker);
@@ -77,7 +79,7 @@ impl Worker {
             fds.push(log.as_fd().try_clone_to_owned()?);
         }
         let link = watch::register(ours)?;
-        let watches = vec![watch::messages(&link, &ctx.events, move |result| {
+        let watches = vec![watch::messages(&link, &ctx.events, closer, move |result| {
             Event::Worker(place, id, result)
         })];
         let slot = spawn.slot;

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::context::Context;
+use super::foreign::Closer;
 use super::listen::{Listener, is_hand_over};
 use super::output::{self, Output};
 use super::process::Process;
@@ -74,6 +75,8 @@ pub struct Parts<'a> {
     pub listener: &'a Listener,
     /// The scoreboard, the workers' end of the queue, the bell.
     pub fds: [OwnedFd; 3],
+    /// Closes what it sends.
+    pub closer: &'a Closer,
 }
 
 impl Zygote {
@@ -88,6 +91,7 @@ impl Zygote {
             identity,
             listener,
             fds,
+            closer,
         } = parts;
         let make = |what| move |error| ZygoteError::Make(what, error);
         let executable = worker::find(pool.worker_path.as_deref(), pool.php_version.as_deref())?;
@@ -151,7 +155,9 @@ impl Zygote {
         let channel = watch::register(ours).map_err(make("a registration"))?;
         let (orders, queue) = mpsc::channel(pool.pm_max_children as usize + 64);
         let watches = [
-            watch::messages(&channel, &ctx.events, move |result| Event::Zygote(place, result)),
+            watch::messages(&channel, &ctx.events, closer, move |result| {
+                Event::Zygote(place, result)
+            }),
             watch::sender(&channel, queue),
         ];
         let [board, workers, bell] = fds;

@@ -1,0 +1,170 @@
+//! Descriptors that came from a zygote or a worker: they run the pool's own code, and can send what they like.
+//!
+//! Already closing such a thing can take for ever: a socket with SO_LINGER waits until its peer has taken all there is, a
+//! file in a FUSE until its owner likes, a unix socket closes what is on its way in it. So can waiting for it, or asking it
+//! anything. The loop therefore closes none of them itself, and uses only what has been seen to be a connection.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
+
+/// Descriptors of one pool that are being closed; with more, nothing is read from the pool's processes any more.
+const MOST_CLOSING: usize = 256;
+
+/// Closes the descriptors of one pool: a pool whose own do not close waits for nobody but itself. Its thread begins with
+/// the first of them.
+#[derive(Clone, Debug, Default)]
+pub struct Closer {
+    thread: Rc<RefCell<Option<Sender<OwnedFd>>>>,
+    closing: Arc<AtomicUsize>,
+}
+
+impl Closer {
+    /// Takes a descriptor on.
+    pub fn take(&self, fd: OwnedFd) -> Foreign {
+        Foreign {
+            fd: Some(fd),
+            closer: self.clone(),
+        }
+    }
+
+    /// Whether it has too much to do to be given more.
+    pub fn is_busy(&self) -> bool {
+        self.closing.load(SeqCst) >= MOST_CLOSING
+    }
+
+    fn close(&self, fd: OwnedFd) {
+        let mut thread = self.thread.borrow_mut();
+        if thread.is_none() {
+            let (sender, descriptors) = channel::<OwnedFd>();
+            let closing = Arc::clone(&self.closing);
+            let work = move || {
+                for fd in descriptors {
+                    drop(fd);
+                    closing.fetch_sub(1, SeqCst);
+                }
+            };
+            // Without memory for a thread this one has to wait, if there is anything to wait for.
+            if thread::Builder::new().name("closer".to_owned()).spawn(work).is_ok() {
+                *thread = Some(sender);
+            }
+        }
+        if let Some(sender) = &*thread {
+            self.closing.fetch_add(1, SeqCst);
+            // It ends only with this.
+            let _ = sender.send(fd);
+        }
+    }
+}
+
+/// A descriptor that is not ours to trust.
+#[derive(Debug)]
+pub struct Foreign {
+    /// None only while it is dropped.
+    fd: Option<OwnedFd>,
+    closer: Closer,
+}
+
+impl Foreign {
+    /// Whether it is a connection, as a listener gives them. (No file system is asked, but the socket itself.)
+    pub fn is_connection(&self) -> bool {
+        let fd = self.as_fd();
+        let families = [AddressFamily::UNIX, AddressFamily::INET, AddressFamily::INET6];
+        sockopt::socket_type(fd) == Ok(SocketType::STREAM)
+            && sockopt::socket_domain(fd).is_ok_and(|family| families.contains(&family))
+            && sockopt::socket_acceptconn(fd) == Ok(false)
+    }
+}
+
+impl AsFd for Foreign {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("it is there until it is dropped").as_fd()
+    }
+}
+
+impl AsRawFd for Foreign {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            self.closer.close(fd);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A connection that is not closed before its peer has read what there is, or goes away.
+    fn lingering() -> (OwnedFd, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[0; 65536]).is_ok() {}
+        sockopt::set_socket_linger(&ours, Some(Duration::from_secs(60))).unwrap();
+        (ours.into(), theirs)
+    }
+
+    #[test]
+    fn nobody_waits_for_a_descriptor_to_be_closed() {
+        let (closer, began) = (Closer::default(), Instant::now());
+        let (fd, peer) = lingering();
+        drop(closer.take(fd));
+        for _ in 0..MOST_CLOSING {
+            drop(closer.take(File::open("/dev/null").unwrap().into()));
+        }
+        assert!(
+            closer.is_busy(),
+            "the first was closed at once, and nothing has been shown"
+        );
+        assert!(began.elapsed() < Duration::from_secs(30));
+        // Another pool's are closed meanwhile.
+        let (other, (reader, writer)) = (Closer::default(), std::io::pipe().unwrap());
+        drop(other.take(writer.into()));
+        assert_eq!(std::io::Read::read(&mut &reader, &mut [0]).unwrap(), 0);
+        drop(peer);
+        while closer.is_busy() {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn only_connections_are_connections() {
+        let closer = Closer::default();
+        let is = |fd: OwnedFd| closer.take(fd).is_connection();
+        let (a, b) = UnixStream::pair().unwrap();
+        assert!(is(a.into()) && is(b.into()));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(is(TcpStream::connect(listener.local_addr().unwrap()).unwrap().into()));
+        assert!(!is(listener.into()));
+        assert!(!is(File::open("/dev/null").unwrap().into()));
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is(UnixListener::bind(dir.path().join("s")).unwrap().into()));
+        assert!(!is(std::os::unix::net::UnixDatagram::unbound().unwrap().into()));
+        assert!(!is(nix::sys::epoll::Epoll::new(
+            nix::sys::epoll::EpollCreateFlags::empty()
+        )
+        .unwrap()
+        .0));
+    }
+}

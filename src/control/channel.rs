@@ -151,7 +151,9 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
                 Ok(message) => break message,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Err(ChannelError::WouldBlock),
-                Err(rustix::io::Errno::CONNRESET) => return Err(ChannelError::Closed),
+                // Said once when the other end closed without having read all: what it had sent is still there, then its
+                // end.
+                Err(rustix::io::Errno::CONNRESET) => {}
                 Err(error) => return Err(Errno::from_raw(error.raw_os_error()).into()),
             }
         };
@@ -220,6 +222,17 @@ mod tests {
         assert!(matches!(b.receive(true), Err(ChannelError::Malformed(_))));
         drop(writer);
         assert_eq!(end.read(&mut [0]).unwrap(), 0, "a writing end is still open");
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_arrives() {
+        let (a, b) = pair::<u32, u32>(1 << 16).unwrap();
+        a.send(&1, &[], true).unwrap();
+        b.send(&2, &[], true).unwrap();
+        // With a message unread, which the kernel tells the other end as a reset.
+        drop(b);
+        assert_eq!(a.receive(false).unwrap().message, 2);
+        assert!(matches!(a.receive(false), Err(ChannelError::Closed)));
     }
 
     #[test]

@@ -54,9 +54,7 @@ fn ends_inside_php() {
             "{script}: the worker died before PHP could end the request"
         );
         assert!(String::from_utf8_lossy(&reply.stdout).contains("shut down"), "{script}");
-        let line = master.said(&format!(
-            "{script}' (request: \"GET {script}\") execution timed out (0.4"
-        ));
+        let line = master.said(&format!("{script}' (request: \"GET {script}\") execution timed out ("));
         assert!(
             line.contains("WARNING:") && line.ends_with("sec), terminating"),
             "{line}"
@@ -100,7 +98,7 @@ fn a_slow_request_is_traced() {
     }
     let master = serve("request_slowlog_timeout = 200ms\nslowlog = {dir}/slow.log\nrequest_terminate_timeout = 1s");
     master.get("/sleep.php");
-    assert_eq!(master.count("executing too slow (0.2"), 1);
+    assert_eq!(master.count("executing too slow ("), 1);
     let path = master.place.path("slow.log");
     crate::harness::wait_for("the record", || {
         std::fs::read_to_string(&path).is_ok_and(|text| text.contains("duration"))

@@ -58,7 +58,7 @@ catch_workers_output = yes"
 
 # script NAME: a PHP script from standard input, in /srv/NAME.
 script() {
-    mkdir -p /srv
+    mkdir -p -m 1777 /srv/state # not /tmp, which is the service's own (PrivateTmp)
     cat >"/srv/$1"
     chmod 644 "/srv/$1"
 }

@@ -55,13 +55,13 @@ test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_o
 
 test_requests_go_on_over_a_reload() {
     pool busy "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/tmp/busy-begun", ""); sleep(5); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); sleep(5); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
-    rm -f /tmp/busy-begun
+    rm -f /srv/state/busy-begun
     start busy
     request busy slow.php >/tmp/busy &
     slow=$!
-    until_true 30 test -e /tmp/busy-begun
+    until_true 30 test -e /srv/state/busy-begun
     systemctl reload php-pool@busy
     equal "$(request busy hello.php)" "hello from fpm-fcgi"
     kill -0 $slow || fail "the slow request had ended before: nothing is shown"
@@ -82,12 +82,12 @@ test_a_stop_lets_requests_finish_and_extends_its_time_out() {
     mkdir -p /etc/systemd/system/php-pool@drains.service.d
     printf '[Service]\nTimeoutStopSec=3s\n' >/etc/systemd/system/php-pool@drains.service.d/stop.conf
     systemctl daemon-reload
-    script long.php <<<'<?php file_put_contents("/tmp/drains-begun", ""); sleep(8); echo "whole";'
-    rm -f /tmp/drains-begun
+    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); sleep(8); echo "whole";'
+    rm -f /srv/state/drains-begun
     start drains
     request drains long.php >/tmp/drains &
     client=$!
-    until_true 30 test -e /tmp/drains-begun
+    until_true 30 test -e /srv/state/drains-begun
     systemctl stop php-pool@drains.service
     wait $client
     equal "$(cat /tmp/drains)" whole
@@ -122,13 +122,13 @@ restarted() { local now; now=$(main_pid "$1"); [ "$now" != 0 ] && [ "$now" != "$
 test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
     pool frozen
     script pid.php <<<'<?php echo getmypid();'
-    script slow.php <<<'<?php file_put_contents("/tmp/frozen-begun", ""); sleep(60); echo "whole";'
-    rm -f /tmp/frozen-begun
+    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); sleep(60); echo "whole";'
+    rm -f /srv/state/frozen-begun
     start frozen
     first=$(zygote_pid frozen)
     request frozen slow.php >/tmp/frozen &
     client=$!
-    until_true 30 test -e /tmp/frozen-begun
+    until_true 30 test -e /srv/state/frozen-begun
     kill -STOP "$first"
     until_true 90 another_zygote frozen "$first"
     wait $client

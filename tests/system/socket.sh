@@ -52,13 +52,13 @@ test_queued_clients_survive_a_restart() {
 
 test_a_running_request_survives_the_death_of_the_master_and_new_ones_wait() {
     pool dies "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/tmp/slow-begun", ""); sleep(4); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/slow-begun", ""); sleep(4); echo "whole";'
     script pid.php <<<'<?php echo getmypid();'
-    rm -f /tmp/slow-begun
+    rm -f /srv/state/slow-begun
     start dies
     request dies slow.php >/tmp/slow &
     slow=$!
-    until_true 30 test -e /tmp/slow-begun
+    until_true 30 test -e /srv/state/slow-begun
     kill -KILL "$(main_pid dies)"
     request dies pid.php >/tmp/next &
     next=$!

@@ -55,7 +55,7 @@ test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     request greedy eat.php 'who=me' || true
     until_true 60 logged greedy "the kernel ended it at its memory limit"
     line=$(journal greedy | grep -F "memory limit")
-    contains "$line" "[pool greedy]"
+    contains "$(journalctl PHP_POOL=greedy -o cat --no-pager)" "$line"
     contains "$line" "/srv/eat.php"
     contains "$line" "/eat.php?who=me"
     contains "$line" "its peak was"

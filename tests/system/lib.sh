@@ -99,7 +99,7 @@ for test in "$@"; do
     echo "---- $test"
     # A shell of its own: `set -e` holds in all of it, and what it leaves behind is only what is on disk.
     if bash -euo pipefail -c '. /tests/lib.sh; . "/tests/$1"; "$2"' "$test" "$file" "$test"; then
-        echo "ok $test"
+        printf '\nok %s\n' "$test" # what a test printed last may lack its line end
     else
         echo "not ok $test ($?)"
         failures=$((failures + 1))

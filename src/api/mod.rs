@@ -13,6 +13,7 @@ pub use client::{ApiError, Client, socket_of};
 use serde::{Deserialize, Serialize};
 
 use crate::status::Snapshot;
+use crate::trace::Backtrace;
 
 /// Version of the protocol. Another one is answered with [`Answer::Refused`].
 pub const VERSION: u32 = 1;
@@ -43,6 +44,11 @@ pub enum Question {
     Status,
     /// Read the configuration again and start new generations; answered when they serve, or do not.
     Reload,
+    /// What every worker with a request does now.
+    Trace {
+        /// Most frames of each.
+        depth: u32,
+    },
     /// Events from now on, a line each, until the client leaves.
     Events,
 }
@@ -57,6 +63,11 @@ pub enum Answer {
     Status {
         /// In the order of the configuration.
         pools: Vec<PoolStatus>,
+    },
+    /// To [`Question::Trace`].
+    Traces {
+        /// Workers with a request.
+        traces: Vec<Traced>,
     },
     /// The new generations serve.
     Reloaded,
@@ -116,6 +127,21 @@ pub struct PoolStatus {
     pub snapshot: Snapshot,
 }
 
+/// What a worker does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Traced {
+    /// Pool, if it was a master that looked.
+    pub pool: Option<String>,
+    /// The worker.
+    pub pid: i32,
+    /// For how long its request has run, likewise.
+    pub milliseconds: Option<u64>,
+    /// Where it is.
+    pub backtrace: Option<Backtrace>,
+    /// Why that is not known.
+    pub problem: Option<String>,
+}
+
 /// Something that whoever watches a pool wants to know at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -143,6 +169,10 @@ pub enum Happened {
         script: String,
         /// Request.
         uri: String,
+        /// For how long it has run.
+        milliseconds: u64,
+        /// Where it is, the innermost first: `Class::method() file:line`.
+        backtrace: Vec<String>,
     },
     /// `pm.max_children` stands in the way.
     MaxChildrenReached {

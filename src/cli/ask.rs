@@ -23,7 +23,7 @@ pub struct Whom {
 }
 
 impl Whom {
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         match (&self.control, &self.pool) {
             (Some(path), _) => path.clone(),
             (None, pool) => socket_of(pool.as_deref().unwrap_or_default()),
@@ -31,7 +31,7 @@ impl Whom {
     }
 }
 
-fn ask(path: &Path, question: &Question, limit: Option<Duration>) -> Result<Answer, ApiError> {
+pub(super) fn ask(path: &Path, question: &Question, limit: Option<Duration>) -> Result<Answer, ApiError> {
     Client::connect(path)?.ask(question, limit)
 }
 

@@ -4,6 +4,7 @@
 
 mod ask;
 mod fpm;
+mod trace;
 pub mod worker;
 
 use std::ffi::OsString;
@@ -146,6 +147,10 @@ enum Commands {
         #[arg(long)]
         pool: bool,
     },
+    /// Print what PHP does now in a worker, or in all workers of a master
+    Trace(trace::TraceArgs),
+    /// Sample workers for some seconds: folded stacks, a flame graph and a speedscope file
+    Profile(trace::ProfileArgs),
 }
 
 /// Our own command line's definition, for the manual and the shells' completions.
@@ -197,6 +202,8 @@ pub fn main() -> i32 {
         Commands::Workers { whom } => ask::workers(&whom),
         Commands::Ping { whom } => ask::ping(&whom),
         Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
+        Commands::Trace(args) => trace::trace(&args),
+        Commands::Profile(args) => trace::profile(&args),
     }
 }
 

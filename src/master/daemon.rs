@@ -26,9 +26,13 @@ use super::worker::describe;
 use crate::api::{Answer, Question};
 use crate::config::Config;
 use crate::log::{Logger, MessageId, Settings};
+use crate::trace::Limits;
 
 /// Events handled before the pools are looked at.
 const AT_ONCE: usize = 64;
+
+/// Most frames of a backtrace that somebody asks for.
+const MOST_FRAMES: u32 = 1000;
 
 /// How long whoever called a daemon waits for PHP to be up; it is told of success then all the same.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -355,6 +359,17 @@ impl Daemon {
             Question::Reload => {
                 self.asked.push(mailbox);
                 self.reload();
+            }
+            Question::Trace { depth } => {
+                let limits = Limits::to_show(depth.min(MOST_FRAMES) as usize, true);
+                let traces: Vec<_> = self.pools.iter_mut().flat_map(|pool| pool.trace(limits)).collect();
+                tokio::task::spawn_local(async move {
+                    let mut all = Vec::new();
+                    for trace in traces {
+                        all.push(trace.await);
+                    }
+                    let _ = mailbox.try_send(Answer::Traces { traces: all });
+                });
             }
             Question::Events => self.ctx.watch_with(mailbox),
         }

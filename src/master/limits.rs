@@ -5,6 +5,7 @@
 //! run and PHP says where it was; then SIGTERM, by which the worker dies at once; then SIGKILL.
 #![forbid(unsafe_code)]
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::context::Context;
 use super::generation::Generation;
-use super::slowlog;
+use super::trace;
 use super::worker::{Worker, describe_request};
 use crate::config::Pool;
 use crate::scoreboard::{Scoreboard, Slot, Stage};
@@ -77,7 +78,7 @@ impl Generation {
 
 /// What a worker does at this moment.
 struct Current<'a> {
-    ctx: &'a Context,
+    ctx: &'a Rc<Context>,
     pool: &'a Pool,
     board: &'a Scoreboard,
     slot: &'a Slot,
@@ -131,7 +132,7 @@ impl Current<'_> {
         worker.traced = Some(self.started);
         self.say(worker, now, "executing too slow");
         let took = now.saturating_sub(self.begin());
-        slowlog::trace(self.ctx, self.pool, identity, worker, self.board, took);
+        trace::slow(self.ctx, self.pool, identity, worker, self.board, took);
         (true, Some(now + limit))
     }
 

@@ -110,6 +110,7 @@ fn hands(path: &Path, pool: &Person) -> io::Result<Hands> {
         match hands_on(&at, &folder, pool) {
             Hands::Root => {}
             Hands::Trusted(_) => trusted = true,
+            Hands::Of(_) if keeps(&folder, &at, &way) => {}
             person => return Ok(person),
         }
         let Some(name) = way.pop_front() else {
@@ -135,6 +136,16 @@ fn hands(path: &Path, pool: &Person) -> io::Result<Hands> {
             at = next;
         }
     }
+}
+
+/// Whether the way on leads through a folder of root's that nobody else can put another in the place of, though everybody
+/// may make entries beside it: `/tmp/of-root/…`.
+fn keeps(folder: &Metadata, at: &Path, way: &VecDeque<OsString>) -> bool {
+    let next = way.front().filter(|_| way.len() > 1);
+    let sticky = folder.mode() & 0o1000 != 0 && folder.uid() == 0;
+    let of_root =
+        |next: &OsString| fs::symlink_metadata(at.join(next)).is_ok_and(|found| found.is_dir() && found.uid() == 0);
+    sticky && next.is_some_and(of_root)
 }
 
 /// Puts a path before what is left of the way.
@@ -235,6 +246,10 @@ mod tests {
         yard.folder("pool", POOL, POOL, 0o755);
         yard.folder("other", 1, 1, 0o700);
         yard.folder("all", 0, 0, 0o1777);
+        yard.folder("all/of-root", 0, 0, 0o755);
+        yard.folder("all/of-pool", POOL, POOL, 0o755);
+        yard.folder("lax", 0, 0, 0o777);
+        yard.folder("lax/of-root", 0, 0, 0o777);
         yard.folder("ours", 0, 33, 0o775);
         yard.folder("syslog", 0, 4, 0o775);
         for (folder, uid) in [
@@ -242,6 +257,9 @@ mod tests {
             ("pool", POOL),
             ("other", 1),
             ("all", POOL),
+            ("all/of-root", 0),
+            ("all/of-pool", POOL),
+            ("lax/of-root", POOL),
             ("ours", POOL),
             ("syslog", 0),
         ] {

@@ -16,15 +16,17 @@ use super::generation::{Death, Generation, Life, Totals};
 use super::listen::Listener;
 use super::queue::Queue;
 use super::status_server::{self, Answer};
+use super::trace;
 use super::users::Identity;
 use super::watch::{self, GenerationId, Heard, Place, PoolId, Watch};
 use super::worker::describe;
-use crate::api::{self, Happened, PoolStatus};
+use crate::api::{self, Happened, PoolStatus, Traced};
 use crate::config::{self, Global, Pm};
 use crate::control::{ChannelError, Exit, FromWorker, FromZygote, ToWorker, ToZygote};
 use crate::log::{About, MessageId, errno};
 use crate::pm::{self, Backoff, Line, WorkerId};
 use crate::scoreboard::{monotonic_ns, realtime_us};
+use crate::trace::Limits;
 
 /// A generation whose replacement has not got its workers up by then drains all the same.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -897,6 +899,19 @@ impl Pool {
             user: self.wanted.identity.name.clone(),
             snapshot: self.snapshot(),
         }
+    }
+
+    /// What its workers do that have a request.
+    pub fn trace(&mut self, limits: Limits) -> Vec<impl Future<Output = Traced> + use<>> {
+        let (now, name) = (watch::now(), self.wanted.config.name.clone());
+        let ask = |generation: &mut Generation| {
+            let mut asked = Vec::new();
+            for (worker, view) in generation.views().iter().filter(|(_, view)| view.is_active()) {
+                asked.extend(trace::ask(&name, worker, view, &generation.board, now, limits));
+            }
+            asked
+        };
+        self.generations().flat_map(ask).collect()
     }
 
     /// The pool at this moment.

@@ -38,9 +38,6 @@ const EX_SOFTWARE: i32 = 70;
 /// Messages of all watchers that wait for the loop; who has more to say waits.
 const EVENTS: usize = 256;
 
-/// Threads for what may take its time: reading the memory of a slow worker, writing its record.
-const BLOCKING: usize = 2;
-
 /// Why there is no master. The texts are php-fpm's where it says the same.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -211,14 +208,13 @@ impl Start {
         };
         let runtime = match Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(BLOCKING)
             .build()
             .map_err(failed("the event loop"))
         {
             Ok(runtime) => runtime,
             Err(status) => return status,
         };
-        let status = LocalSet::new().block_on(&runtime, async move {
+        LocalSet::new().block_on(&runtime, async move {
             let (sender, events) = mpsc::channel(EVENTS);
             match Daemon::new(self, sender, events, report).map_err(failed("a descriptor")) {
                 Ok(daemon) => {
@@ -227,10 +223,7 @@ impl Start {
                 }
                 Err(status) => status,
             }
-        });
-        // A worker whose memory cannot be read to the end must not hold up ours.
-        runtime.shutdown_background();
-        status
+        })
     }
 }
 

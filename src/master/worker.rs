@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -47,6 +48,8 @@ pub struct Worker {
     pub rung: Option<Rung>,
     /// The begin of the request that was traced last.
     pub traced: Option<u64>,
+    /// Shared with the thread that reads its memory, as long as there is one.
+    tracing: Arc<()>,
     link: Registered<ToWorker, FromWorker>,
     pipes: Option<Pipes>,
     output: Option<Output>,
@@ -95,6 +98,7 @@ impl Worker {
             leaf: None,
             rung: None,
             traced: None,
+            tracing: Arc::default(),
             link,
             pipes,
             output: None,
@@ -132,6 +136,11 @@ impl Worker {
         }
         self.tell(&ToWorker::Go, &[]);
         Ok(())
+    }
+
+    /// To be kept by the thread that is to read its memory; None while there is one.
+    pub fn begin_trace(&self) -> Option<Arc<()>> {
+        (Arc::strong_count(&self.tracing) == 1).then(|| self.tracing.clone())
     }
 
     /// Its pid, once it has one.

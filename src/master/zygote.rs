@@ -200,7 +200,8 @@ fn confinement(pool: &Pool, identity: &Identity) -> Confinement {
         priority: pool.process_priority.filter(|_| root),
         rlimit_files: pool.rlimit_files,
         rlimit_core: pool.rlimit_core,
-        dumpable: pool.process_dumpable,
+        // Without root the kernel lets the master read its workers only so. They are the same user, and php-fpm's are so too.
+        dumpable: pool.process_dumpable || (!root && !pool.request_slowlog_timeout.is_zero()),
         apparmor_hat: pool.apparmor_hat.clone(),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -162,6 +162,8 @@ trace_layout! {
     generator_execute_data,
     /// `node.parent`
     generator_parent,
+    /// The process that published this, which has PHP and never a request.
+    zygote,
 }
 
 /// What concerns a generation as a whole. Its first part is written once; the rest says who writes it.

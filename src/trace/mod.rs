@@ -8,6 +8,7 @@
 
 pub mod memory;
 pub mod process;
+pub mod profile;
 pub mod reader;
 #[cfg(test)]
 mod reader_tests;

@@ -1,5 +1,6 @@
 //! A worker that is looked at from outside.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,6 +43,9 @@ pub enum TraceError {
         /// What could not be read.
         error: ReadError,
     },
+    /// It has mapped memory that takes as long to read as it likes.
+    #[error("process {0} holds up whoever reads its memory")]
+    HeldUp(i32),
     /// A system call failed.
     #[error("process {pid} cannot be looked at: {error}")]
     System {
@@ -80,8 +84,13 @@ impl Worker {
             .read(start, &mut bytes)
             .map_err(|error| unread(pid, error))?;
         let layout = Header::trace_layout_in(&bytes).ok_or(TraceError::OtherVersion(pid))?;
+        // A master has mapped the scoreboard too but has no PHP, and a zygote has no requests.
+        let php = ProcessMemory::new(pid).read(layout.current_execute_data, &mut [0; 8]);
         let worker = Self { pid, pidfd, layout };
         worker.check_alive()?;
+        if php.is_err() || layout.zygote == pid as u64 {
+            return Err(TraceError::NoWorker(pid));
+        }
         Ok(worker)
     }
 
@@ -112,6 +121,30 @@ impl Worker {
             _ => Err(TraceError::Gone(self.pid)),
         }
     }
+}
+
+/// A process and all that descend from it, as `/proc` has them now.
+pub fn family(pid: i32) -> Vec<i32> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The name in brackets may hold anything.
+        let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        if let Some(parent) = rest.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()) {
+            children.entry(parent).or_default().push(child);
+        }
+    }
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(member) = family.get(next) {
+        // Each child has one parent and is taken once, so that this ends.
+        family.extend(children.remove(member).unwrap_or_default());
+        next += 1;
+    }
+    family
 }
 
 /// Most of a process's list of mappings that is looked through; the kernel allows 65,530 mappings.
@@ -176,8 +209,8 @@ fn missing_privilege(pid: i32) -> String {
         let of = uid(&them).unwrap_or_default();
         return format!("it runs as another user (uid {of}), for which CAP_SYS_PTRACE is needed");
     }
-    // The kernel gives the files of a process that is not dumpable to root.
-    let owner = fs::metadata(format!("/proc/{pid}"))
+    // The kernel gives the files of a process that is not dumpable to root (not its folder).
+    let owner = fs::metadata(format!("/proc/{pid}/status"))
         .map(|found| found.uid().to_string())
         .ok();
     if owner.is_some() && owner != uid(&them) {
@@ -201,6 +234,20 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children_belong_to_the_family() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (me, pid) = (nix::unistd::getpid().as_raw(), child.id() as i32);
+        let found = family(me);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            found[0] == me && found.contains(&pid) && !found.contains(&1),
+            "{found:?}"
+        );
+        assert_eq!(family(pid), [pid]);
+    }
 
     #[test]
     fn a_process_without_a_scoreboard_is_no_worker() {

@@ -20,12 +20,23 @@ pub struct Limits {
     pub arguments: bool,
 }
 
+impl Limits {
+    /// For a trace of which `depth` frames are shown, each with the place of its call: that of the last one lies beyond it,
+    /// and beyond calls between functions of C.
+    pub fn to_show(depth: usize, arguments: bool) -> Self {
+        Self {
+            frames: depth.saturating_add(16),
+            arguments,
+        }
+    }
+}
+
 /// Most bytes of a name, a path, a URI; php-fpm's slowlog has the same limit.
 pub const TEXT: usize = 1023;
 /// Most arguments of a frame.
 const ARGUMENTS: usize = 8;
 /// How often a stack that moves is read.
-const ATTEMPTS: usize = 4;
+const ATTEMPTS: usize = 16;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,6 +74,10 @@ pub struct Frame {
 }
 
 impl Frame {
+    fn is_unknown(&self) -> bool {
+        self.kind == Kind::Function && self.function.is_none()
+    }
+
     /// `Class::method`, `function`, `{closure}`; for other code as in php-fpm's slowlog.
     pub fn name(&self) -> String {
         match (self.kind, &self.class, &self.function) {
@@ -111,8 +126,8 @@ pub struct Backtrace {
     pub frames: Vec<Frame>,
     /// Why the last one is the last.
     pub end: End,
-    /// Whether the frames were on the stack together. If not, the script runs so fast that the inner frames may belong to
-    /// moments some microseconds apart.
+    /// Whether the innermost frame is there. If not, the script ran too fast for it to be read together with its callers,
+    /// and only those frames are there that stood still.
     pub steady: bool,
 }
 
@@ -136,41 +151,33 @@ pub fn read(memory: &mut impl Memory, layout: &TraceLayout, limits: Limits) -> R
         memory.refresh();
         let mut reader = Reader { memory, layout, limits };
         let request = reader.request()?;
-        let (found, end) = reader.stack()?;
-        let frames = found.iter().filter_map(|found| reader.frame(found)).collect();
+        let first = reader.stack()?;
+        let mut frames: Vec<_> = first.found.iter().map(|found| reader.frame(found)).collect();
         memory.refresh();
-        let (again, _) = Reader { memory, layout, limits }.stack()?;
-        let steady = is_steady(&found, &again) && matches!(end, End::Complete | End::Limit);
-        if steady || attempt == ATTEMPTS {
+        let again = Reader { memory, layout, limits }.stack()?;
+        let left = first.left(&again);
+        let stayed = match left {
+            0 => first.found.is_empty() == again.found.is_empty(),
+            // The innermost may have returned, if one stayed that had called it.
+            left => left == 1 && first.found.len() > 1,
+        };
+        // Where a frame was may have been used for other things before it was read.
+        let steady = stayed && first.is_rooted(&frames) && !frames.iter().flatten().any(Frame::is_unknown);
+        let whole = steady && matches!(first.end, End::Complete | End::Limit);
+        if whole || attempt == ATTEMPTS {
+            if !steady {
+                frames.drain(..left);
+            }
+            let frames = frames.into_iter().flatten().collect();
             return Ok(Backtrace {
                 request,
                 frames,
-                end,
+                end: first.end,
                 steady,
             });
         }
         attempt += 1;
     }
-}
-
-/// Whether the frames of a first look were on the stack together. All but the innermost must still be there at a second
-/// look: then each was there all the time between, and so when the frame that it called was read. The innermost may have
-/// returned since; it was called by the one that stayed.
-fn is_steady(first: &[Found], again: &[Found]) -> bool {
-    let Some((_, callers)) = first.split_first() else {
-        return true;
-    };
-    let Some(outermost_known) = callers.first() else {
-        return true;
-    };
-    let Some(start) = again.iter().position(|found| found.address == outermost_known.address) else {
-        return false;
-    };
-    // Deep recursion is cut at its outer end, and the cut moves with the inner one.
-    callers
-        .iter()
-        .zip(&again[start..])
-        .all(|(a, b)| (a.address, a.func) == (b.address, b.func))
 }
 
 /// A frame as it stands in memory.
@@ -215,24 +222,24 @@ impl<M: Memory> Reader<'_, M> {
     }
 
     /// The frames' places, the innermost first.
-    fn stack(&mut self) -> Result<(Vec<Found>, End), ReadError> {
+    fn stack(&mut self) -> Result<Stack, ReadError> {
+        let innermost = self.word(self.layout.current_execute_data, 0)?;
         let mut stack = Stack {
             found: Vec::new(),
             seen: HashSet::new(),
             limit: self.limits.frames,
+            end: End::Complete,
         };
-        let end = match self.word(self.layout.current_execute_data, 0) {
-            Ok(innermost) => match self.walk(innermost, &mut stack) {
-                Ok(end) | Err(Stop::End(end)) => end,
-                Err(Stop::Read(error @ ReadError::Process(_))) => return Err(error),
-                Err(Stop::Read(_)) => End::Unreadable,
-            },
-            Err(error) => return Err(error),
-        };
-        Ok((stack.found, end))
+        match self.walk(innermost, &mut stack) {
+            Ok(()) => {}
+            Err(Stop::End(end)) => stack.end = end,
+            Err(Stop::Read(error @ ReadError::Process(_))) => return Err(error),
+            Err(Stop::Read(_)) => stack.end = End::Unreadable,
+        }
+        Ok(stack)
     }
 
-    fn walk(&mut self, innermost: u64, stack: &mut Stack) -> Result<End, Stop> {
+    fn walk(&mut self, innermost: u64, stack: &mut Stack) -> Result<(), Stop> {
         let mut address = innermost;
         while address != 0 {
             stack.visit(address)?;
@@ -245,7 +252,7 @@ impl<M: Memory> Reader<'_, M> {
             } // else it marks the border to a call out of C
             address = previous;
         }
-        Ok(End::Complete)
+        Ok(())
     }
 
     fn found(&mut self, address: u64) -> Result<Found, ReadError> {
@@ -449,6 +456,7 @@ struct Stack {
     found: Vec<Found>,
     seen: HashSet<u64>,
     limit: usize,
+    end: End,
 }
 
 impl Stack {
@@ -460,6 +468,35 @@ impl Stack {
             return Err(Stop::End(End::Circle));
         }
         Ok(())
+    }
+
+    /// Whether the outermost frame, if it was read, is one that the engine calls. A frame that is still being prepared is
+    /// linked to others of its kind, of which the last has no caller either.
+    fn is_rooted(&self, frames: &[Option<Frame>]) -> bool {
+        match (self.found.last(), frames.last()) {
+            (Some(found), Some(Some(_))) if self.end == End::Complete => found.type_info & CALL_TOP != 0,
+            _ => true, // a fiber's lowest frame is no call
+        }
+    }
+
+    /// How many of the inner frames a second look did not find again. All others were on the stack together: each was there
+    /// all the time between the looks, and so when the one that it had called was read.
+    fn left(&self, again: &Self) -> usize {
+        // Deep recursion is cut at its outer end, and the cut moves with the inner one.
+        let cut = self.end == End::Limit || again.end == End::Limit;
+        let stayed = |from: &usize| {
+            let ours = &self.found[*from..];
+            let Some(start) = again.found.iter().position(|found| found.address == ours[0].address) else {
+                return false;
+            };
+            let theirs = &again.found[start..];
+            let same = ours
+                .iter()
+                .zip(theirs)
+                .all(|(a, b)| (a.address, a.func) == (b.address, b.func));
+            same && (cut || ours.len() == theirs.len())
+        };
+        (0..self.found.len()).find(stayed).unwrap_or(self.found.len())
     }
 }
 

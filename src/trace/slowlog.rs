@@ -10,10 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::process::TraceError;
-use super::reader::{Backtrace, End, Kind, Limits};
-
-/// More frames than are shown are read, so that the last one's caller is found beyond calls between functions of C.
-const MORE: usize = 16;
+use super::reader::{Backtrace, End, Frame, Kind};
 
 /// A request that ran longer than `request_slowlog_timeout`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,14 +33,6 @@ pub struct SlowRequest {
     pub duration: Duration,
 }
 
-/// What to read for a record of `depth` frames.
-pub fn limits(depth: u32) -> Limits {
-    Limits {
-        frames: (depth as usize).saturating_add(MORE),
-        arguments: false,
-    }
-}
-
 /// The record, to be appended in one write. `time` is the local one, `20-Nov-2026 20:57:36`; `depth` is
 /// `request_slowlog_trace_depth`.
 pub fn record(time: &str, slow: &SlowRequest, trace: Result<&Backtrace, &TraceError>, depth: u32) -> String {
@@ -51,7 +40,14 @@ pub fn record(time: &str, slow: &SlowRequest, trace: Result<&Backtrace, &TraceEr
     let seen = trace.ok().and_then(|trace| trace.request.as_ref()?.script.as_deref());
     line(&mut text, "script_filename", seen.unwrap_or(&slow.script));
     match trace {
-        Ok(trace) => frames(&mut text, trace, depth as usize),
+        Ok(trace) => {
+            for (index, call) in calls(trace, depth).iter().enumerate() {
+                let _ = writeln!(text, "[{:#018x}] {call}", trace.frames[index].address);
+            }
+            if !is_whole(trace, depth) {
+                text.push_str("+++ dump failed\n");
+            }
+        }
         Err(error) => writeln!(text, "+++ dump failed: {error}").unwrap_or(()),
     }
     let query = if slow.query.is_empty() { "" } else { "?" };
@@ -72,25 +68,29 @@ fn line(text: &mut String, key: &str, value: &str) {
     let _ = writeln!(text, "{key} = {value}");
 }
 
-fn frames(text: &mut String, trace: &Backtrace, depth: usize) {
-    let shown = match trace.frames.split_last() {
-        Some((script, callees)) if script.kind == Kind::Main => callees,
-        _ => &trace.frames[..],
-    };
-    for (index, frame) in shown.iter().enumerate().take(depth) {
+/// Each call, the innermost first, with its place: `Class::method() file:line`. The script itself was called by nobody.
+pub fn calls(trace: &Backtrace, depth: u32) -> Vec<String> {
+    let called = called(trace).take(depth as usize);
+    let place = |(index, frame): (usize, &Frame)| {
         let (file, line) = trace.call_site(index).unwrap_or(("unknown", 0));
-        let _ = writeln!(text, "[{:#018x}] {}() {file}:{line}", frame.address, frame.name());
-    }
-    let whole = shown.len() >= depth || matches!(trace.end, End::Complete | End::Limit);
-    if !whole {
-        text.push_str("+++ dump failed\n");
-    }
+        format!("{}() {file}:{line}", frame.name())
+    };
+    called.enumerate().map(place).collect()
+}
+
+fn called(trace: &Backtrace) -> impl Iterator<Item = &Frame> {
+    let script = trace.frames.last().is_some_and(|last| last.kind == Kind::Main);
+    trace.frames.iter().take(trace.frames.len() - usize::from(script))
+}
+
+fn is_whole(trace: &Backtrace, depth: u32) -> bool {
+    matches!(trace.end, End::Complete | End::Limit) || called(trace).count() >= depth as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::{Frame, RequestText};
+    use crate::trace::RequestText;
 
     fn frame(address: u64, kind: Kind, class: Option<&str>, function: Option<&str>, at: Option<(&str, u32)>) -> Frame {
         Frame {

@@ -844,6 +844,7 @@ void shim_trace(struct shim_trace_layout *out)
         .object_class = offsetof(zend_object, ce),
         .generator_execute_data = offsetof(zend_generator, execute_data),
         .generator_parent = offsetof(zend_generator, node.parent),
+        .zygote = (uint64_t) getpid(),
     };
 #undef ADDRESS
 }

@@ -127,6 +127,7 @@ struct shim_trace_layout {
     uint64_t string_type_info, string_len, string_val;
     uint64_t class_name, object_class;
     uint64_t generator_execute_data, generator_parent;
+    uint64_t zygote;
 };
 
 /* Before anything else; the callbacks must live for ever. */

@@ -27,9 +27,10 @@ use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
 use crate::log::{Fields, Level, MessageId};
 use crate::pm::{Idle, Snapshot, WorkerId};
-use crate::scoreboard::{Scoreboard, SlotView, Stage};
+use crate::scoreboard::{STOPPING, Scoreboard, SlotView, Stage};
 
-/// How long a worker's zygote may take to say how the worker ended.
+/// How long a worker's zygote may take to say how the worker ended, and the worker's last messages to arrive: a process that
+/// it has left behind may hold its link open.
 const SAYS_HOW: Duration = Duration::from_secs(1);
 
 /// A worker that lived so long, or served a request, did not die of its start.
@@ -291,6 +292,13 @@ impl Generation {
         }
     }
 
+    /// A worker has said its last word.
+    pub fn hung_up(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.hung_up = true;
+        }
+    }
+
     /// A worker's process has ended.
     pub fn ended(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id) {
@@ -309,7 +317,8 @@ impl Generation {
                 // The zygote may be gone, and the worker ours.
                 worker.exit = process.wait();
             }
-            if worker.exit.is_some() || ended + SAYS_HOW <= now {
+            // With its last messages come the connections that it hands over: they must not go with it.
+            if (worker.exit.is_some() && worker.hung_up) || ended + SAYS_HOW <= now {
                 dead.push(*id);
             }
         }
@@ -499,8 +508,8 @@ impl Generation {
         all
     }
 
-    /// Workers finish their requests and leave; those that have not at `limit` are cut.
-    pub fn start_drain(&mut self, limit: Option<Duration>) {
+    /// Workers finish their requests and leave; those that have not at `limit` are cut. `stopping`: nobody comes after them.
+    pub fn start_drain(&mut self, limit: Option<Duration>, stopping: bool) {
         let begun = watch::now();
         self.drain = Some(Drain {
             begun,
@@ -508,7 +517,8 @@ impl Generation {
             cut: None,
         });
         self.board.header().ring_above.store(i64::MAX, SeqCst);
-        self.board.header().draining.store(1, SeqCst);
+        let draining = if stopping { STOPPING } else { 1 };
+        self.board.header().draining.store(draining, SeqCst);
         for worker in self.workers.values() {
             worker.tell(&ToWorker::Drain, &[]);
         }

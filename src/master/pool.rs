@@ -312,7 +312,7 @@ impl Pool {
         self.old.extend(self.current.take());
         self.old.extend(leaving);
         for generation in &mut self.old {
-            generation.start_drain(Some(limit));
+            generation.start_drain(Some(limit), true);
         }
         self.touch();
     }
@@ -337,7 +337,7 @@ impl Pool {
 
     fn retire(&mut self, mut generation: Generation) {
         let limit = self.wanted.global.process_control_timeout;
-        generation.start_drain((!limit.is_zero()).then(|| watch::now() + limit));
+        generation.start_drain((!limit.is_zero()).then(|| watch::now() + limit), false);
         self.old.push(generation);
     }
 
@@ -486,7 +486,9 @@ impl Pool {
                 if let Some(fd) = fds.into_iter().next() {
                     let config = &self.wanted.config;
                     let limit = match handover.since {
-                        0 => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
+                        0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
+                        // One that has never said a word is no kept connection.
+                        0 => Some(config.request_header_timeout),
                         // A request that has begun has what is left of its time, whoever waits for it.
                         since => {
                             let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
@@ -516,8 +518,13 @@ impl Pool {
                 self.log()
                     .warning(format_args!("child {pid} does not keep to the protocol: {what}"));
             }
-            // Its end is known from its process.
-            Err(_) => {}
+            // Its end is known from its process; it is buried after this.
+            Err(_) => {
+                if let Some(generation) = self.generation(id) {
+                    generation.hung_up(worker);
+                }
+                self.touch();
+            }
         }
     }
 

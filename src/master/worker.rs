@@ -40,6 +40,8 @@ pub struct Worker {
     pub exit: Option<Exit>,
     /// When its process was seen to have ended.
     pub ended: Option<Duration>,
+    /// Its link is at its end: everything that it has said was heard.
+    pub hung_up: bool,
     /// It takes the place of one that ended unasked.
     pub replaces: bool,
     /// Its control group.
@@ -94,6 +96,7 @@ impl Worker {
             asked: None,
             exit: None,
             ended: None,
+            hung_up: false,
             replaces: false,
             leaf: None,
             rung: None,

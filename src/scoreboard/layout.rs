@@ -166,6 +166,9 @@ trace_layout! {
     zygote,
 }
 
+/// See [`Header::draining`].
+pub const STOPPING: u32 = 2;
+
 /// What concerns a generation as a whole. Its first part is written once; the rest says who writes it.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -182,7 +185,8 @@ pub struct Header {
     /// Master: raised when new access logs have been sent on the workers' links; a worker that has not seen
     /// this number yet reads its link before it logs.
     pub log_epoch: AtomicU32,
-    /// Master: not 0, and every worker of the generation leaves when its request ends.
+    /// Master: not 0, and every worker of the generation leaves when its request ends; [`STOPPING`], and the pool ends with
+    /// them: what waits at the listener is left to whoever holds it next.
     pub draining: AtomicU32,
     /// Master: a worker that begins a request while more than so many have one rings the eventfd.
     pub ring_above: AtomicI64,

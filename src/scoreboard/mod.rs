@@ -8,8 +8,8 @@ mod layout;
 mod view;
 
 pub use layout::{
-    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, Slot, Stage, Text, TraceLayout, monotonic_ns,
-    realtime_us,
+    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout,
+    monotonic_ns, realtime_us,
 };
 pub use view::{SlotView, TextView};
 

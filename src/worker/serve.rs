@@ -12,10 +12,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{SockFlag, accept4};
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
-use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, ToWorker};
+use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::scoreboard::{Control, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
+use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
 use php_pool::status::{Snapshot, StatusPage};
 
 use super::access::Access;
@@ -331,13 +331,48 @@ impl Loop {
         }
         slot.set_stage(Stage::None, monotonic_ns());
         self.clear_waiting_room();
-        // Replies that are still on their way to a slow reader; closing now could reset them.
         let _ = self.epoll.delete(&self.worker.listener);
         let _ = self.epoll.delete(&self.worker.queue);
         let _ = self.epoll.delete(&self.worker.link);
+        self.pass_on();
+        // Replies that are still on their way to a slow reader; closing now could reset them.
         while !self.parked.is_empty() {
             self.wait();
         }
+    }
+
+    /// The kernel wakes one idle worker for a connection. If it was this one, while it was asked to leave, nobody else will be
+    /// woken for it: the master finds somebody.
+    fn pass_on(&mut self) {
+        let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
+        if stopping || self.worker.orphaned.get() {
+            return; // nobody is left to pass it to; it waits for the pool's next start, if somebody else holds the socket
+        }
+        if let Some(mut conn) = self.accept() {
+            conn.began = monotonic_ns();
+            self.worker.hand_over(conn);
+        }
+        if let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got)) {
+            self.worker.hand_over(conn);
+        }
+    }
+
+    /// A connection as somebody else has left it.
+    fn resume(&mut self, received: Received<Handover>) -> Option<Conn> {
+        let fd = received.fds.into_iter().next()?;
+        let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+        if self.worker.tcp && self.worker.pool.access_log {
+            conn.ask_peer();
+        }
+        let Handover { bytes, kept, since } = received.message;
+        conn.resume(&bytes, kept);
+        // What has begun has a limit, whoever began to read it.
+        conn.began = if since == 0 && !bytes.is_empty() {
+            monotonic_ns()
+        } else {
+            since
+        };
+        Some(conn)
     }
 
     fn must_leave(&mut self) -> bool {
@@ -666,23 +701,9 @@ impl Loop {
             }
             QUEUE => match self.worker.queue.receive(false) {
                 Ok(received) => {
-                    let Some(fd) = received.fds.into_iter().next() else {
-                        return;
-                    };
-                    let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
-                    if self.worker.tcp && self.worker.pool.access_log {
-                        conn.ask_peer();
+                    if let Some(conn) = self.resume(received) {
+                        self.attend(conn, None);
                     }
-                    let Handover { bytes, kept, since } = received.message;
-                    conn.resume(&bytes, kept);
-                    // What has begun has a limit, whoever began to read it.
-                    let since = if since == 0 && !bytes.is_empty() {
-                        monotonic_ns()
-                    } else {
-                        since
-                    };
-                    conn.began = since;
-                    self.attend(conn, None);
                 }
                 Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}

@@ -11,6 +11,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use php_pool::scoreboard::Control;
 
 static LEAVE: AtomicBool = AtomicBool::new(false);
+static STOP: AtomicBool = AtomicBool::new(false);
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 static WAKE_FD: AtomicI32 = AtomicI32::new(-1);
 /// [`Control::terminate`] of this worker.
@@ -30,6 +31,7 @@ extern "C" fn on_signal(signal: i32) {
         }
         return;
     }
+    STOP.fetch_or(signal == libc::SIGTERM, SeqCst);
     LEAVE.store(true, SeqCst);
     // SAFETY: async-signal-safe; eight bytes of a constant.
     unsafe { libc::write(WAKE_FD.load(Relaxed), std::ptr::from_ref(&1u64).cast(), 8) };
@@ -66,6 +68,11 @@ pub fn reset() {
 /// Whether a signal has asked the worker to leave.
 pub fn asked_to_leave() -> bool {
     LEAVE.load(SeqCst)
+}
+
+/// Whether it was SIGTERM, which systemd sends to all processes of a service that it stops.
+pub fn told_to_stop() -> bool {
+    STOP.load(SeqCst)
 }
 
 /// The wake-up has been noticed.

@@ -1,0 +1,265 @@
+//! A connection that has nothing to say stands in nobody's way.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Case;
+use crate::load::{Request, answer, ask};
+use crate::reloads::Stage;
+use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, Record, STDIN, begin, pair, stream};
+use crate::support::server::{Listen, Setup};
+use crate::support::web::{Front, Site, Web};
+
+pub const CASES: &[Case] = &[
+    ("connections::idle_kept_ones_pin_no_worker", idle_kept),
+    ("connections::more_kept_ones_than_workers_behind_nginx", behind_nginx),
+    ("connections::silent_peers_hold_no_worker", silent),
+    ("connections::a_body_that_stops_costs_its_limit", body_stops),
+    ("connections::a_reader_that_stops_costs_its_limit", reader_stops),
+    ("overload::status_answers_while_every_worker_is_busy", full_pool),
+    ("overload::who_waits_is_served_in_the_end", queue),
+];
+
+fn idle_kept() {
+    for listen in [Listen::Unix, Listen::Tcp("127.0.0.1")] {
+        let stage = Stage::new(Setup {
+            name: "idle-kept",
+            workers: 2,
+            listen,
+            ..Setup::BASE
+        });
+        let mut connections: Vec<_> = (0..64).map(|_| stage.server.connect()).collect();
+        for round in 0..3 {
+            for (n, connection) in connections.iter_mut().enumerate() {
+                let request = Request::plain(round * 1000 + n as u64, 0);
+                let (_, outcome) = ask(connection, &request, &stage.script, true);
+                outcome.unwrap_or_else(|e| panic!("kept connection {n}, round {round}: {e}\n{}", stage.server.log()));
+                if n % 16 == 0 {
+                    stage.serve(&Request::plain(9999, 0));
+                }
+            }
+        }
+        // All at once, while a worker is busy with one of them.
+        let request = Request::plain(5000, 1500);
+        let mut connections = connections.into_iter();
+        let mut slow = connections.next().expect("there are 64");
+        slow.send(&request.bytes(&stage.script, true));
+        slow.next_record().expect("the pid comes first");
+        let mut others: Vec<_> = connections.collect();
+        for (n, connection) in others.iter_mut().enumerate() {
+            connection.send(&Request::plain(n as u64, 1).bytes(&stage.script, true));
+        }
+        for (n, connection) in others.iter_mut().enumerate() {
+            let (_, outcome) = answer(connection, &Request::plain(n as u64, 1));
+            outcome.unwrap_or_else(|e| panic!("kept connection {n} of all at once: {e}"));
+        }
+        assert!(
+            slow.record_within(Duration::ZERO).is_none(),
+            "63 answers came while one worker was busy"
+        );
+        assert_eq!(slow.reply(1).stdout, request.expected());
+        stage.stop();
+    }
+}
+
+fn behind_nginx() {
+    let stage = Stage::new(Setup {
+        name: "behind-nginx",
+        workers: 4,
+        pool: "listen.mode = 0666\n",
+        ..Setup::BASE
+    });
+    let www = std::path::Path::new(&stage.script).parent().expect("it is in a folder");
+    let site = Site {
+        www,
+        pool: &stage.server.address,
+        keep: 32,
+        port: None,
+    };
+    let web = Web::start(Front::Nginx, &site, &stage.server.home.join("nginx")).unwrap_or_else(|e| panic!("{e}"));
+    let url = web.url();
+    let clients: Vec<_> = (0..24)
+        .map(|client| {
+            let url = url.clone();
+            thread::spawn(move || {
+                let agent = ureq::Agent::new_with_defaults();
+                for n in 0..100 {
+                    let request = Request::plain(client * 1000 + n, 0);
+                    let mut answer = agent
+                        .get(format!("{url}/chaos.php?{}", request.query()))
+                        .call()
+                        .unwrap_or_else(|e| panic!("request {n} of client {client}: {e}"));
+                    let body = answer.body_mut().read_to_vec().expect("the body is whole");
+                    assert!(body.ends_with(&request.expected()));
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client
+            .join()
+            .unwrap_or_else(|_| panic!("a request failed:\n{}\n{}", web.log(), stage.server.log()));
+    }
+    assert_eq!(web.log(), "", "nginx has nothing to complain about");
+    drop(web);
+    stage.stop();
+}
+
+/// Begins a request, and stops in the middle of its parameters.
+fn cut_header(script: &str) -> Vec<u8> {
+    let mut bytes = begin(1, RESPONDER, 0).bytes();
+    let params = Record::new(PARAMS, 1, pair(b"SCRIPT_FILENAME", script.as_bytes())).bytes();
+    bytes.extend(&params[..params.len() - 5]);
+    bytes
+}
+
+fn silent() {
+    let stage = Stage::new(Setup {
+        name: "silent",
+        workers: 1,
+        php_pool: "request_header_timeout = 15s\n",
+        ..Setup::BASE
+    });
+    let began = Instant::now();
+    let mut peers: Vec<Connection> = (0..24).map(|_| stage.server.connect()).collect();
+    for (n, peer) in peers.iter_mut().enumerate() {
+        match n % 3 {
+            0 => {}
+            1 => {
+                peer.send(&cut_header(&stage.script));
+            }
+            _ => {
+                peer.send(&begin(1, RESPONDER, 0).bytes());
+                peer.half_close();
+            }
+        }
+    }
+    for id in 0..10 {
+        stage.serve(&Request::plain(id, 1));
+    }
+    // Ten newcomers have been served; whoever is silent may be so a while longer.
+    assert!(peers[0].record_within(Duration::ZERO).is_none());
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "newcomers waited for silent peers"
+    );
+    // A peer that begins and stops is let go when its time is over.
+    for (n, peer) in peers.iter_mut().enumerate() {
+        let (rest, _) = peer.end();
+        assert!(rest.is_empty(), "peer {n} was told {}", rest.escape_ascii());
+    }
+    stage.serve(&Request::plain(11, 1));
+    stage.stop();
+}
+
+fn body_stops() {
+    let stage = Stage::new(Setup {
+        name: "body-stops",
+        workers: 1,
+        php_pool: "request_body_timeout = 1s\n",
+        ..Setup::BASE
+    });
+    let request = Request {
+        body: vec![b'x'; 300_000],
+        finish: Some(0),
+        ..Request::plain(77, 0)
+    };
+    let bytes = request.bytes(&stage.script, false);
+    let mut peer = stage.server.connect();
+    peer.send(&bytes[..bytes.len() / 2]);
+    stage.serve(&Request::plain(1, 1));
+    let (_, outcome) = answer(&mut peer, &request);
+    assert!(outcome.is_err(), "half a body was taken for a whole one");
+    stage.serve(&Request::plain(2, 1));
+    stage.stop();
+}
+
+fn reader_stops() {
+    for listen in [Listen::Unix, Listen::Tcp("127.0.0.1")] {
+        let stage = Stage::new(Setup {
+            name: "reader-stops",
+            workers: 1,
+            listen,
+            php_pool: "response_write_timeout = 1s\nlinger_timeout = 1s\n",
+            ..Setup::BASE
+        });
+        let mut peer = stage.server.connect();
+        let request = Request {
+            out: 32 << 20,
+            ..Request::plain(1, 0)
+        };
+        peer.send(&request.bytes(&stage.script, false));
+        stage.serve(&Request::plain(2, 1));
+        let (_, outcome) = answer(&mut peer, &request);
+        assert!(outcome.is_err(), "it did not take its answer and yet got it");
+        stage.stop();
+    }
+}
+
+fn full_pool() {
+    let stage = Stage::new(Setup {
+        name: "full",
+        workers: 2,
+        pool: "pm.status_path = /status\nping.path = /ping\npm.status_listen = {home}/status\n",
+        ..Setup::BASE
+    });
+    let mut busy: Vec<_> = (0..2).map(|_| stage.server.connect()).collect();
+    for connection in &mut busy {
+        connection.send(&Request::plain(1, 3000).bytes(&stage.script, false));
+        connection.next_record().expect("the pid comes first");
+    }
+    let address = Address::Unix(stage.server.home.join("status"));
+    let mut connection = Connection::open(&address).expect("pm.status_listen accepts");
+    let params: Vec<u8> = [
+        ("SCRIPT_NAME", "/status"),
+        ("SCRIPT_FILENAME", "/status"),
+        ("REQUEST_URI", "/status"),
+        ("REQUEST_METHOD", "GET"),
+        ("QUERY_STRING", ""),
+    ]
+    .iter()
+    .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+    .collect();
+    let mut bytes = begin(1, RESPONDER, 0).bytes();
+    bytes.extend(stream(PARAMS, 1, &params, 0xffff));
+    bytes.extend(stream(STDIN, 1, &[], 0xffff));
+    connection.send(&bytes);
+    let page = connection.reply(1).text();
+    for line in ["active processes:     2", "idle processes:       0"] {
+        assert!(page.contains(line), "no '{line}' in\n{page}");
+    }
+    for connection in &mut busy {
+        assert!(
+            connection.record_within(Duration::ZERO).is_none(),
+            "the workers are still busy"
+        );
+    }
+    for connection in &mut busy {
+        assert_eq!(connection.reply(1).stdout, Request::plain(1, 3000).expected());
+    }
+    stage.stop();
+}
+
+fn queue() {
+    for pm in [
+        "",
+        "pm = ondemand\n",
+        "pm = dynamic\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 1\n",
+    ] {
+        let stage = Stage::new(Setup {
+            name: "queue",
+            workers: 2,
+            pool: pm,
+            ..Setup::BASE
+        });
+        let mut connections: Vec<_> = (0..60).map(|_| stage.server.connect()).collect();
+        for (id, connection) in connections.iter_mut().enumerate() {
+            connection.send(&Request::plain(id as u64, 20).bytes(&stage.script, id % 2 == 0));
+        }
+        for (id, connection) in connections.iter_mut().enumerate() {
+            let (_, outcome) = answer(connection, &Request::plain(id as u64, 20));
+            outcome.unwrap_or_else(|e| panic!("request {id} of a full pool ({pm:?}): {e}"));
+        }
+        stage.stop();
+    }
+}

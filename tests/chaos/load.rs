@@ -1,0 +1,338 @@
+//! The clients: each asks, checks every byte of the answer, and asks again.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::ledger::{Failure, Ledger};
+use crate::random::Random;
+use crate::support::fcgi::{
+    Address, Connection, END_REQUEST, KEEP_CONN, PARAMS, RESPONDER, Record, STDIN, STDOUT, begin, pair, stream,
+};
+
+/// A request that has no answer after this is stalled. Long: two cores may be shared by many.
+pub const STALLED: Duration = Duration::from_secs(30);
+
+/// What the clients run. Its first line is the worker's pid, sent at once where `flush` says so; then the work, and what
+/// came in as its length and hash; then as many bytes as asked for. `finish` lets the client go before the end, of which a
+/// file tells.
+pub const SCRIPT: &str = r#"<?php
+header('Content-Type: text/plain');
+echo 'pid ', getmypid(), "\n";
+if (isset($_GET['flush'])) flush();
+$in = file_get_contents('php://input');
+if ($_GET['ms'] > 0) usleep($_GET['ms'] * 1000);
+echo "id {$_GET['id']} length ", strlen($in), ' hash ', hash('fnv1a64', $in), "\n";
+echo substr(str_repeat("{$_GET['id']}.", intdiv($_GET['out'], strlen($_GET['id']) + 1) + 1), 0, $_GET['out']);
+if (isset($_GET['finish'])) {
+    fastcgi_finish_request();
+    usleep($_GET['finish'] * 1000);
+    file_put_contents(__DIR__ . '/finished/' . $_GET['id'], getmypid());
+}
+"#;
+
+/// One kind of client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 1 to 20 ms.
+    Short,
+    /// 1 to 3 s.
+    Long,
+    /// Bodies of up to 1 MB, and answers as large.
+    Large,
+    /// fastcgi_finish_request(), and work after it.
+    Finish,
+}
+
+/// One request.
+pub struct Request {
+    pub id: u64,
+    pub milliseconds: u64,
+    pub body: Vec<u8>,
+    /// Bytes of answer.
+    pub out: usize,
+    /// Milliseconds of work after the client was let go.
+    pub finish: Option<u64>,
+    pub flush: bool,
+}
+
+impl Request {
+    pub fn plain(id: u64, milliseconds: u64) -> Self {
+        Self {
+            id,
+            milliseconds,
+            body: Vec::new(),
+            out: 0,
+            finish: None,
+            flush: milliseconds > 100,
+        }
+    }
+
+    fn of(kind: Kind, id: u64, random: &mut Random) -> Self {
+        let plain = Self::plain(id, random.between(1, 20));
+        match kind {
+            Kind::Short => Self {
+                body: random.bytes(1000),
+                out: random.below(2000) as usize,
+                ..plain
+            },
+            Kind::Long => Self::plain(id, random.between(1000, 3000)),
+            Kind::Large => Self {
+                body: {
+                    let most = [1, 8 << 10, 64 << 10, 1 << 20][random.below(4) as usize];
+                    random.bytes(most)
+                },
+                out: random.below(1 << 20) as usize,
+                ..plain
+            },
+            Kind::Finish => Self {
+                finish: Some(random.between(1, 500)),
+                ..plain
+            },
+        }
+    }
+
+    pub fn query(&self) -> String {
+        let mut query = format!("id={}&ms={}&out={}", self.id, self.milliseconds, self.out);
+        if let Some(finish) = self.finish {
+            query += &format!("&finish={finish}");
+        }
+        if self.flush {
+            query += "&flush=1";
+        }
+        query
+    }
+
+    /// The answer without its first line.
+    pub fn expected(&self) -> Vec<u8> {
+        let unit = format!("{}.", self.id);
+        let mut text = format!(
+            "id {} length {} hash {:016x}\n",
+            self.id,
+            self.body.len(),
+            fnv(&self.body)
+        )
+        .into_bytes();
+        text.extend(unit.bytes().cycle().take(self.out));
+        text
+    }
+
+    pub fn bytes(&self, script: &str, keep: bool) -> Vec<u8> {
+        let query = self.query();
+        let length = self.body.len().to_string();
+        let params: Vec<u8> = [
+            ("SCRIPT_FILENAME", script),
+            ("SCRIPT_NAME", "/chaos.php"),
+            ("REQUEST_URI", "/chaos.php"),
+            ("REQUEST_METHOD", if self.body.is_empty() { "GET" } else { "POST" }),
+            ("QUERY_STRING", &query),
+            ("CONTENT_LENGTH", &length),
+            ("CONTENT_TYPE", "application/octet-stream"),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+        ]
+        .iter()
+        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+        .collect();
+        let mut bytes = begin(1, RESPONDER, if keep { KEEP_CONN } else { 0 }).bytes();
+        bytes.extend(stream(PARAMS, 1, &params, 0xffff));
+        bytes.extend(stream(STDIN, 1, &self.body, 0xffff));
+        bytes
+    }
+}
+
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The answer to one request, or what is wrong with it. The pid is that of the worker, if it got as far as to say it.
+pub fn ask(
+    connection: &mut Connection,
+    request: &Request,
+    script: &str,
+    keep: bool,
+) -> (Option<i32>, Result<(), String>) {
+    connection.send(&request.bytes(script, keep));
+    answer(connection, request)
+}
+
+/// The second half of [`ask`].
+pub fn answer(connection: &mut Connection, request: &Request) -> (Option<i32>, Result<(), String>) {
+    let deadline = Instant::now() + STALLED;
+    let (mut stdout, mut others) = (Vec::new(), 0);
+    let end = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match connection.record_within(left) {
+            Some(Record {
+                kind: STDOUT, content, ..
+            }) => stdout.extend(content),
+            Some(Record {
+                kind: END_REQUEST,
+                content,
+                ..
+            }) => break Ok(content),
+            Some(_) => others += 1,
+            None if Instant::now() >= deadline => break Err(format!("stalled for {STALLED:?}")),
+            None => break Err("the connection was closed".to_owned()),
+        }
+    };
+    let begin = stdout
+        .windows(4)
+        .position(|w| w == b"\r\n\r\n")
+        .map_or(stdout.len(), |at| at + 4);
+    let (pid, rest) = read_pid(&stdout[begin..]);
+    let outcome = match end {
+        Err(what) => Err(format!("{what} after {} bytes of the answer", stdout.len())),
+        Ok(end) if end != [0; 8] || others > 0 => Err(format!(
+            "END_REQUEST says {end:?}, {others} records of other types, and the answer is {}",
+            String::from_utf8_lossy(&stdout[..stdout.len().min(300)])
+        )),
+        Ok(_) if rest != request.expected() => Err(format!(
+            "the answer is wrong; it has {} bytes for {}: {}",
+            rest.len(),
+            request.expected().len(),
+            String::from_utf8_lossy(&stdout[..stdout.len().min(300)])
+        )),
+        Ok(_) => Ok(()),
+    };
+    (pid, outcome)
+}
+
+/// The pid in the first line of an answer, and what follows it.
+pub fn read_pid(body: &[u8]) -> (Option<i32>, &[u8]) {
+    let read = || {
+        let line = body.split(|byte| *byte == b'\n').next()?;
+        let pid = std::str::from_utf8(line.strip_prefix(b"pid ")?).ok()?.parse().ok()?;
+        Some((pid, body.get(line.len() + 1..)?))
+    };
+    read().map_or((None, body), |(pid, rest)| (Some(pid), rest))
+}
+
+/// What all clients of a run share.
+pub struct Shared {
+    pub ledger: Ledger,
+    pub script: String,
+    pub seed: u64,
+    ids: AtomicU64,
+    over: AtomicBool,
+    /// Whether something is being done to the server now.
+    pub chaos: AtomicBool,
+    /// Requests that have work to do after their clients are gone, and the workers that do it.
+    pub finishing: Mutex<Vec<(u64, i32)>>,
+    /// The names of the two phases.
+    pub phases: [&'static str; 2],
+}
+
+impl Shared {
+    pub fn new(script: String, seed: u64, phases: [&'static str; 2]) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: Ledger::default(),
+            script,
+            seed,
+            ids: AtomicU64::new(1),
+            over: AtomicBool::new(false),
+            chaos: AtomicBool::new(false),
+            finishing: Mutex::default(),
+            phases,
+        })
+    }
+
+    pub fn id(&self) -> u64 {
+        self.ids.fetch_add(1, Relaxed)
+    }
+
+    pub fn phase(&self) -> &'static str {
+        self.phases[usize::from(self.chaos.load(Relaxed))]
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Relaxed)
+    }
+}
+
+/// Clients that run until they are told to stop.
+pub struct Load {
+    pub shared: Arc<Shared>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            clients: Vec::new(),
+        }
+    }
+
+    /// One more client of a pool, on kept connections or new ones.
+    pub fn client(&mut self, pool: &'static str, address: &Address, kind: Kind, keep: bool) {
+        let (shared, address) = (self.shared.clone(), address.clone());
+        let mut random = Random::new(shared.seed ^ (self.clients.len() as u64 + 1) << 32);
+        self.spawn(move || {
+            let mut kept: Option<(Connection, i32)> = None;
+            while !shared.is_over() {
+                let request = Request::of(kind, shared.id(), &mut random);
+                let phase = shared.phase();
+                let began = Instant::now();
+                let (held_by, connection) = match kept.take() {
+                    Some((connection, pid)) => (Some(pid), Ok(connection)),
+                    None => (None, Connection::open(&address)),
+                };
+                let (pid, outcome, connection) = match connection {
+                    Ok(mut connection) => {
+                        let (pid, outcome) = ask(&mut connection, &request, &shared.script, keep);
+                        (pid, outcome, Some(connection))
+                    }
+                    Err(error) => (None, Err(format!("no connection: {error}")), None),
+                };
+                match outcome {
+                    Ok(()) => {
+                        shared
+                            .ledger
+                            .served(phase, (kind == Kind::Short).then(|| began.elapsed()));
+                        if let (Some(_), Some(pid)) = (request.finish, pid) {
+                            shared
+                                .finishing
+                                .lock()
+                                .expect("nobody panics with it")
+                                .push((request.id, pid));
+                        }
+                        // A connection is used for a while only, as web servers do.
+                        if keep && random.below(50) > 0 {
+                            kept = connection.zip(pid);
+                        }
+                    }
+                    Err(what) => shared.ledger.failed(Failure {
+                        pool,
+                        what: format!(
+                            "{kind:?} request {} on a {} connection: {what}",
+                            request.id,
+                            if held_by.is_some() { "kept" } else { "new" }
+                        ),
+                        pid,
+                        held_by,
+                        began,
+                        ended: Instant::now(),
+                    }),
+                }
+                // Think time, so that kept connections are idle now and then.
+                std::thread::sleep(Duration::from_millis(random.below(10)));
+            }
+        });
+    }
+
+    pub fn spawn(&mut self, client: impl FnOnce() + Send + 'static) {
+        self.clients.push(std::thread::spawn(client));
+    }
+
+    /// Lets every client finish its request.
+    pub fn stop(self) -> Arc<Shared> {
+        self.shared.over.store(true, Relaxed);
+        for client in self.clients {
+            client.join().expect("a client panicked");
+        }
+        self.shared
+    }
+}

@@ -1,0 +1,163 @@
+//! The closed loop: clients of every kind against three pools, while everything happens that can.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::ledger::Failure;
+use crate::load::{Kind, Load, Request, SCRIPT, STALLED, Shared, read_pid};
+use crate::random::Random;
+use crate::schedule;
+use crate::support::fcgi::Address;
+use crate::support::server::{self, Kind as Which, Server, Setup, free_port};
+use crate::support::web::{Front, Site, Web};
+use crate::support::wiki::folder;
+
+fn owner() -> &'static str {
+    if nix::unistd::geteuid().is_root() {
+        "user = www-data\ngroup = www-data\nlisten.owner = www-data\nlisten.group = www-data\n"
+    } else {
+        ""
+    }
+}
+
+/// A static pool on a unix socket, a dynamic one on TCP and an ondemand one on a unix socket, in one master.
+fn setup(port: u16) -> &'static Setup {
+    let owner = owner();
+    let pool = format!(
+        "{owner}rlimit_core = 0\naccess.log = {{home}}/access.log\n\
+         [dynamic]\n{owner}rlimit_core = 0\nlisten = 127.0.0.1:{port}\npm = dynamic\npm.max_children = 8\n\
+         pm.start_servers = 2\npm.min_spare_servers = 1\npm.max_spare_servers = 3\npm.max_requests = 100\n\
+         [ondemand]\n{owner}rlimit_core = 0\nlisten = {{home}}/ondemand\npm = ondemand\npm.max_children = 6\n\
+         pm.process_idle_timeout = 1s\n"
+    );
+    Box::leak(Box::new(Setup {
+        name: "storm",
+        workers: 6,
+        pool: pool.leak(),
+        ini: "post_max_size = 8M\nmemory_limit = 128M\n",
+        files: &[("chaos.php", SCRIPT)],
+        deaths: true,
+        ..Setup::BASE
+    }))
+}
+
+/// Makes the folder in which scripts say that they have come to their end.
+pub fn prepare(www: &Path) {
+    let finished = www.join("finished");
+    fs::create_dir_all(&finished).expect("a temporary folder can be written");
+    fs::set_permissions(&finished, fs::Permissions::from_mode(0o777)).expect("it is ours");
+}
+
+pub fn run(seed: u64, seconds: u64) {
+    println!("chaos: seed {seed}, {seconds} s (--seed {seed} --seconds {seconds} does it again)");
+    let root = folder();
+    let port = free_port("127.0.0.1").expect("there is a free port");
+    let setup = setup(port);
+    let www = server::www(root.path(), setup);
+    prepare(&www);
+    let mut server = Server::start(Which::under_test(), setup, root.path()).unwrap_or_else(|e| panic!("{e}"));
+    let tcp = Address::Tcp("127.0.0.1".to_owned(), port);
+    let ondemand = Address::Unix(server.home.join("ondemand"));
+    let nginx = |pool: &Address, keep: u32, name: &str| {
+        let site = Site {
+            www: &www,
+            pool,
+            keep,
+            port: None,
+        };
+        Web::start(Front::Nginx, &site, &root.path().join(name)).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let webs = [nginx(&server.address, 8, "nginx-kept"), nginx(&tcp, 0, "nginx-new")];
+
+    let script = www.join("chaos.php").display().to_string();
+    let shared = Shared::new(script, seed, ["calm", "chaos"]);
+    let mut load = Load::new(shared.clone());
+    for (pool, address) in [("www", &server.address), ("dynamic", &tcp), ("ondemand", &ondemand)] {
+        load.client(pool, address, Kind::Short, false);
+        load.client(pool, address, Kind::Short, true);
+        load.client(pool, address, Kind::Long, pool == "dynamic");
+        load.client(pool, address, Kind::Large, pool == "www");
+        load.client(pool, address, Kind::Finish, pool != "ondemand");
+    }
+    through(&mut load, "www", &webs[0]);
+    through(&mut load, "dynamic", &webs[1]);
+
+    let whole = Duration::from_secs(seconds);
+    thread::sleep(whole / 4);
+    shared.chaos.store(true, Relaxed);
+    let mut random = Random::new(seed);
+    schedule::run(&server, &shared, &mut random, Instant::now() + whole * 3 / 4);
+    let shared = load.stop();
+    drop(webs);
+
+    let account = shared.ledger.account();
+    println!("{account}");
+    let stopped = server.stop();
+    let lost = unfinished(&shared, &www);
+    assert!(
+        account.unattributed.is_empty() && lost.is_empty(),
+        "requests were lost; work after fastcgi_finish_request() that never ended: {lost:?}\n{account}\n{}",
+        server.log()
+    );
+    if let Err(fault) = stopped {
+        panic!("{fault}");
+    }
+}
+
+/// A client behind nginx: short requests with bodies.
+fn through(load: &mut Load, pool: &'static str, web: &Web) {
+    let (shared, url) = (load.shared.clone(), web.url());
+    let mut random = Random::new(shared.seed ^ u64::from(web.port));
+    load.spawn(move || {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(STALLED));
+        let agent: ureq::Agent = config.build().into();
+        while !shared.is_over() {
+            let request = Request {
+                body: random.bytes(100_000),
+                out: random.below(100_000) as usize,
+                ..Request::plain(shared.id(), random.between(1, 20))
+            };
+            let (phase, began) = (shared.phase(), Instant::now());
+            let answer = agent
+                .post(format!("{url}/chaos.php?{}", request.query()))
+                .content_type("application/octet-stream")
+                .send(&request.body[..]);
+            let outcome = answer.map_err(|e| e.to_string()).and_then(|mut answer| {
+                let status = answer.status();
+                let body = answer.body_mut().read_to_vec().map_err(|e| e.to_string())?;
+                let (pid, rest) = read_pid(&body);
+                match pid {
+                    Some(_) if status == 200 && rest == request.expected() => Ok(()),
+                    _ => Err(format!("status {status}, {} bytes", body.len())),
+                }
+            });
+            match outcome {
+                Ok(()) => shared.ledger.served(phase, None),
+                Err(what) => shared.ledger.failed(Failure {
+                    pool,
+                    what: format!("request {} through nginx: {what}", request.id),
+                    pid: None,
+                    held_by: None,
+                    began,
+                    ended: Instant::now(),
+                }),
+            }
+        }
+    });
+}
+
+/// The requests whose work after fastcgi_finish_request() was lost though nobody killed their worker.
+fn unfinished(shared: &Arc<Shared>, www: &Path) -> Vec<(u64, i32)> {
+    let promised = shared.finishing.lock().expect("nobody panics with it").clone();
+    promised
+        .into_iter()
+        .filter(|(id, pid)| !www.join(format!("finished/{id}")).exists() && !shared.ledger.was_killed(*pid))
+        .collect()
+}

@@ -208,12 +208,8 @@ impl Worker {
         }
         let (kept, since) = (conn.kept || !conn.input.is_fresh(), conn.began);
         let (fd, bytes) = conn.into_parts();
-        self.pass_on(Handover { bytes, kept, since }, vec![fd]);
-    }
-
-    fn pass_on(&self, handover: Handover, fds: Vec<OwnedFd>) {
-        let fds: Vec<BorrowedFd> = fds.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = self.link.send(&FromWorker::Keep(handover), &fds, true) {
+        let message = FromWorker::Keep(Handover { bytes, kept, since });
+        if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
             let text = format!("a kept connection could not be handed to the master: {error}");
             print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
         }
@@ -696,19 +692,8 @@ impl Loop {
 
     fn handle(&mut self, token: u64) {
         match token {
-            // Once a new generation is said to be ready, no request goes to the old one. But of those who wait on a socket
-            // the kernel wakes one alone: what it woke this worker for is passed on, or it might wait for ever.
-            LISTENER if self.must_leave() => {
-                if let Some(mut conn) = self.accept() {
-                    conn.began = monotonic_ns();
-                    self.worker.hand_over(conn);
-                }
-            }
-            QUEUE if self.must_leave() => {
-                if let Ok(received) = self.worker.queue.receive(false) {
-                    self.worker.pass_on(received.message, received.fds);
-                }
-            }
+            // Once a new generation is said to be ready, no request goes to the old one.
+            LISTENER | QUEUE if self.must_leave() => {}
             LISTENER => {
                 if let Some(conn) = self.accept() {
                     self.attend(conn, None);

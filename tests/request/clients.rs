@@ -10,7 +10,7 @@ use crate::support::server::{Listen, Setup};
 static HELD: Setup = Setup {
     name: "clients-held",
     workers: 8,
-    php_pool: "request_header_timeout = 1\nrequest_body_timeout = 1\nlinger_timeout = 1\n",
+    php_pool: "request_header_timeout = 1\nrequest_body_timeout = 1\nlinger_timeout = 1\nresponse_write_timeout = 1\n",
     ..Setup::BASE
 };
 
@@ -159,6 +159,17 @@ fn bodies(c: &mut Cases) {
             }
         },
     );
+    // nginx may be told not to pass a body on, and then still sends CONTENT_LENGTH.
+    c.same("a_body_that_was_not_passed_on_is_none", &HELD, |t| {
+        for method in ["GET", "POST", "PUT"] {
+            let request = t
+                .page("echo 'ran', count($_POST), strlen(file_get_contents('php://input'));")
+                .post("application/x-www-form-urlencoded", "a=1")
+                .method(method);
+            let reply = t.send_raw(&[request.head(), Record::new(STDIN, 1, []).bytes()].concat());
+            assert_eq!(reply.text(), "ran00", "{method}");
+        }
+    });
     c.differs(
         "a_negative_content_length_is_refused",
         &HELD,
@@ -319,6 +330,30 @@ fn waiting(c: &mut Cases) {
                 wait_until("php-fpm has run the script", || ran.exists());
             }
             t.note(format!("ended: {}", t.is_php_pool()));
+        },
+    );
+    c.differs(
+        "a_client_that_does_not_read_its_answer_is_left",
+        &HELD,
+        "php-fpm waits without a limit until the client takes the answer; we give up after response_write_timeout, and the script is \
+         told that the client is gone.",
+        |t| {
+            let said = t.writable("said").join("what");
+            let request = t.page(
+                "register_shutdown_function(function () { file_put_contents(__DIR__ . '/said/what', connection_status()); });
+                 echo str_repeat('x', 10 << 20);",
+            );
+            let mut connection = t.connect();
+            connection.send(&request.bytes());
+            if t.is_php_pool() {
+                wait_until("the script is told", || std::fs::read(&said).is_ok_and(|text| text == b"1"));
+            } else {
+                connection.pause(A_MOMENT);
+                assert!(!said.exists());
+            }
+            t.note(format!("left: {}", said.exists()));
+            drop(connection);
+            wait_until("the script has ended", || said.exists());
         },
     );
     c.same("a_connection_closed_without_a_byte_is_forgotten", &ONE_WORKER, |t| {

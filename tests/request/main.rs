@@ -20,6 +20,7 @@ mod headers;
 mod logs;
 mod output;
 mod path_info;
+mod process;
 mod protocol;
 mod server_vars;
 mod settings;
@@ -75,6 +76,7 @@ fn cases() -> Vec<Case> {
         status::cases(),
         protocol::cases(),
         clients::cases(),
+        process::cases(),
         fuzz::cases(),
     ]
     .into_iter()

@@ -203,6 +203,19 @@ fn parameters(c: &mut Cases) {
         },
     );
     c.differs(
+        "parameters_have_a_limit",
+        &Setup::BASE,
+        "php-fpm takes parameters of any total size; we close the connection beyond 16 MB.",
+        |t| {
+            let mut request = t.page("echo count($_SERVER) > 280 ? 'many' : 'few';");
+            for n in 0..280 {
+                request = request.add(format!("BIG{n}"), "x".repeat(60_000));
+            }
+            let reply = t.send_raw(&request.bytes());
+            assert_eq!(reply.text(), if t.is_php_pool() { "" } else { "many" });
+        },
+    );
+    c.differs(
         "the_end_of_the_parameters_may_be_padded",
         &Setup::BASE,
         "php-fpm takes the padding of the empty PARAMS record for the next header and closes; we skip it.",

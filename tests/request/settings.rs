@@ -43,6 +43,13 @@ static USER_INI: Setup = Setup {
     ..Setup::BASE
 };
 
+static HOST_SECTION: Setup = Setup {
+    name: "user-ini-host",
+    workers: 1,
+    deaths: true,
+    ..USER_INI
+};
+
 static OTHER_USER_INI: Setup = Setup {
     name: "other-user-ini",
     ini: "user_ini.cache_ttl = 0\nuser_ini.filename = site.ini\n",
@@ -302,6 +309,22 @@ fn user_ini(c: &mut Cases) {
             "precision=11\nmax_input_vars=7\n"
         );
     });
+    c.differs(
+        "sections_for_a_host_or_a_path_in_the_file_do_no_harm",
+        &HOST_SECTION,
+        "A section [HOST=…] or [PATH=…] in a .user.ini, or a setting with an index, ends the worker of php-fpm; we leave them out.",
+        |t| {
+            let wanted = if t.is_php_pool() { "precision=11\n" } else { "" };
+            for (folder, more) in [("h", "[HOST=other.example]\nprecision = 7\n"), ("p", "[PATH=/x]\nprecision = 8\n"), ("a", "a[b] = c\n")] {
+                t.file(&format!("{folder}/.user.ini"), format!("precision = 11\n{more}"));
+                t.file(&format!("{folder}/x.php"), format!("<?php {}", print(&["precision"])));
+                let request = t.get(&format!("/{folder}/x.php"));
+                for _ in 0..2 {
+                    assert_eq!(t.send(&request).text(), wanted, "{more}");
+                }
+            }
+        },
+    );
     c.same(
         "a_syntax_error_in_the_file_is_reported_and_the_script_runs",
         &USER_INI,
@@ -473,14 +496,38 @@ fn by_request(c: &mut Cases) {
             assert_eq!(t.send(&request).text(), "ran");
         },
     );
-    c.same(
-        "functions_disabled_by_the_request_are_gone",
+    c.differs(
+        "functions_disabled_by_the_request_are_gone_for_that_request",
         &DISABLED_BY_REQUEST,
+        "php-fpm never gets a function back that a request disabled; our worker is replaced after such a request.",
         |t| {
-            let request = t
-                .page("var_dump(function_exists('str_rot13'));")
-                .set("PHP_ADMIN_VALUE", "disable_functions=str_rot13");
-            assert_eq!(t.send(&request).text(), "bool(false)\n");
+            let request = t.page("var_dump(function_exists('str_rot13'));");
+            let without = request.clone().set("PHP_ADMIN_VALUE", "disable_functions=str_rot13");
+            assert_eq!(t.send(&without).text(), "bool(false)\n");
+            let wanted = if t.is_php_pool() {
+                "bool(true)\n"
+            } else {
+                "bool(false)\n"
+            };
+            assert_eq!(t.send(&request).text(), wanted);
+        },
+    );
+    c.differs(
+        "an_extension_named_by_the_request_is_there_for_that_request",
+        &EXTENSION_BY_REQUEST,
+        "In php-fpm it stays in that worker; our worker is replaced.",
+        |t| {
+            let request = t.page("var_dump(extension_loaded('calendar'));");
+            assert_eq!(
+                t.send(&request.clone().set("PHP_VALUE", "extension=calendar")).text(),
+                "bool(true)\n"
+            );
+            let wanted = if t.is_php_pool() {
+                "bool(false)\n"
+            } else {
+                "bool(true)\n"
+            };
+            assert_eq!(t.send(&request).text(), wanted);
         },
     );
 }
@@ -518,6 +565,11 @@ static VALUES_KEPT: Setup = Setup {
 };
 static VALUES_KEPT_FATAL: Setup = Setup {
     name: "values-kept-fatal",
+    workers: 1,
+    ..Setup::BASE
+};
+static EXTENSION_BY_REQUEST: Setup = Setup {
+    name: "values-extension",
     workers: 1,
     ..Setup::BASE
 };

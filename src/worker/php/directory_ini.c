@@ -43,6 +43,13 @@ static void read_files(HashTable *settings, char *folder, size_t length, const c
     }
 }
 
+/* Sections [HOST=] and [PATH=], and settings with an index, become arrays: PHP takes them for strings when it applies them, and
+ * the process ends. */
+static int is_no_string(zval *value)
+{
+    return Z_TYPE_P(value) == IS_STRING ? ZEND_HASH_APPLY_KEEP : ZEND_HASH_APPLY_REMOVE;
+}
+
 /* `folder` ends in a slash. */
 static void activate_user_files(char *folder, size_t length, const char *root)
 {
@@ -66,6 +73,7 @@ static void activate_user_files(char *folder, size_t length, const char *root)
     if (entry->expires == 0 || now > entry->expires) {
         zend_hash_clean(&entry->settings);
         read_files(&entry->settings, folder, length, root);
+        zend_hash_apply(&entry->settings, is_no_string);
         entry->expires = now + PG(user_ini_cache_ttl);
     }
     php_ini_activate_config(&entry->settings, PHP_INI_PERDIR, PHP_INI_STAGE_HTACCESS);

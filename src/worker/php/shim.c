@@ -275,10 +275,22 @@ static void log_message(const char *message, int priority)
     rust->log(SHIM_NOTICE, true, message, strlen(message));
 }
 
+/* This request changes its process for good: it serves no other, and nothing that it compiles is kept, as opcache compiles what
+ * exists and what does not into scripts. */
+static void retire(void)
+{
+    now.retire = true;
+    zend_string *key = zend_string_init("opcache.enable", sizeof "opcache.enable" - 1, 0);
+    zend_string *off = zend_string_init("0", 1, 0);
+    zend_alter_ini_entry_ex(key, off, ZEND_INI_USER, ZEND_INI_STAGE_ACTIVATE, 1);
+    zend_string_release(off);
+    zend_string_release(key);
+}
+
 static void change(const char *name, size_t length, const char *value, bool admin)
 {
     if (strcmp(name, "extension") == 0) {
-        now.retire = true;
+        retire();
         shim_load_extension(value);
         return;
     }
@@ -291,7 +303,7 @@ static void change(const char *name, size_t length, const char *value, bool admi
     }
     bool functions = strcmp(name, "disable_functions") == 0;
     if (functions || strcmp(name, "disable_classes") == 0) {
-        now.retire = true; /* what is disabled cannot be enabled again */
+        retire(); /* what is disabled cannot be enabled again */
         shim_disable(value, !functions);
     }
     zend_string *key = zend_string_init(name, length, 0);

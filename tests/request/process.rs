@@ -1,0 +1,113 @@
+//! The process that a script finds itself in: user, descriptors, signals, limits, children.
+
+use crate::harness::{Case, Cases};
+use crate::support::server::Setup;
+
+static STDIO: Setup = Setup {
+    name: "stdio",
+    workers: 1,
+    pool: "catch_workers_output = yes\n",
+    ..Setup::BASE
+};
+
+static LIMITS: Setup = Setup {
+    name: "process-limits",
+    pool: "rlimit_files = 200\nrlimit_core = 0\nprocess.priority = 3\nchdir = {www}\n",
+    ..Setup::BASE
+};
+
+pub fn cases() -> Vec<Case> {
+    Cases::of("process", |c| {
+        c.same("a_script_runs_as_the_user_of_the_pool", &Setup::BASE, |t| {
+            let reply = t.php(
+                "var_dump(posix_getuid() === posix_geteuid(), posix_getgid() === posix_getegid(), posix_getuid() === 0,
+                    posix_getpwuid(posix_getuid())['name'] === getenv('USER'), posix_getgroups(), get_current_user(), umask());
+                 echo file_get_contents('/proc/self/loginuid') !== false ? '' : 'no loginuid';",
+            );
+            assert!(reply.text().starts_with("bool(true)\nbool(true)\nbool(false)\nbool(true)\n"), "{}", reply.text());
+        });
+        c.same("a_script_has_no_capability", &Setup::BASE, |t| {
+            let reply = t.php("preg_match_all('/^Cap(Inh|Prm|Eff|Amb).*$/m', file_get_contents('/proc/self/status'), $m); echo join(' ', $m[0]);");
+            assert!(!reply.text().contains(|c: char| c.is_ascii_digit() && c != '0'), "{}", reply.text());
+        });
+        c.same("no_signal_is_blocked_for_what_a_script_starts", &Setup::BASE, |t| {
+            let reply = t.php("echo shell_exec('grep -E \"Sig(Blk|Ign)\" /proc/self/status');");
+            assert!(
+                reply.text().starts_with("SigBlk:\t0000000000000000\n"),
+                "{}",
+                reply.text()
+            );
+        });
+        c.differs(
+            "what_a_script_starts_has_no_descriptor_of_the_server",
+            &Setup::BASE,
+            "Every program that a script of php-fpm starts inherits its sockets, the client's connection and the listener among \
+             them; from us it has none.",
+            |t| {
+                let request = t.page("echo shell_exec('ls -l /proc/self/fd');");
+                let reply = t.send_unrecorded(&request);
+                let links = reply.text();
+                // The script itself is open while it is compiled, and ls has the folder open.
+                let mine = links.lines().filter_map(|line| Some(line.split_once(" -> ")?.1));
+                let of_the_server: Vec<&str> = mine.filter(|to| to.starts_with("socket:") || to.contains("memfd")).collect();
+                t.note(format!("sockets: {}", !of_the_server.is_empty()));
+                assert_eq!(of_the_server.is_empty(), t.is_php_pool(), "{links}");
+            },
+        );
+        c.same("a_child_left_behind_does_not_hold_the_answer_up", &Setup::BASE, |t| {
+            let reply = t.php(
+                "exec('sleep 30 > /dev/null 2>&1 & echo $!', $out); echo 'answered'; posix_kill((int) $out[0], 9);",
+            );
+            assert_eq!(reply.text(), "answered");
+        });
+        c.same("children_can_be_fed_and_waited_for", &Setup::BASE, |t| {
+            let reply = t.php(
+                "$p = proc_open(['tr', 'a-z', 'A-Z'], [['pipe', 'r'], ['pipe', 'w'], ['pipe', 'w']], $pipes);
+                 fwrite($pipes[0], 'shout'); fclose($pipes[0]); echo stream_get_contents($pipes[1]), proc_close($p);",
+            );
+            assert_eq!(reply.text(), "SHOUT0");
+        });
+        c.same("standard_streams_changed_by_a_script_do_not_disturb_the_next", &STDIO, |t| {
+            let request = t.page(
+                "foreach (['php://stdin', 'php://stdout', 'php://stderr'] as $n) { $s = fopen($n, 'r+'); stream_set_blocking($s, false); fclose($s); }
+                 echo strlen(file_get_contents('php://input'));",
+            );
+            let request = request.post("text/plain", vec![b'x'; 100_000]);
+            for _ in 0..4 {
+                assert_eq!(t.send(&request).text(), "100000");
+            }
+        });
+        c.same("standard_input_is_empty", &Setup::BASE, |t| {
+            assert_eq!(
+                t.php("var_dump(file_get_contents('php://stdin'));").text(),
+                "string(0) \"\"\n"
+            );
+        });
+        c.same("phpinfo_runs_to_its_end", &Setup::BASE, |t| {
+            let request = t.page("phpinfo();");
+            let text = t.send_unrecorded(&request).text();
+            assert!(
+                text.contains("FPM/FastCGI") && text.contains("cgi-fcgi") && text.ends_with("</html>"),
+                "{text}"
+            );
+        });
+        c.same("the_process_is_called_as_in_php_fpm", &Setup::BASE, |t| {
+            let reply = t.php(
+                "echo str_replace(\"\\0\", '', file_get_contents('/proc/self/cmdline')), ' ', cli_name();
+                function cli_name() { return trim(file_get_contents('/proc/self/comm')) !== '' ? 'named' : ''; }",
+            );
+            assert_eq!(reply.text(), "php-fpm: pool www named");
+        });
+        c.same("a_working_folder_of_a_script_is_not_that_of_the_next", &STDIO, |t| {
+            t.file("sub/x.php", "<?php chdir('/'); echo getcwd();");
+            let (one, two) = (
+                t.get("/sub/x.php"),
+                t.page("echo getcwd() === __DIR__ ? 'own' : getcwd();"),
+            );
+            for _ in 0..3 {
+                assert_eq!(t.send(&one).text(), "/");
+                assert_eq!(t.send(&two).text(), "own");
+            }
+        });
+    })
+}

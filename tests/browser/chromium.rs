@@ -2,23 +2,21 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::support::fcgi::PATIENCE;
-use crate::support::server::{free_port, spawn, that_dies_with_us};
+use crate::support::process::{Daemon, that_dies_with_us};
+use crate::support::server::free_port;
 
 /// The name of an element's id in an answer, by the standard.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// A browser with one window; ended when dropped.
 pub struct Chromium {
-    driver: Child,
+    _driver: Daemon,
     agent: ureq::Agent,
     /// `http://127.0.0.1:PORT/session/ID`, once there is one.
     session: String,
@@ -29,23 +27,17 @@ impl Chromium {
     pub fn start(profile: &Path) -> Result<Self, String> {
         let port = free_port("127.0.0.1").map_err(|e| e.to_string())?;
         let mut command = that_dies_with_us("TERM", "chromedriver");
-        command
-            .arg(format!("--port={port}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let driver = spawn(command).map_err(|e| format!("chromedriver cannot be started: {e}"))?;
+        command.arg(format!("--port={port}"));
+        let base = format!("http://127.0.0.1:{port}");
+        let driver = Daemon::start(command, profile, || ureq::get(format!("{base}/status")).call().is_ok())?;
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(PATIENCE * 3));
         let mut chromium = Self {
-            driver,
+            _driver: driver,
             agent: config.build().into(),
             session: String::new(),
         };
-        let base = format!("http://127.0.0.1:{port}");
-        let ready = || Ok(chromium.agent.get(format!("{base}/status")).call().is_ok());
-        until("chromedriver answers", ready)?;
         let options = json!({
             "args": [
                 "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -176,14 +168,9 @@ fn base64(text: &str) -> Vec<u8> {
 
 impl Drop for Chromium {
     fn drop(&mut self) {
-        // The browser ends with its session, the driver by the signal.
+        // The browser ends with its session.
         if !self.session.is_empty() {
             let _ = self.agent.delete(&self.session).call();
         }
-        let _ = kill(
-            Pid::from_raw(i32::try_from(self.driver.id()).expect("a pid")),
-            Signal::SIGTERM,
-        );
-        let _ = self.driver.wait();
     }
 }

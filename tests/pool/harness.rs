@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::fcgi::{Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, pair, stream};
-use crate::support::server::{spawn, that_dies_with_us};
+use crate::support::process::{spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -191,9 +191,9 @@ fn sockets_are_taken_over() {
         log = place.path("said").display()
     );
     let stdin = std::os::fd::OwnedFd::from(listener.try_clone().unwrap());
-    let mut command = crate::support::server::that_dies_with_us("KILL", "sh");
+    let mut command = crate::support::process::that_dies_with_us("KILL", "sh");
     command.arg("-c").arg(script).stdin(stdin);
-    let mut child = crate::support::server::spawn(command).unwrap();
+    let mut child = crate::support::process::spawn(command).unwrap();
     let said = || fs::read_to_string(place.path("said")).unwrap_or_default();
     wait_for("it is ready", || said().contains("ready to handle connections"));
     assert!(

@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod fcgi;
+pub mod process;
 pub mod server;
 pub mod strace;
 pub mod web;

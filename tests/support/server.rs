@@ -1,14 +1,11 @@
 //! Starts php-fpm or php-pool on a configuration of its own, and ends it without a trace.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::fcgi::{Address, Connection, PATIENCE};
+use super::process::{self, Process, spawn, that_dies_with_us};
 
 /// The reference, php-fpm: the one that `PHP_FPM` names (`./dev` sets it), else the newest of Debian's.
 pub fn php_fpm() -> PathBuf {
@@ -395,9 +393,7 @@ impl Server {
 
     /// The pids of the workers: the processes that have no children.
     pub fn workers(&self) -> Vec<i32> {
-        let family = self.family();
-        let childless = |p: &&Process| family.iter().all(|other| other.parent != p.pid);
-        family.iter().skip(1).filter(childless).map(|p| p.pid).collect()
+        process::childless(&self.family())
     }
 
     /// The pids of the master and of every process below it.
@@ -407,19 +403,7 @@ impl Server {
 
     /// The processes below the master, and itself.
     fn family(&self) -> Vec<Process> {
-        let all = Process::all();
-        let mut family: Vec<Process> = all
-            .iter()
-            .filter(|p| p.pid.unsigned_abs() == self.child.id())
-            .cloned()
-            .collect();
-        let mut next = 0;
-        while next < family.len() {
-            let parent = family[next].pid;
-            family.extend(all.iter().filter(|p| p.parent == parent).cloned());
-            next += 1;
-        }
-        family
+        process::family(self.child.id())
     }
 }
 
@@ -434,86 +418,6 @@ impl Drop for Server {
 /// The folder of the scripts of `setup` below `root`.
 pub fn www(root: &Path, setup: &Setup) -> PathBuf {
     root.join(setup.name).join("www")
-}
-
-/// A process, told from a later one with the same pid by its start time.
-#[derive(Clone, Debug, PartialEq)]
-struct Process {
-    pid: i32,
-    parent: i32,
-    name: String,
-    started: u64,
-}
-
-impl Process {
-    fn all() -> Vec<Self> {
-        let entries = fs::read_dir("/proc").expect("/proc is mounted");
-        let pids = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter_map(Self::of).collect()
-    }
-
-    /// None if there is no such process, or only its zombie.
-    fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may hold blanks and parentheses.
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        if fields[0] == "Z" {
-            return None;
-        }
-        Some(Self {
-            pid,
-            parent: fields[1].parse().ok()?,
-            name: name.to_owned(),
-            started: fields[19].parse().ok()?,
-        })
-    }
-
-    fn gone_within(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        loop {
-            if Self::of(self.pid).is_none_or(|now| now.started != self.started) {
-                return true;
-            }
-            if Instant::now() >= deadline {
-                return false;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-/// A program that gets `signal` when the tests end without having ended it.
-pub fn that_dies_with_us(signal: &str, program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", signal, "--"]).arg(program);
-    // A Ctrl-C in the terminal is for us alone; we end the servers in good order.
-    command.process_group(0);
-    command
-}
-
-/// Starts a process from a thread that lives as long as the tests: the parent-death signal is that of the *thread*.
-pub fn spawn(command: Command) -> io::Result<Child> {
-    type Job = (Command, Sender<io::Result<Child>>);
-    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (sender, jobs) = channel::<Job>();
-        thread::spawn(move || {
-            for (mut command, answer) in jobs {
-                let _ = answer.send(command.spawn());
-            }
-        });
-        Mutex::new(sender)
-    });
-    let (answer, outcome) = channel();
-    spawner
-        .lock()
-        .expect("nobody panics with it")
-        .send((command, answer))
-        .expect("the spawner lives on");
-    outcome.recv().expect("the spawner answers every job")
 }
 
 /// A port of `host` that nobody listens on at this moment.

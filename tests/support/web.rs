@@ -4,15 +4,12 @@ use std::fmt::{self, Write as _};
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 
-use super::fcgi::{Address, PATIENCE};
-use super::server::{free_port, spawn, that_dies_with_us};
+use super::fcgi::Address;
+use super::process::{Daemon, that_dies_with_us};
+use super::server::free_port;
 
 /// Which web server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +44,7 @@ pub struct Site<'a> {
 pub struct Web {
     pub port: u16,
     home: PathBuf,
-    child: Child,
+    daemon: Daemon,
 }
 
 impl Web {
@@ -81,36 +78,12 @@ impl Web {
             Front::Nginx => command.arg("-e").arg(home.join("error.log")).arg("-c").arg(&file),
             Front::Apache => command.args(["-D", "FOREGROUND", "-f"]).arg(&file),
         };
-        let output = fs::File::create(home.join("output")).map_err(failed)?;
-        command
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().map_err(failed)?)
-            .stderr(output);
-        let child = spawn(command).map_err(failed)?;
-        let mut web = Self {
+        let daemon = Daemon::start(command, home, || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+        Ok(Self {
             port,
             home: home.to_owned(),
-            child,
-        };
-        web.wait_until_it_accepts().map_err(|e| format!("{front} {e}"))?;
-        Ok(web)
-    }
-
-    fn wait_until_it_accepts(&mut self) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(format!("ended with {status} at its start:\n{}", self.log()));
-            }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("does not accept connections:\n{}", self.log()));
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+            daemon,
+        })
     }
 
     /// `http://127.0.0.1:PORT`
@@ -120,24 +93,7 @@ impl Web {
 
     /// What the web server has complained about.
     pub fn log(&self) -> String {
-        let read = |name| fs::read_to_string(self.home.join(name)).unwrap_or_default();
-        read("output") + &read("error.log")
-    }
-}
-
-impl Drop for Web {
-    fn drop(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
-        let _ = kill(pid, Signal::SIGTERM);
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.daemon.output() + &fs::read_to_string(self.home.join("error.log")).unwrap_or_default()
     }
 }
 

@@ -1,0 +1,180 @@
+//! Processes: found below another, started so that they do not stay, ended without a trace.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::fcgi::PATIENCE;
+
+/// A process, told from a later one with the same pid by its start time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Process {
+    pub pid: i32,
+    parent: i32,
+    name: String,
+    started: u64,
+}
+
+impl Process {
+    fn all() -> Vec<Self> {
+        let entries = fs::read_dir("/proc").expect("/proc is mounted");
+        let pids = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::of).collect()
+    }
+
+    /// None if there is no such process, or only its zombie.
+    fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may hold blanks and parentheses.
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        if fields[0] == "Z" {
+            return None;
+        }
+        Some(Self {
+            pid,
+            parent: fields[1].parse().ok()?,
+            name: name.to_owned(),
+            started: fields[19].parse().ok()?,
+        })
+    }
+
+    /// Whether it is gone within `patience`.
+    pub fn gone_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        loop {
+            if Self::of(self.pid).is_none_or(|now| now.started != self.started) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// `pid` and the processes below it, parents first.
+pub fn family(pid: u32) -> Vec<Process> {
+    let all = Process::all();
+    let mut family: Vec<Process> = all.iter().filter(|p| p.pid.unsigned_abs() == pid).cloned().collect();
+    let mut next = 0;
+    while next < family.len() {
+        let parent = family[next].pid;
+        family.extend(all.iter().filter(|p| p.parent == parent).cloned());
+        next += 1;
+    }
+    family
+}
+
+/// The pids of a family's last generation: those that are nobody's parent, but for the first, whose family it is.
+pub fn childless(family: &[Process]) -> Vec<i32> {
+    let childless = |p: &&Process| family.iter().all(|other| other.parent != p.pid);
+    family.iter().skip(1).filter(childless).map(|p| p.pid).collect()
+}
+
+/// A program that gets `signal` when the tests end without having ended it.
+pub fn that_dies_with_us(signal: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", signal, "--"]).arg(program);
+    // A Ctrl-C in the terminal is for us alone; we end the servers in good order.
+    command.process_group(0);
+    command
+}
+
+/// Starts a process from a thread that lives as long as the tests: the parent-death signal is that of the *thread*.
+pub fn spawn(command: Command) -> io::Result<Child> {
+    type Job = (Command, Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        thread::spawn(move || {
+            for (mut command, answer) in jobs {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (answer, outcome) = channel();
+    spawner
+        .lock()
+        .expect("nobody panics with it")
+        .send((command, answer))
+        .expect("the spawner lives on");
+    outcome.recv().expect("the spawner answers every job")
+}
+
+/// A program that serves until it is dropped; what it prints is in `output` of its folder.
+pub struct Daemon {
+    child: Child,
+    output: std::path::PathBuf,
+}
+
+impl Daemon {
+    /// Starts it, and waits until `ready`.
+    pub fn start(mut command: Command, home: &Path, ready: impl Fn() -> bool) -> Result<Self, String> {
+        let name = format!("{command:?}");
+        let failed = |e: io::Error| format!("{name} cannot be started: {e}");
+        let output = home.join("output");
+        let file = fs::File::create(&output).map_err(failed)?;
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().map_err(failed)?)
+            .stderr(file);
+        let child = spawn(command).map_err(failed)?;
+        let mut daemon = Self { child, output };
+        let deadline = Instant::now() + PATIENCE;
+        while !ready() {
+            if let Ok(Some(status)) = daemon.child.try_wait() {
+                return Err(format!("{name} ended with {status} at its start:\n{}", daemon.output()));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{name} does not become ready:\n{}", daemon.output()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(daemon)
+    }
+
+    /// What it has printed.
+    pub fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// The processes that it consists of.
+    pub fn family(&self) -> Vec<Process> {
+        family(self.child.id())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let family = self.family();
+        let _ = kill(
+            Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")),
+            Signal::SIGTERM,
+        );
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for process in family.iter().filter(|p| !p.gone_within(Duration::from_secs(5))) {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+    }
+}

@@ -466,6 +466,8 @@ impl Exchange {
         if self.executed {
             // Before the client knows that its request is over, so that the log is complete when it looks.
             self.worker.end_lines();
+            // And before it can send the next one: to whoever takes that, this worker must not look busy.
+            self.worker.stop_counting();
         }
         if first && let Some(conn) = &mut self.conn {
             if self.lost.is_none()

@@ -71,6 +71,8 @@ pub struct Worker {
     pub told: RefCell<Vec<ToWorker>>,
     /// Connections that a script let go of before it ended.
     pub released: RefCell<Vec<Conn>>,
+    /// Whether the scoreboard's count of requests has ours.
+    pub counts: Cell<bool>,
     /// The master is gone.
     pub orphaned: Cell<bool>,
     /// The working folder, until a script runs in its own.
@@ -179,6 +181,13 @@ impl Worker {
             header: &|name| php::response_header(name),
         };
         access.write(entry, self.pool.log_limit);
+    }
+
+    /// From now on this worker is as good as idle to the pool.
+    pub fn stop_counting(&self) {
+        if self.counts.replace(false) {
+            self.board.header().request_ends();
+        }
     }
 
     /// Ends the lines under way in the master's log, with php-fpm's own marker.
@@ -533,6 +542,7 @@ impl Loop {
         }
         let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
         exchange.publish();
+        worker.counts.set(true);
         if header.request_begins() {
             let _ = nix::unistd::write(&worker.bell, &1u64.to_ne_bytes());
         }
@@ -545,7 +555,7 @@ impl Loop {
         slot.busy.fetch_add(duration, Relaxed);
         slot.finished.fetch_add(1, Relaxed);
         slot.cpu.store(self.cpu.of_request(duration), Relaxed);
-        header.request_ends();
+        worker.stop_counting();
         slot.set_stage(Stage::Idle, now);
         self.served += 1;
         self.leaving |= retire || self.has_grown();

@@ -26,6 +26,13 @@ pub fn cases() -> Vec<Case> {
             );
             assert!(reply.text().starts_with("bool(true)\nbool(true)\nbool(false)\nbool(true)\n"), "{}", reply.text());
         });
+        c.same("limits_priority_and_folder_are_those_of_the_pool", &LIMITS, |t| {
+            let reply = t.php(
+                "$stat = explode(' ', preg_replace('/.*\\\\) /', '', file_get_contents('/proc/self/stat')));
+                 echo posix_getrlimit()['soft openfiles'], ' ', $stat[16], ' ', getcwd() === __DIR__ ? 'here' : getcwd();",
+            );
+            assert_eq!(reply.text(), "200 3 here");
+        });
         c.same("a_script_has_no_capability", &Setup::BASE, |t| {
             let reply = t.php("preg_match_all('/^Cap(Inh|Prm|Eff|Amb).*$/m', file_get_contents('/proc/self/status'), $m); echo join(' ', $m[0]);");
             assert!(!reply.text().contains(|c: char| c.is_ascii_digit() && c != '0'), "{}", reply.text());

@@ -283,6 +283,16 @@ fn limits(c: &mut Cases) {
             t.php("set_time_limit(0); $end = hrtime(true) + 1300000000; while (hrtime(true) < $end); echo 'ran';");
         assert_eq!(reply.text(), "ran");
     });
+    c.same("a_script_that_gives_itself_more_time_has_that_and_no_more", &LIMITED, |t| {
+        let reply = t.php("$from = getrusage(); set_time_limit(2); register_shutdown_function(function () use ($from) {
+                $to = getrusage(); $used = $to['ru_utime.tv_sec'] - $from['ru_utime.tv_sec'] +
+                    ($to['ru_utime.tv_usec'] - $from['ru_utime.tv_usec']) / 1e6 + $to['ru_stime.tv_sec'] - $from['ru_stime.tv_sec'] +
+                    ($to['ru_stime.tv_usec'] - $from['ru_stime.tv_usec']) / 1e6;
+                echo $used > 1.3 && $used < 3 ? 'about two seconds' : $used; });
+            while (true);");
+        assert_eq!((reply.status(), reply.text().as_str()), (500, "about two seconds"));
+        assert!(reply.errors().contains("Maximum execution time of 2 seconds exceeded"), "{}", reply.errors());
+    });
     c.same("after_a_time_out_the_next_request_has_its_whole_time", &LIMITED_ONE, |t| {
         let request = t.page("if (isset($_GET['spin'])) while (true); $end = hrtime(true) + 600000000; while (hrtime(true) < $end); echo 'ran';");
         t.send(&request.clone().query("spin"));

@@ -36,7 +36,7 @@ pub const CANT_MPX_CONN: u8 = 1;
 pub const UNKNOWN_ROLE: u8 = 3;
 
 /// How long the client waits for anything. Long, because the machine may be busy; a server that needs it all is stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One record, as it goes over the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -27,6 +27,8 @@ const SLACK: u64 = 250_000_000;
 static LIMIT: AtomicU64 = AtomicU64::new(0);
 /// Since when, CLOCK_MONOTONIC ns.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
+/// CPU time used of the limit before the kernel's timer was armed, nanoseconds, at the least.
+static USED: AtomicU64 = AtomicU64::new(0);
 /// What the kernel's timer was armed for; 0: it is not armed.
 static ARMED: AtomicU64 = AtomicU64::new(0);
 /// When.
@@ -81,6 +83,7 @@ pub unsafe extern "C" fn setitimer(which: c_int, new: *const libc::itimerval, ol
     let now = monotonic_ns();
     BEGAN.store(now, Relaxed);
     LIMIT.store(limit, Relaxed);
+    USED.store(0, Relaxed);
     let (armed, at) = (ARMED.load(Relaxed), ARMED_AT.load(Relaxed));
     if limit > 0 && (armed == 0 || armed > limit + SLACK || now - at > SLACK) {
         arm(limit + SLACK, now);
@@ -100,9 +103,10 @@ extern "C" fn on_prof(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
         if limit == 0 {
             return;
         }
-        // Used at the least; what was armed for before this limit began counts fully against it.
-        let used = armed.saturating_sub(began.saturating_sub(at));
+        // What was armed for before this limit began may have been used before it, fully.
+        let used = USED.load(Relaxed) + armed.saturating_sub(began.saturating_sub(at));
         if used < limit {
+            USED.store(used, Relaxed);
             return arm(limit - used, now);
         }
     } else {

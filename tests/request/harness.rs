@@ -297,8 +297,10 @@ impl Run<'_> {
 
     /// The same for an answer with something in it that is never alike, as a time: note what is.
     pub fn send_unrecorded(&self, request: &Request) -> Reply {
+        // Made before: php-fpm waits five seconds for the first byte.
+        let bytes = request.bytes();
         let mut connection = self.connect();
-        connection.send(&request.bytes());
+        connection.send(&bytes);
         let reply = connection.reply(request.id);
         self.check(&reply, request.id);
         if request.flags & fcgi::KEEP_CONN == 0 && reply.end.is_some() {

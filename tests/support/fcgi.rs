@@ -149,10 +149,10 @@ pub fn long_length(n: usize) -> Vec<u8> {
 
 /// `content` as records of `kind` with at most `size` bytes each, and the empty one that ends the stream.
 pub fn stream(kind: u8, id: u16, content: &[u8], size: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = content
-        .chunks(size)
-        .flat_map(|part| Record::new(kind, id, part).bytes())
-        .collect();
+    let mut bytes = Vec::with_capacity(content.len() + 8 * (content.len() / size + 2));
+    for part in content.chunks(size) {
+        bytes.extend(Record::new(kind, id, part).bytes());
+    }
     bytes.extend(Record::new(kind, id, []).bytes());
     bytes
 }

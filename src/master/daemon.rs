@@ -299,11 +299,13 @@ impl Daemon {
             return Some(70);
         }
         self.tell_when_up();
+        // One pool's PHP, which runs the pool's own code as it starts, must not hold up the others.
+        let slow = |pool: &Pool| self.pools.len() > 1 && pool.is_slow();
         let done = match self.phase {
             // The sockets listen and PHP is up; that workers accept is a matter of milliseconds.
-            Phase::Starting => self.pools.iter().all(Pool::is_settled),
+            Phase::Starting => self.pools.iter().all(|pool| pool.is_settled() || slow(pool)),
             // Who connects from now on is served by the new configuration.
-            Phase::Reloading => self.pools.iter().all(Pool::is_up),
+            Phase::Reloading => self.pools.iter().all(|pool| pool.is_up() || slow(pool)),
             Phase::Ready => return None,
         };
         if !done {
@@ -312,6 +314,12 @@ impl Daemon {
         if self.phase == Phase::Reloading {
             self.log()
                 .notice(format_args!("fpm is running, pid {}", std::process::id()));
+        }
+        for pool in self.pools.iter().filter(|pool| slow(pool)) {
+            let name = &pool.wanted.config.name;
+            self.log()
+                .pool(name)
+                .warning("PHP is still starting; the other pools do not wait for it");
         }
         self.log().notice("ready to handle connections");
         self.phase = Phase::Ready;
@@ -323,7 +331,9 @@ impl Daemon {
 
     /// Tells who waits for it, once, that the workers are there.
     fn tell_when_up(&mut self) {
-        let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(Pool::is_up)) else {
+        let several = self.pools.len() > 1;
+        let is_up = |pool: &Pool| pool.is_up() || (several && pool.is_slow());
+        let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(is_up)) else {
             return;
         };
         self.tell_caller();

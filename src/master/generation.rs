@@ -89,6 +89,8 @@ pub struct Generation {
     pub listener: Rc<Listener>,
     /// Where it stands.
     pub life: Life,
+    /// When its start began.
+    pub begun: Duration,
     /// Its scoreboard.
     pub board: Scoreboard,
     /// Its workers.
@@ -151,6 +153,7 @@ impl Generation {
             identity: identity.clone(),
             listener: listener.clone(),
             life: Life::Starting,
+            begun: watch::now(),
             board,
             workers: BTreeMap::new(),
             drain: None,
@@ -225,10 +228,7 @@ impl Generation {
     pub fn spawned(&mut self, id: WorkerId, fds: Vec<Foreign>) {
         let zygote = self.zygote.process.pid();
         let Some(worker) = self.workers.get(&id).filter(|worker| worker.process.is_none()) else {
-            return self.log(
-                Level::Warning,
-                format_args!("zygote {zygote} told of a worker that it was not asked for"),
-            );
+            return self.break_off("it told of a worker that it was not asked for");
         };
         let replaces = worker.replaces;
         let problem = match fds
@@ -261,6 +261,29 @@ impl Generation {
             format_args!("a worker of zygote {zygote} is not accepted: {problem}"),
         );
         self.forget(id);
+    }
+
+    /// Has done with a zygote that does not keep to the protocol: it is hostile, or its memory is torn. Its workers go on.
+    pub fn break_off(&mut self, what: &str) {
+        let zygote = self.zygote.process.pid();
+        let text = format!("zygote {zygote} does not keep to the protocol: {what}");
+        self.ctx
+            .log
+            .pool(&self.config.name)
+            .identified(MessageId::ZygoteReplaced)
+            .warning(text);
+        self.zygote.hang_up();
+        self.zygote.process.signal(Signal::SIGKILL);
+    }
+
+    /// Nothing more is heard from it.
+    pub fn hang_up(&mut self) {
+        self.zygote.hang_up();
+    }
+
+    /// Whether this is one of its workers.
+    pub fn has(&self, id: WorkerId) -> bool {
+        self.workers.contains_key(&id)
     }
 
     fn knows(&self, pid: i32) -> bool {

@@ -16,6 +16,7 @@ use super::generation::{Death, Generation, Life, Totals};
 use super::listen::Listener;
 use super::queue::Queue;
 use super::status_server::{self, Answer};
+use super::systemd::LONGEST_START;
 use super::trace;
 use super::users::Identity;
 use super::watch::{self, GenerationId, Heard, Place, PoolId, Watch};
@@ -34,6 +35,9 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 /// How often a zygote is asked whether it is well, and how long it may take for the answer.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PONG_WITHIN: Duration = Duration::from_secs(15);
+
+/// A pool that takes longer to start does not hold up the others of its master.
+const SLOW_START: Duration = Duration::from_secs(10);
 
 /// Wait after an order that could not be given.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -289,6 +293,13 @@ impl Pool {
         self.next.is_none()
     }
 
+    /// Whether its start takes so long that nobody else's is to wait for it.
+    pub fn is_slow(&self) -> bool {
+        self.next
+            .as_ref()
+            .is_some_and(|next| next.begun + SLOW_START <= watch::now())
+    }
+
     /// Whether its first workers are there too, or need not be, and nobody else accepts any more.
     pub fn is_up(&self) -> bool {
         let now = watch::now();
@@ -345,8 +356,28 @@ impl Pool {
     pub fn on_zygote(&mut self, id: GenerationId, result: Result<Heard<FromZygote>, ChannelError>) {
         self.touch();
         let Some(generation) = self.generation(id) else { return };
+        if generation.life == Life::Ended {
+            // Its last words. Anything else comes from somebody who has its end of the channel.
+            match result {
+                Ok(Heard {
+                    message: FromZygote::Exited { worker, exit },
+                    ..
+                }) if generation.has(WorkerId(worker)) => {
+                    generation.exited(WorkerId(worker), exit);
+                }
+                Ok(Heard {
+                    message: FromZygote::Failed { .. },
+                    ..
+                }) => {}
+                _ => generation.hang_up(),
+            }
+            return;
+        }
         match result {
             Ok(Heard { message, fds }) => match message {
+                FromZygote::Ready { .. } if generation.life != Life::Starting => {
+                    generation.break_off("it is ready once more");
+                }
                 FromZygote::Ready { php } => self.ready(id, php),
                 FromZygote::Failed { reason } => {
                     if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
@@ -369,11 +400,7 @@ impl Pool {
                     }
                 }
             },
-            Err(ChannelError::Malformed(what)) => {
-                let pid = generation.zygote().pid();
-                self.log()
-                    .warning(format_args!("zygote {pid} does not keep to the protocol: {what}"));
-            }
+            Err(ChannelError::Malformed(what)) => generation.break_off(what),
             // Its end is known from its process; one that only hung up is of no more use.
             Err(_) => generation.zygote().signal(Signal::SIGKILL),
         }
@@ -568,6 +595,7 @@ impl Pool {
                 self.start();
             }
         }
+        self.check_start(now);
         self.check_zygote(now);
         self.fall_asleep(now);
         self.manage(now, room);
@@ -653,6 +681,21 @@ impl Pool {
         if let Some(at) = next {
             self.wake_at(at);
         }
+    }
+
+    /// Ends a start that comes to nothing.
+    fn check_start(&mut self, now: Duration) {
+        let Some(next) = &self.next else { return };
+        let (slow, over) = (next.begun + SLOW_START, next.begun + LONGEST_START);
+        if over <= now {
+            self.reason = Some(format!(
+                "it has not begun to serve within {} seconds",
+                LONGEST_START.as_secs()
+            ));
+            next.zygote().signal(Signal::SIGKILL);
+            return;
+        }
+        self.wake_at(if slow > now { slow } else { over });
     }
 
     /// Asks the zygote whether it is well, and replaces one that does not answer. Its workers are not touched.

@@ -14,7 +14,7 @@ use crate::log::Logger;
 const EXTENSION: Duration = Duration::from_secs(30);
 
 /// Longest start of PHP (preloading, say) that is waited for.
-const LONGEST_START: Duration = Duration::from_secs(600);
+pub const LONGEST_START: Duration = Duration::from_secs(600);
 
 /// The line to the service manager.
 #[derive(Debug)]

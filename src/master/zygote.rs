@@ -59,7 +59,7 @@ pub struct Zygote {
     pub output: Output,
     /// `expose_php`
     pub exposes_php: bool,
-    _watches: [Watch; 2],
+    watches: Option<[Watch; 2]>,
 }
 
 /// What a zygote is made of.
@@ -172,8 +172,15 @@ impl Zygote {
             orders,
             output,
             exposes_php,
-            _watches: watches,
+            watches: Some(watches),
         })
+    }
+}
+
+impl Zygote {
+    /// Ends the conversation: nothing is heard from it any more, nor from whoever else has its end of the channel.
+    pub fn hang_up(&mut self) {
+        self.watches = None;
     }
 }
 

@@ -1,0 +1,89 @@
+//! php-pool as an ordinary user: it serves, and says what it then ignores.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::process::{Command, Stdio};
+
+use libtest_mimic::Trial;
+use nix::unistd::User;
+
+use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, STDIN, begin, pair, stream};
+
+pub fn trials() -> Vec<Trial> {
+    vec![Trial::test("ordinary_user::serves_and_says_what_it_ignores", || {
+        serves_and_says_what_it_ignores();
+        Ok(())
+    })]
+}
+
+fn serves_and_says_what_it_ignores() {
+    let dir = tempfile::Builder::new().prefix("php-pool-ordinary-").tempdir().unwrap();
+    let user = User::from_name("nobody").unwrap().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(path("index.php"), "<?php echo 'uid ', fileowner('/proc/self/status'), ' ', preg_match('/CapEff:\\s*0+$/m', file_get_contents('/proc/self/status'));").unwrap();
+    let text = format!(
+        "[global]\nerror_log = {}\nprocess.priority = -5\n[www]\nuser = www-data\ngroup = www-data\nlisten = {}\n\
+         chroot = /srv\npm = static\npm.max_children = 1\nprocess.priority = -5\n",
+        path("error.log"),
+        path("sock")
+    );
+    fs::write(path("pool.conf"), text).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_php-pool"), path("php-fpm")).unwrap();
+    let mut child = Command::new("setpriv")
+        .args([
+            "--reuid",
+            "nobody",
+            "--regid",
+            "nogroup",
+            "--clear-groups",
+            "--pdeathsig",
+            "KILL",
+            "--",
+            &path("php-fpm"),
+        ])
+        .args(["-F", "-O", "-n", "-y", &path("pool.conf")])
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(path("stderr")).unwrap())
+        .spawn()
+        .unwrap();
+    let log = || fs::read_to_string(path("stderr")).unwrap();
+    let deadline = std::time::Instant::now() + crate::site::PATIENCE;
+    while !log().contains("ready to handle connections") {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "it does not become ready:\n{}",
+            log()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let mut connection = Connection::open(&Address::Unix(dir.path().join("sock"))).unwrap();
+    let pairs: Vec<u8> = [
+        ("SCRIPT_FILENAME", path("index.php").as_str()),
+        ("REQUEST_METHOD", "GET"),
+    ]
+    .iter()
+    .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+    .collect();
+    connection.send(
+        &[
+            begin(1, RESPONDER, 0).bytes(),
+            stream(PARAMS, 1, &pairs, 8192),
+            stream(STDIN, 1, b"", 1),
+        ]
+        .concat(),
+    );
+    let answer = connection.reply(1).text();
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!(answer, format!("uid {} 1", user.uid));
+    for directive in [
+        "'user' directive is ignored",
+        "'group' directive is ignored",
+        "'chroot' directive is ignored",
+        "'process.priority' directive is ignored",
+    ] {
+        assert!(log().contains(directive), "nothing is said of {directive}:\n{}", log());
+    }
+}

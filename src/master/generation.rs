@@ -27,7 +27,7 @@ use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
 use crate::log::{Fields, Level, MessageId};
 use crate::pm::{Idle, Snapshot, WorkerId};
-use crate::scoreboard::{STOPPING, Scoreboard, SlotView, Stage};
+use crate::scoreboard::{STOPPING, Scoreboard, SlotView, Stage, TraceLayout};
 
 /// How long a worker's zygote may take to say how the worker ended, and the worker's last messages to arrive: a process that
 /// it has left behind may hold its link open.
@@ -99,6 +99,8 @@ pub struct Generation {
     pub drain: Option<Drain>,
     /// Set once the zygote was told to end; it is killed then.
     pub quit: Option<Duration>,
+    /// Where its PHP keeps what a tracer reads; as it was before the code of any request could write over it.
+    pub trace_layout: TraceLayout,
     /// PHP's version.
     pub php: String,
     /// `expose_php`: whether clients may know it.
@@ -158,6 +160,7 @@ impl Generation {
             workers: BTreeMap::new(),
             drain: None,
             quit: None,
+            trace_layout: TraceLayout::default(),
             php: String::new(),
             exposed: zygote.exposes_php,
             ctx: ctx.clone(),

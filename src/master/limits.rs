@@ -16,7 +16,7 @@ use super::generation::Generation;
 use super::trace;
 use super::worker::{Worker, describe_request};
 use crate::config::Pool;
-use crate::scoreboard::{Scoreboard, Slot, Stage};
+use crate::scoreboard::{Scoreboard, Slot, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
 const ENGINE: Duration = Duration::from_millis(100);
@@ -64,6 +64,7 @@ impl Generation {
                 ctx: &ctx,
                 pool: &pool,
                 board: &self.board,
+                layout: self.trace_layout,
                 slot,
                 started: slot.started.load(SeqCst),
             };
@@ -81,6 +82,7 @@ struct Current<'a> {
     ctx: &'a Rc<Context>,
     pool: &'a Pool,
     board: &'a Scoreboard,
+    layout: TraceLayout,
     slot: &'a Slot,
     /// The begin of the request under way, if there is one.
     started: u64,
@@ -132,7 +134,8 @@ impl Current<'_> {
         worker.traced = Some(self.started);
         self.say(worker, now, "executing too slow");
         let took = now.saturating_sub(self.begin());
-        trace::slow(self.ctx, self.pool, identity, worker, self.board, took);
+        let view = self.board.view(worker.slot as usize);
+        trace::slow(self.ctx, self.pool, identity, worker, view, self.layout, took);
         (true, Some(now + limit))
     }
 

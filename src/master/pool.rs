@@ -414,6 +414,7 @@ impl Pool {
             return;
         };
         next.life = Life::Ready;
+        next.trace_layout = next.board.header().trace_layout();
         self.counters.generations += 1;
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
         self.log().debug(format_args!(
@@ -957,7 +958,7 @@ impl Pool {
         let ask = |generation: &mut Generation| {
             let mut asked = Vec::new();
             for (worker, view) in generation.views().iter().filter(|(_, view)| view.is_active()) {
-                asked.extend(trace::ask(&name, worker, view, &generation.board, now, limits));
+                asked.extend(trace::ask(&name, worker, view, generation.trace_layout, now, limits));
             }
             asked
         };

@@ -20,7 +20,7 @@ use super::worker::Worker;
 use crate::api::{Happened, Traced};
 use crate::config::Pool;
 use crate::log::{Clock, errno};
-use crate::scoreboard::{Scoreboard, SlotView, realtime_us};
+use crate::scoreboard::{SlotView, TraceLayout, realtime_us};
 use crate::trace::slowlog::{SlowRequest, calls, record};
 use crate::trace::{self, Limits, TraceError};
 
@@ -49,19 +49,27 @@ where
 }
 
 /// The worker as the tracer knows it.
-fn target(worker: &Worker, board: &Scoreboard) -> Option<trace::Worker> {
+fn target(worker: &Worker, layout: TraceLayout) -> Option<trace::Worker> {
     let process = worker.process.as_ref()?;
     let pidfd = process.as_fd().try_clone_to_owned().ok()?;
-    Some(trace::Worker::new(process.pid(), pidfd, board.header().trace_layout()))
+    Some(trace::Worker::new(process.pid(), pidfd, layout))
 }
 
 /// Writes the record of a request that has run for `took`, and tells who watches.
-pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, worker: &Worker, board: &Scoreboard, took: Duration) {
-    let (Some(path), Some(target)) = (pool.slowlog.clone(), target(worker, board)) else {
+pub fn slow(
+    ctx: &Rc<Context>,
+    pool: &Pool,
+    identity: &Identity,
+    worker: &Worker,
+    view: SlotView,
+    layout: TraceLayout,
+    took: Duration,
+) {
+    let (Some(path), Some(target)) = (pool.slowlog.clone(), target(worker, layout)) else {
         return;
     };
     let pid = target.pid();
-    let text = board.view(worker.slot as usize).text.unwrap_or_default();
+    let text = view.text.unwrap_or_default();
     let slow = SlowRequest {
         pool: pool.name.clone(),
         pid,
@@ -113,11 +121,11 @@ pub fn ask(
     pool: &str,
     worker: &Worker,
     view: &SlotView,
-    board: &Scoreboard,
+    layout: TraceLayout,
     now: Duration,
     limits: Limits,
 ) -> Option<impl Future<Output = Traced> + use<>> {
-    let target = target(worker, board)?;
+    let target = target(worker, layout)?;
     let (pool, pid) = (pool.to_owned(), target.pid());
     let took = now.saturating_sub(Duration::from_nanos(view.started));
     let done = aside(worker, move || target.backtrace(limits));

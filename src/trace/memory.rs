@@ -30,25 +30,42 @@ pub trait Memory {
     /// When all of it cannot be had.
     fn read(&mut self, address: u64, into: &mut [u8]) -> Result<(), ReadError>;
 
-    /// Forgets what was read: the next reads see the memory as it is then.
+    /// From now on reads see the memory as it is now, not as it was.
     fn refresh(&mut self);
+
+    /// From now on reads see the memory as it is when they are made.
+    fn forget(&mut self);
 }
 
 /// Bytes read at a time: one page, so that a block is there as a whole or not at all. A stack of ten frames takes some ten
-/// system calls this way, and its frames, which lie close together, are seen at one moment.
-const BLOCK: u64 = 4096;
+/// system calls this way.
+const BLOCK: usize = 4096;
 
-/// Most blocks in the life of a [`ProcessMemory`], 16 MiB. The stack of a thousand frames with fifty variables each, read
-/// as often as the reader tries, needs half of it.
+/// Most blocks that are kept, 16 MiB: twice the stack of a thousand frames with a hundred variables each.
 const MOST_BLOCKS: usize = 4096;
 
+/// Most blocks that are read.
+const MOST_READS: usize = 32 * MOST_BLOCKS;
+
+/// Blocks in one system call; the kernel takes 1,024.
+const AT_ONCE: usize = 512;
+
 /// The memory of a process, read while it runs. A worker may map memory that takes for ever to read (a file system of its
-/// own): whoever must not be held up reads on a thread of its own; see [`super::trace`].
+/// own): whoever must not be held up reads on a thread of its own.
 #[derive(Debug)]
 pub struct ProcessMemory {
     pid: Pid,
-    blocks: HashMap<u64, Box<[u8; BLOCK as usize]>>,
+    /// Where each block is in `blocks`.
+    places: HashMap<u64, usize>,
+    /// In the order in which they were asked for.
+    blocks: Vec<Block>,
     reads: usize,
+}
+
+#[derive(Debug)]
+struct Block {
+    start: u64,
+    bytes: Box<[u8; BLOCK]>,
 }
 
 impl ProcessMemory {
@@ -56,33 +73,54 @@ impl ProcessMemory {
     pub fn new(pid: i32) -> Self {
         Self {
             pid: Pid::from_raw(pid),
-            blocks: HashMap::new(),
+            places: HashMap::new(),
+            blocks: Vec::new(),
             reads: 0,
         }
     }
 
-    /// How many system calls it took so far.
-    pub fn reads(&self) -> usize {
-        self.reads
+    fn block(&mut self, start: u64) -> Result<&[u8; BLOCK], ReadError> {
+        let place = match self.places.get(&start) {
+            Some(place) => *place,
+            None => {
+                if self.blocks.len() == MOST_BLOCKS {
+                    return Err(ReadError::TooMuch);
+                }
+                let bytes = Box::new([0; BLOCK]);
+                let mut block = [Block { start, bytes }];
+                if fill(self.pid, &mut block, &mut self.reads)? == 0 {
+                    return Err(ReadError::Unmapped(start));
+                }
+                self.blocks.extend(block);
+                self.places.insert(start, self.blocks.len() - 1);
+                self.blocks.len() - 1
+            }
+        };
+        Ok(&self.blocks[place].bytes)
     }
+}
 
-    fn block(&mut self, start: u64) -> Result<&[u8; BLOCK as usize], ReadError> {
-        if !self.blocks.contains_key(&start) {
-            if self.reads >= MOST_BLOCKS {
-                return Err(ReadError::TooMuch);
-            }
-            self.reads += 1;
-            let mut block = Box::new([0; BLOCK as usize]);
-            let base = usize::try_from(start).map_err(|_| ReadError::Unmapped(start))?;
-            let remote = [RemoteIoVec { base, len: block.len() }];
-            match process_vm_readv(self.pid, &mut [IoSliceMut::new(&mut block[..])], &remote) {
-                Ok(count) if count == block.len() => {}
-                Ok(_) | Err(Errno::EFAULT) => return Err(ReadError::Unmapped(start)),
-                Err(errno) => return Err(ReadError::Process(errno)),
-            }
-            self.blocks.insert(start, block);
-        }
-        Ok(&self.blocks[&start])
+/// Reads blocks, all in one system call; how many there are before one that is not there.
+fn fill(pid: Pid, blocks: &mut [Block], reads: &mut usize) -> Result<usize, ReadError> {
+    *reads += blocks.len();
+    if *reads > MOST_READS {
+        return Err(ReadError::TooMuch);
+    }
+    let remote: Vec<_> = blocks
+        .iter()
+        .map(|block| RemoteIoVec {
+            base: block.start as usize,
+            len: BLOCK,
+        })
+        .collect();
+    let mut local: Vec<_> = blocks
+        .iter_mut()
+        .map(|block| IoSliceMut::new(&mut block.bytes[..]))
+        .collect();
+    match process_vm_readv(pid, &mut local, &remote) {
+        Ok(count) => Ok(count / BLOCK),
+        Err(Errno::EFAULT) => Ok(0),
+        Err(errno) => Err(ReadError::Process(errno)),
     }
 }
 
@@ -90,8 +128,8 @@ impl Memory for ProcessMemory {
     fn read(&mut self, address: u64, into: &mut [u8]) -> Result<(), ReadError> {
         let (mut at, mut into) = (address, into);
         while !into.is_empty() {
-            let skip = (at % BLOCK) as usize;
-            let count = into.len().min(BLOCK as usize - skip);
+            let skip = (at % BLOCK as u64) as usize;
+            let count = into.len().min(BLOCK - skip);
             let (part, rest) = into.split_at_mut(count);
             part.copy_from_slice(&self.block(at - skip as u64)?[skip..skip + count]);
             at = at.checked_add(count as u64).ok_or(ReadError::Unmapped(address))?;
@@ -100,18 +138,37 @@ impl Memory for ProcessMemory {
         Ok(())
     }
 
+    /// Reads all again that was read, in one system call: as near to one moment as it gets.
     fn refresh(&mut self) {
+        let mut there = 0;
+        for blocks in self.blocks.chunks_mut(AT_ONCE) {
+            let read = fill(self.pid, blocks, &mut self.reads).unwrap_or(0);
+            there += read;
+            if read < blocks.len() {
+                break;
+            }
+        }
+        // What is behind is read when it is asked for, and then fails if it must.
+        for block in self.blocks.drain(there..) {
+            self.places.remove(&block.start);
+        }
+    }
+
+    fn forget(&mut self) {
         self.blocks.clear();
+        self.places.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
     fn our_own_memory_is_read_across_blocks() {
-        let bytes: Vec<u8> = (0..3 * BLOCK as usize).map(|i| i as u8 ^ (i >> 8) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * BLOCK).map(|i| i as u8 ^ (i >> 8) as u8).collect();
         let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
         let mut copy = vec![0; bytes.len() - 7];
         memory.read(bytes.as_ptr() as u64 + 3, &mut copy).unwrap();
@@ -130,15 +187,39 @@ mod tests {
     }
 
     #[test]
-    fn reading_has_an_end() {
-        let word = 7u64;
+    fn a_refresh_sees_what_has_changed_and_what_has_gone() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 3 * BLOCK], 0).unwrap();
+        let map = memmap2::MmapOptions::new().map_raw(&file).unwrap();
         let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
+        let byte = |memory: &mut ProcessMemory, address: u64| {
+            let mut byte = [0];
+            memory.read(address, &mut byte).map(|()| byte[0])
+        };
+        // The one that goes is not the last that was read.
+        let places = [0, 2, 1].map(|page| map.as_ptr() as u64 + page * BLOCK as u64);
+        assert_eq!(places.map(|at| byte(&mut memory, at)), [Ok(1); 3]);
+        file.write_all_at(&[7], 0).unwrap();
+        file.set_len(2 * BLOCK as u64).unwrap();
+        assert_eq!(places.map(|at| byte(&mut memory, at)), [Ok(1); 3]);
+        memory.refresh();
+        let gone = Err(ReadError::Unmapped(places[1]));
+        assert_eq!(places.map(|at| byte(&mut memory, at)), [Ok(7), gone, Ok(1)]);
+    }
+
+    #[test]
+    fn reading_has_an_end() {
+        let words = vec![7u64; MOST_BLOCKS * BLOCK / 4];
+        let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
+        let mut all = vec![0; 8 * words.len()];
+        assert_eq!(memory.read(words.as_ptr() as u64, &mut all), Err(ReadError::TooMuch));
+        memory.forget();
         let mut read = || {
             memory.refresh();
-            memory.read(&raw const word as u64, &mut [0; 8])
+            memory.forget();
+            memory.read(words.as_ptr() as u64, &mut [0; 8])
         };
-        // Two blocks if the word straddles; aligned as it is, it does not.
-        assert!((0..MOST_BLOCKS).all(|_| read().is_ok()));
-        assert_eq!(read(), Err(ReadError::TooMuch));
+        let most = 2 * MOST_READS;
+        assert_eq!((0..most).find_map(|_| read().err()), Some(ReadError::TooMuch));
     }
 }

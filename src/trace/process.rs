@@ -99,6 +99,11 @@ impl Worker {
         self.pid
     }
 
+    /// Where its PHP has what is read.
+    pub fn layout(&self) -> &TraceLayout {
+        &self.layout
+    }
+
     /// What it does at this moment. It is neither stopped nor told.
     ///
     /// This may block for as long as the worker likes, if it has mapped memory that takes as long to read.

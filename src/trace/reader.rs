@@ -141,38 +141,42 @@ impl Backtrace {
     }
 }
 
-/// Reads the stack, and again if it moves meanwhile.
+/// Reads the stack, and again if it moved meanwhile.
 ///
 /// # Errors
 /// When nothing can be read at all.
 pub fn read(memory: &mut impl Memory, layout: &TraceLayout, limits: Limits) -> Result<Backtrace, ReadError> {
+    let mut reader = Reader { memory, layout, limits };
     let mut attempt = 1;
     loop {
-        memory.refresh();
-        let mut reader = Reader { memory, layout, limits };
+        reader.memory.forget();
+        let before = reader.stack()?;
+        reader.memory.refresh();
+        let found = reader.stack()?;
         let request = reader.request()?;
-        let first = reader.stack()?;
-        let mut frames: Vec<_> = first.found.iter().map(|found| reader.frame(found)).collect();
-        memory.refresh();
-        let again = Reader { memory, layout, limits }.stack()?;
-        let left = first.left(&again);
-        let stayed = match left {
-            0 => first.found.is_empty() == again.found.is_empty(),
-            // The innermost may have returned, if one stayed that had called it.
-            left => left == 1 && first.found.len() > 1,
+        let mut frames: Vec<_> = found.found.iter().map(|found| reader.frame(found)).collect();
+        reader.memory.refresh();
+        let after = reader.stack()?;
+        // What was there before and after was there when the innermost frame was read, whose callers it thus is, and when
+        // its own names were. The innermost may have returned since; but a frame that was left before it was read may have
+        // been anything by then.
+        let inner = found.not_in(&before).max(found.not_in(&after));
+        let steady = match found.found.len() {
+            0 => before.found.is_empty() && after.found.is_empty(),
+            1 => inner == 0,
+            _ => inner <= 1,
         };
-        // Where a frame was may have been used for other things before it was read.
-        let steady = stayed && first.is_rooted(&frames) && !frames.iter().flatten().any(Frame::is_unknown);
-        let whole = steady && matches!(first.end, End::Complete | End::Limit);
+        let steady = steady && found.is_rooted(&frames) && !frames.iter().flatten().any(Frame::is_unknown);
+        let whole = steady && matches!(found.end, End::Complete | End::Limit);
         if whole || attempt == ATTEMPTS {
             if !steady {
-                frames.drain(..left);
+                frames.drain(..inner);
             }
             let frames = frames.into_iter().flatten().collect();
             return Ok(Backtrace {
                 request,
                 frames,
-                end: first.end,
+                end: found.end,
                 steady,
             });
         }
@@ -196,6 +200,7 @@ const TYPE_MASK: u32 = 0xff;
 const GC_TYPE_MASK: u32 = 0xf;
 const CALL_CODE: u32 = 1 << 16;
 const CALL_TOP: u32 = 1 << 17;
+const CALL_GENERATOR: u32 = 1 << 24;
 const INTERNAL_FUNCTION: u8 = 1;
 const USER_FUNCTION: u8 = 2;
 const EVAL_CODE: u8 = 4;
@@ -470,33 +475,34 @@ impl Stack {
         Ok(())
     }
 
-    /// Whether the outermost frame, if it was read, is one that the engine calls. A frame that is still being prepared is
-    /// linked to others of its kind, of which the last has no caller either.
+    /// Whether the outermost frame, if it was read, is one that the engine calls. A call that is still being prepared is
+    /// linked to others of its kind, of which the last has no caller either; nor has a generator that waits.
     fn is_rooted(&self, frames: &[Option<Frame>]) -> bool {
         match (self.found.last(), frames.last()) {
-            (Some(found), Some(Some(_))) if self.end == End::Complete => found.type_info & CALL_TOP != 0,
+            (Some(found), Some(Some(_))) if self.end == End::Complete => {
+                found.type_info & (CALL_TOP | CALL_GENERATOR) == CALL_TOP
+            }
             _ => true, // a fiber's lowest frame is no call
         }
     }
 
-    /// How many of the inner frames a second look did not find again. All others were on the stack together: each was there
-    /// all the time between the looks, and so when the one that it had called was read.
-    fn left(&self, again: &Self) -> usize {
+    /// How many of the inner frames another look has not seen; it saw all the rest.
+    fn not_in(&self, other: &Self) -> usize {
         // Deep recursion is cut at its outer end, and the cut moves with the inner one.
-        let cut = self.end == End::Limit || again.end == End::Limit;
-        let stayed = |from: &usize| {
-            let ours = &self.found[*from..];
-            let Some(start) = again.found.iter().position(|found| found.address == ours[0].address) else {
+        let cut = self.end == End::Limit || other.end == End::Limit;
+        let seen = |inner: &usize| {
+            let ours = &self.found[*inner..];
+            let Some(start) = other.found.iter().position(|found| found.address == ours[0].address) else {
                 return false;
             };
-            let theirs = &again.found[start..];
+            let theirs = &other.found[start..];
             let same = ours
                 .iter()
                 .zip(theirs)
                 .all(|(a, b)| (a.address, a.func) == (b.address, b.func));
             same && (cut || ours.len() == theirs.len())
         };
-        (0..self.found.len()).find(stayed).unwrap_or(self.found.len())
+        (0..self.found.len()).find(seen).unwrap_or(self.found.len())
     }
 }
 

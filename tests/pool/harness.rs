@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,21 @@ impl Place {
             .arg(self.path("pool.conf"))
             .arg("-c")
             .arg(self.path("php.ini"));
-        command.args(arguments).env("PHP_INI_SCAN_DIR", "");
+        command.args(arguments);
+        self.launch(command)
+    }
+
+    /// The same by our own command line, with a control socket `control`.
+    #[allow(dead_code, reason = "by the tier of traces")]
+    pub fn start_with_control(self) -> Master {
+        let mut command = that_dies_with_us("KILL", executable());
+        command.arg("serve").arg(self.path("pool.conf"));
+        command.arg("--control").arg(self.path("control"));
+        self.launch(command)
+    }
+
+    fn launch(self, mut command: Command) -> Master {
+        command.env("PHP_INI_SCAN_DIR", "");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -817,7 +817,8 @@ _Static_assert(IS_UNDEF == 0 && IS_NULL == 1 && IS_FALSE == 2 && IS_TRUE == 3 &&
                "the numbers of PHP's types have changed");
 _Static_assert(ZEND_INTERNAL_FUNCTION == 1 && ZEND_USER_FUNCTION == 2 && ZEND_EVAL_CODE == 4,
                "the kinds of functions have changed");
-_Static_assert(ZEND_CALL_CODE == 1 << 16 && ZEND_CALL_TOP == 1 << 17 && GC_TYPE_MASK == 0xf && Z_TYPE_MASK == 0xff,
+_Static_assert(ZEND_CALL_CODE == 1 << 16 && ZEND_CALL_TOP == 1 << 17 && ZEND_CALL_GENERATOR == 1 << 24
+                   && GC_TYPE_MASK == 0xf && Z_TYPE_MASK == 0xff,
                "the flags of calls have changed");
 
 void shim_trace(struct shim_trace_layout *out)

@@ -273,18 +273,22 @@ static const unsigned char READY[] = {0, 5, '9', '.', '9', '.', '9'}, PONG[] = {
 
 static void flood(const void *bytes, size_t length, const int *fds, size_t count)
 {
-    for (;;) {
-        send_message(CONTROL, bytes, length, fds, count, MSG_NOSIGNAL);
+    while (send_message(CONTROL, bytes, length, fds, count, MSG_NOSIGNAL) != EPIPE) {
     }
+    _exit(0);
 }
 
 /* In a child of the zygote, so that the zygote itself goes on as it should. */
 static void in_child(const char *deed)
 {
+    pid_t zygote = getpid();
     if (fork() != 0) {
         return;
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != zygote) {
+        _exit(0); /* it was ended before that was set */
+    }
     if (strcmp(deed, "flood") == 0) {
         flood(PONG, sizeof PONG, NULL, 0);
     } else if (strcmp(deed, "garbage") == 0) {

@@ -312,6 +312,17 @@ fn odd_parameters(c: &mut Cases) {
             assert!(t.send(&request).text().contains("[\"PHP_SELF\"]=>\n  string(0) \"\""));
         },
     );
+    c.same("without_a_script_name_path_info_is_php_self", &Setup::BASE, |t| {
+        let script = t.file(
+            "self.php",
+            "<?php var_dump($_SERVER['PHP_SELF'], $_SERVER['PATH_INFO']);",
+        );
+        let request = Request::bare()
+            .set("SCRIPT_FILENAME", script.display().to_string())
+            .set("REQUEST_METHOD", "GET")
+            .set("PATH_INFO", "/extra/path");
+        assert!(t.send(&request).text().starts_with("string(11) \"/extra/path\""));
+    });
     c.same("an_unusual_method_reaches_the_script", &Setup::BASE, |t| {
         let request = t.page("echo $_SERVER['REQUEST_METHOD'];");
         for method in ["OPTIONS", "PROPFIND", "get", "X-!#", "DELETE"] {

@@ -233,11 +233,7 @@ static void import_environment(zval *array)
 static void register_server_variables(zval *array)
 {
     import_environment(array);
-    if (!now.request || !now.request->uri) {
-        register_variable("PHP_SELF", "", 0, array);
-        return;
-    }
-    const char *uri = now.request->uri;
+    const char *uri = now.request && now.request->uri ? now.request->uri : "";
     const char *path_info = cgi.fix_pathinfo ? rust->param("PATH_INFO", 9) : NULL;
     if (path_info) {
         char *self;

@@ -5,7 +5,8 @@
 //! grow it without bound, or make it signal a process that is not the pool's.
 //!
 //! - [`start`]: from the command line to the loop; [`daemon`]: the loop; [`reload`](daemon): a new configuration
-//! - [`pool`], [`generation`], [`worker`]: what there is
+//! - [`pool`] (a folder: generations, what processes say, what the process manager decides, what is seen of it),
+//!   [`generation`], [`worker`]: what there is
 //! - [`desk`]: the control socket; [`systemd`]: what the service manager is told; [`cgroup`]: the pool's control groups
 //! - [`watch`]: the tasks that turn descriptors into events
 

@@ -1,0 +1,305 @@
+//! From one generation to the next: starting one, moving over to it, draining the one before, sleeping and waking, the end.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::{PING_EVERY, Pool, Wanted};
+use crate::config::Pm;
+use crate::control::{Exit, ToZygote};
+use crate::log::MessageId;
+use crate::master::access_log::AccessLog;
+use crate::master::generation::{Generation, Life};
+use crate::master::systemd::LONGEST_START;
+use crate::master::watch::{self, GenerationId, Place};
+use crate::master::worker::describe;
+use crate::pm;
+
+/// A generation whose replacement has not got its workers up by then drains all the same.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// How long a zygote may take to say that it is well.
+const PONG_WITHIN: Duration = Duration::from_secs(15);
+
+/// A pool that takes longer to start does not hold up the others of its master.
+const SLOW_START: Duration = Duration::from_secs(10);
+
+impl Pool {
+    /// Starts a generation that is to take over.
+    pub fn start(&mut self) {
+        if let Some(abandoned) = self.next.take() {
+            self.retire(abandoned);
+        }
+        (self.restart_at, self.failed, self.reason) = (None, None, None);
+        let Wanted {
+            global,
+            config,
+            identity,
+            listener,
+            ..
+        } = &self.wanted;
+        let place = Place {
+            pool: self.id,
+            generation: GenerationId(self.ctx.number()),
+        };
+        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue) {
+            Ok(generation) => self.next = Some(generation),
+            Err(error) => self.start_failed(error.to_string()),
+        }
+    }
+
+    fn start_failed(&mut self, reason: String) {
+        let now = watch::now();
+        self.restart.failed(now, self.ctx.jitter());
+        let serves_on = self.current.as_ref().is_some_and(|current| current.life == Life::Ready);
+        if serves_on {
+            self.log().error(format_args!(
+                "the new generation cannot start: {reason}; the old one serves on"
+            ));
+        } else {
+            self.log().error(format_args!("PHP cannot start: {reason}"));
+            self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
+        }
+        self.failed = Some(reason);
+        self.touch();
+    }
+
+    /// A reload: the next generation is made from this. `force` also where nothing has changed.
+    pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>) {
+        self.wanted = wanted;
+        self.access_log = access_log;
+        self.serve_status();
+        if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
+            self.start();
+        }
+        self.touch();
+    }
+
+    pub(super) fn ready(&mut self, id: GenerationId, php: String) {
+        let Some(mut next) = self
+            .next
+            .take_if(|next| next.place.generation == id && next.life == Life::Starting)
+        else {
+            return;
+        };
+        next.life = Life::Ready;
+        next.trace_layout = next.board.header().trace_layout();
+        self.counters.generations += 1;
+        next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
+        self.log().debug(format_args!(
+            "zygote {} is ready, PHP {}",
+            next.zygote().pid(),
+            next.php
+        ));
+        self.restart.worked();
+        let before = self.current.replace(next);
+        let busy = before.as_ref().map_or(0, |before| {
+            let mut snapshot = pm::Snapshot {
+                now: watch::now(),
+                ..pm::Snapshot::default()
+            };
+            before.count(&mut snapshot);
+            snapshot.active
+        });
+        self.memory = pm::Memory::new(&pm::Limits::from(&*self.wanted.config), busy);
+        (self.up, self.lost) = (false, 0);
+        (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
+        self.listening = None;
+        if let Some((earlier, _)) = self.leaving.take() {
+            self.retire(earlier);
+        }
+        self.leaving = before.map(|before| (before, watch::now() + HAND_OVER));
+    }
+
+    /// A zygote's process has ended.
+    pub fn zygote_ended(&mut self, id: GenerationId, exit: Exit) {
+        self.touch();
+        let Some(generation) = self.generation(id) else { return };
+        generation.zygote_ended();
+        let (pid, told) = (
+            generation.zygote().pid(),
+            generation.quit.is_some() || generation.drain.is_some(),
+        );
+        if let Some(next) = self.next.take_if(|next| next.place.generation == id) {
+            self.old.push(next);
+            let reason = self
+                .reason
+                .take()
+                .unwrap_or_else(|| format!("its zygote {pid} exited {}", describe(Some(exit))));
+            self.start_failed(reason);
+        } else if !told {
+            self.log().warning(format_args!(
+                "zygote {pid} exited {}; a new generation takes over",
+                describe(Some(exit))
+            ));
+            let now = watch::now();
+            self.restart.failed(now, self.ctx.jitter());
+            self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
+        }
+    }
+
+    /// Ends a start that comes to nothing.
+    pub(super) fn check_start(&mut self, now: Duration) {
+        let Some(next) = &self.next else { return };
+        let (slow, over) = (next.begun + SLOW_START, next.begun + LONGEST_START);
+        if over <= now {
+            self.reason = Some(format!(
+                "it has not begun to serve within {} seconds",
+                LONGEST_START.as_secs()
+            ));
+            next.zygote().signal(Signal::SIGKILL);
+            return;
+        }
+        self.wake_at(if slow > now { slow } else { over });
+    }
+
+    /// Asks the zygote whether it is well, and replaces one that does not answer. Its workers are not touched.
+    pub(super) fn check_zygote(&mut self, now: Duration) {
+        let Some(current) = self.current.as_ref().filter(|current| current.can_spawn()) else {
+            return;
+        };
+        match self.pinged {
+            None if self.ping_at <= now => {
+                // Where even the order cannot be given, the answer will be missing.
+                let _ = current.zygote_orders().try_send((ToZygote::Ping(0), Vec::new()));
+                self.pinged = Some(now);
+                self.wake_at(now + PONG_WITHIN);
+            }
+            None => self.wake_at(self.ping_at),
+            Some(at) if at + PONG_WITHIN > now => self.wake_at(at + PONG_WITHIN),
+            Some(_) => {
+                let (pid, limit) = (current.zygote().pid(), PONG_WITHIN.as_secs());
+                self.pinged = Some(now);
+                self.wake_at(now + PONG_WITHIN);
+                if self.next.is_none() {
+                    self.log().identified(MessageId::ZygoteReplaced).warning(format_args!(
+                        "zygote {pid} did not answer within {limit} seconds; a new generation takes over"
+                    ));
+                    self.start();
+                }
+            }
+        }
+    }
+
+    /// Ends the zygote of an ondemand pool that has had no worker for `zygote_idle_time`.
+    pub(super) fn fall_asleep(&mut self, now: Duration) {
+        let limit = self.wanted.config.zygote_idle_time;
+        let Some(current) = &self.current else { return };
+        let busy = !current.workers.is_empty() || self.next.is_some() || self.leaving.is_some();
+        if busy || self.wanted.config.pm != Pm::Ondemand || limit.is_zero() {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        if since + limit > now {
+            return self.wake_at(since + limit);
+        }
+        self.idle_since = None;
+        if let Some(current) = self.current.take() {
+            self.log()
+                .debug("nothing to do: the zygote ends until the next request");
+            self.retire(current);
+            self.touch();
+        }
+    }
+
+    pub(super) fn retire(&mut self, mut generation: Generation) {
+        let limit = self.wanted.global.process_control_timeout;
+        generation.start_drain((!limit.is_zero()).then(|| watch::now() + limit), false);
+        self.old.push(generation);
+    }
+
+    pub(super) fn drain(&mut self, now: Duration) {
+        let mut next_look = None;
+        for generation in &mut self.old {
+            let accepts = generation.accepts_until(now);
+            next_look = next_look
+                .into_iter()
+                .chain(generation.continue_drain(now))
+                .chain(accepts)
+                .min();
+        }
+        self.old.retain(|generation| !generation.is_gone());
+        if let Some(at) = next_look {
+            self.wake_at(at);
+        }
+    }
+
+    /// Ends it: requests may go on until `limit`.
+    pub fn stop(&mut self, limit: Duration) {
+        self.stopping = true;
+        (self.listening, self.status) = (None, None);
+        if let Some(next) = self.next.take() {
+            self.retire(next);
+        }
+        let leaving = self.leaving.take().map(|(generation, _)| generation);
+        self.old.extend(self.current.take());
+        self.old.extend(leaving);
+        for generation in &mut self.old {
+            generation.start_drain(Some(limit), true);
+        }
+        self.touch();
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        for generation in self.generations() {
+            generation.kill_all();
+        }
+        self.touch();
+    }
+
+    /// Whether its first request may start PHP: many pools in one master would take much memory for nothing.
+    pub fn sleeps_at_first(&self) -> bool {
+        self.wanted.config.pm == Pm::Ondemand
+    }
+
+    /// Whether the start that was begun last has come to its end, good or bad.
+    pub fn is_settled(&self) -> bool {
+        self.next.is_none()
+    }
+
+    /// Whether its start takes so long that nobody else's is to wait for it.
+    pub fn is_slow(&self) -> bool {
+        self.next
+            .as_ref()
+            .is_some_and(|next| next.begun + SLOW_START <= watch::now())
+    }
+
+    /// Whether its first workers are there too, or need not be, and nobody else accepts any more.
+    pub fn is_up(&self) -> bool {
+        let now = watch::now();
+        self.is_settled()
+            && self.leaving.is_none()
+            && (self.up || self.current.is_none())
+            && self
+                .old
+                .iter()
+                .all(|generation| generation.accepts_until(now).is_none())
+    }
+
+    /// Nothing of it is left.
+    pub fn is_gone(&self) -> bool {
+        self.stopping && self.old.is_empty()
+    }
+
+    /// Whether a master that systemd starts again can end: the pool has slept for `exit_idle_time`.
+    pub fn may_exit(&mut self, now: Duration) -> bool {
+        let limit = self.wanted.config.exit_idle_time;
+        let awake = self.current.is_some()
+            || self.next.is_some()
+            || !self.old.is_empty()
+            || self.restart_at.is_some()
+            || self.queue.holds_any();
+        if awake || self.wanted.config.pm != Pm::Ondemand || limit.is_zero() {
+            if awake && self.current.is_none() {
+                self.idle_since = None;
+            }
+            return false;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        self.wake_at(since + limit);
+        since + limit <= now
+    }
+}

@@ -1,0 +1,172 @@
+//! What the pool's processes say, and how they end. All of it is hostile input.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::{PING_EVERY, Pool};
+use crate::control::{ChannelError, FromWorker, FromZygote, ToWorker};
+use crate::master::generation::Life;
+use crate::master::watch::{self, GenerationId, Heard};
+use crate::pm::WorkerId;
+use crate::scoreboard::monotonic_ns;
+
+impl Pool {
+    /// A zygote said something, or hung up.
+    pub fn on_zygote(&mut self, id: GenerationId, result: Result<Heard<FromZygote>, ChannelError>) {
+        self.touch();
+        let Some(generation) = self.generation(id) else { return };
+        if generation.life == Life::Ended {
+            // Its last words. Anything else comes from somebody who has its end of the channel.
+            match result {
+                Ok(Heard {
+                    message: FromZygote::Exited { worker, exit },
+                    ..
+                }) if generation.has(WorkerId(worker)) => {
+                    generation.exited(WorkerId(worker), exit);
+                }
+                Ok(Heard {
+                    message: FromZygote::Failed { .. },
+                    ..
+                }) => {}
+                _ => generation.hang_up(),
+            }
+            return;
+        }
+        match result {
+            Ok(Heard { message, fds }) => match message {
+                FromZygote::Ready { .. } if generation.life != Life::Starting => {
+                    generation.break_off("it is ready once more");
+                }
+                FromZygote::Ready { php } => self.ready(id, php),
+                FromZygote::Failed { reason } => {
+                    if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
+                        self.reason = Some(reason);
+                    }
+                }
+                FromZygote::Spawned { worker } => generation.spawned(WorkerId(worker), fds),
+                FromZygote::NotSpawned { worker, errno } => {
+                    generation.not_spawned(WorkerId(worker), errno);
+                    self.memory.backoff.failed(watch::now(), self.ctx.jitter());
+                }
+                FromZygote::Exited { worker, exit } => generation.exited(WorkerId(worker), exit),
+                FromZygote::Pong(_) => {
+                    if self
+                        .current
+                        .as_ref()
+                        .is_some_and(|current| current.place.generation == id)
+                    {
+                        (self.pinged, self.ping_at) = (None, watch::now() + PING_EVERY);
+                    }
+                }
+            },
+            Err(ChannelError::Malformed(what)) => generation.break_off(what),
+            // Its end is known from its process; one that only hung up is of no more use.
+            Err(_) => generation.zygote().signal(Signal::SIGKILL),
+        }
+    }
+
+    /// A worker said something, or hung up.
+    pub fn on_worker(&mut self, id: GenerationId, worker: WorkerId, result: Result<Heard<FromWorker>, ChannelError>) {
+        match result {
+            Ok(Heard {
+                message: FromWorker::Keep(handover),
+                fds,
+            }) => {
+                if let Some(fd) = fds.into_iter().next() {
+                    let config = &self.wanted.config;
+                    let limit = match handover.since {
+                        0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
+                        // One that has never said a word is no kept connection.
+                        0 => Some(config.request_header_timeout),
+                        // A request that has begun has what is left of its time, whoever waits for it.
+                        since => {
+                            let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
+                            Some(config.request_header_timeout.saturating_sub(spent))
+                        }
+                    };
+                    self.queue.keep(handover, fd, limit);
+                }
+            }
+            Ok(Heard {
+                message: FromWorker::Status,
+                ..
+            }) => {
+                let snapshot = ToWorker::Status(Box::new(self.snapshot()));
+                if let Some(worker) = self
+                    .generation(id)
+                    .and_then(|generation| generation.workers.get(&worker))
+                {
+                    worker.tell(&snapshot, &[]);
+                }
+            }
+            Err(ChannelError::Malformed(what)) => {
+                let pid = self
+                    .generation(id)
+                    .and_then(|generation| generation.workers.get(&worker)?.pid());
+                let pid = pid.unwrap_or_default();
+                self.log()
+                    .warning(format_args!("child {pid} does not keep to the protocol: {what}"));
+            }
+            // Its end is known from its process; it is buried after this.
+            Err(_) => {
+                if let Some(generation) = self.generation(id) {
+                    generation.hung_up(worker);
+                }
+                self.touch();
+            }
+        }
+    }
+
+    /// A worker's process has ended.
+    pub fn worker_ended(&mut self, id: GenerationId, worker: WorkerId) {
+        if let Some(generation) = self.generation(id) {
+            generation.ended(worker);
+        }
+        self.touch();
+    }
+
+    /// The ends of zygotes, and of workers that have become our children.
+    pub fn reap(&mut self) {
+        let ended: Vec<_> = self
+            .generations()
+            .filter(|generation| generation.life != Life::Ended)
+            .filter_map(|generation| Some((generation.place.generation, generation.zygote().wait()?)))
+            .collect();
+        for (id, exit) in ended {
+            self.zygote_ended(id, exit);
+        }
+    }
+
+    /// Collects a child of ours that has ended; false when it is not one.
+    pub fn collect(&mut self, pid: i32) -> bool {
+        let mut collected = false;
+        for generation in self.generations() {
+            for worker in generation
+                .workers
+                .values_mut()
+                .filter(|worker| worker.pid() == Some(pid))
+            {
+                let exit = worker.process.as_ref().and_then(|process| process.wait());
+                if exit.is_some() {
+                    worker.exit = exit;
+                    worker.ended = worker.ended.or(Some(watch::now()));
+                    collected = true;
+                }
+            }
+        }
+        if collected {
+            self.touch();
+        }
+        collected
+    }
+
+    /// Processes that are its zygotes, or workers that have become the master's own children.
+    pub fn knows_child(&mut self, pid: i32) -> bool {
+        self.generations().any(|generation| {
+            (generation.life != Life::Ended && generation.zygote().pid() == pid)
+                || generation.workers.values().any(|worker| worker.pid() == Some(pid))
+        })
+    }
+}

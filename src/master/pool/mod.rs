@@ -1,0 +1,248 @@
+//! A pool: the generation that serves, the one that is to take over, and those that drain.
+#![forbid(unsafe_code)]
+
+mod generations;
+mod heard;
+mod manage;
+mod seen;
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use super::access_log::AccessLog;
+use super::context::Context;
+use super::generation::{Generation, Totals};
+use super::listen::Listener;
+use super::queue::Queue;
+use super::status_server;
+use super::users::Identity;
+use super::watch::{self, GenerationId, PoolId, Watch};
+use crate::config::{self, Global};
+use crate::control::ToWorker;
+use crate::log::{About, errno};
+use crate::pm::{self, Backoff};
+use crate::scoreboard::realtime_us;
+
+/// How often a zygote is asked whether it is well.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// What a generation is made from.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// `[global]`
+    pub global: Rc<Global>,
+    /// The pool's section.
+    pub config: Rc<config::Pool>,
+    /// Who its workers are.
+    pub identity: Identity,
+    /// What they accept from.
+    pub listener: Rc<Listener>,
+    /// Where the master answers status and ping.
+    pub status_listener: Option<Rc<Listener>>,
+}
+
+/// A pool.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its number.
+    pub id: PoolId,
+    /// What the next generation is made from.
+    pub wanted: Wanted,
+    /// The access log.
+    pub access_log: Option<AccessLog>,
+    ctx: Rc<Context>,
+    queue: Queue,
+    current: Option<Generation>,
+    /// Starting up, to take over.
+    next: Option<Generation>,
+    /// Serves on until the current one has its workers, or that moment.
+    leaving: Option<(Generation, Duration)>,
+    old: Vec<Generation>,
+    memory: pm::Memory,
+    /// Workers that ended unasked since the last decision.
+    lost: u32,
+    /// Most requests at a time, by looks that decided nothing.
+    peak: u32,
+    /// Of zygotes that cannot start or do not live.
+    restart: Backoff,
+    /// A zygote is to be started then.
+    restart_at: Option<Duration>,
+    /// When the zygote was asked whether it is well, while it has not answered.
+    pinged: Option<Duration>,
+    /// When it is to be asked next.
+    ping_at: Duration,
+    /// Since when there has been nothing to do: no worker, or no zygote either.
+    idle_since: Option<Duration>,
+    /// Why the last start failed; None while one is under way, or when it did not.
+    pub failed: Option<String>,
+    /// The reason a starting zygote gave.
+    reason: Option<String>,
+    /// The current generation has its first workers.
+    up: bool,
+    stopping: bool,
+    crashes: VecDeque<Duration>,
+    listening: Option<Watch>,
+    status: Option<Watch>,
+    wake: Option<Duration>,
+    counters: Counters,
+}
+
+/// What outlives generations.
+#[derive(Debug, Default)]
+struct Counters {
+    /// Seconds since the epoch.
+    start_time: i64,
+    started: Duration,
+    totals: Totals,
+    max_active: u32,
+    max_children_reached: u32,
+    max_queue: u32,
+    slow: u64,
+    generations: u64,
+}
+
+impl Pool {
+    /// A pool that is asleep.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
+        let id = PoolId(ctx.number());
+        let mut pool = Self {
+            id,
+            wanted,
+            access_log,
+            ctx: ctx.clone(),
+            queue: Queue::new(id, &ctx.events)?,
+            current: None,
+            next: None,
+            leaving: None,
+            old: Vec::new(),
+            memory: pm::Memory::default(),
+            lost: 0,
+            peak: 0,
+            restart: Backoff::default(),
+            restart_at: None,
+            pinged: None,
+            ping_at: Duration::ZERO,
+            idle_since: None,
+            failed: None,
+            reason: None,
+            up: false,
+            stopping: false,
+            crashes: VecDeque::new(),
+            listening: None,
+            status: None,
+            wake: Some(Duration::ZERO),
+            counters: Counters {
+                start_time: (realtime_us() / 1_000_000) as i64,
+                started: watch::now(),
+                ..Counters::default()
+            },
+        };
+        pool.serve_status();
+        Ok(pool)
+    }
+
+    /// Answers on `pm.status_listen`.
+    fn serve_status(&mut self) {
+        let Wanted {
+            config,
+            status_listener,
+            ..
+        } = &self.wanted;
+        let started = status_listener
+            .as_ref()
+            .map(|listener| status_server::start(self.id, config, listener, &self.ctx.events, &self.ctx.log));
+        match started.transpose() {
+            Ok(watch) => self.status = watch,
+            Err(error) => self
+                .log()
+                .error(format_args!("pm.status_listen cannot be watched: {}", errno(&error))),
+        }
+    }
+
+    fn log(&self) -> About<'_> {
+        self.ctx.log.pool(&self.wanted.config.name)
+    }
+
+    fn generations(&mut self) -> impl Iterator<Item = &mut Generation> {
+        let leaving = self.leaving.as_mut().map(|(generation, _)| generation);
+        self.current
+            .iter_mut()
+            .chain(self.next.iter_mut())
+            .chain(leaving)
+            .chain(&mut self.old)
+    }
+
+    fn generation(&mut self, id: GenerationId) -> Option<&mut Generation> {
+        self.generations().find(|generation| generation.place.generation == id)
+    }
+
+    /// Workers that exist, for `process.max`.
+    pub fn workers(&mut self) -> u32 {
+        self.generations()
+            .map(|generation| generation.workers.len() as u32)
+            .sum()
+    }
+
+    /// Something has changed: look at it soon.
+    pub fn touch(&mut self) {
+        self.wake = Some(Duration::ZERO);
+    }
+
+    /// When it wants to be looked at.
+    pub fn wake(&self) -> Option<Duration> {
+        self.wake
+    }
+
+    /// What its processes have said until now into the log.
+    pub fn read_output(&mut self) {
+        self.generations().for_each(|generation| generation.read_output());
+    }
+
+    /// The access log was opened again.
+    pub fn pass_access_log_on(&mut self) {
+        let Some(log) = self.access_log.take() else { return };
+        for generation in self.generations() {
+            for worker in generation.workers.values() {
+                if let Ok(fd) = log.try_clone() {
+                    worker.tell(&ToWorker::AccessLog, &[fd]);
+                }
+            }
+            // Raised after the descriptors are on their way: who sees it finds them.
+            generation.board.header().log_epoch.fetch_add(1, SeqCst);
+        }
+        self.access_log = Some(log);
+    }
+
+    /// Looks at everything and does what there is to do. `room` is what `process.max` leaves.
+    pub fn look(&mut self, room: Option<u32>) {
+        let now = watch::now();
+        self.wake = None;
+        self.bury(now);
+        self.drain(now);
+        self.enforce_limits(now);
+        if self.stopping {
+            return;
+        }
+        if let Some(at) = self.restart_at {
+            if at > now {
+                self.wake_at(at);
+            } else if self.next.is_none() {
+                self.start();
+            }
+        }
+        self.check_start(now);
+        self.check_zygote(now);
+        self.fall_asleep(now);
+        self.manage(now, room);
+    }
+
+    fn wake_at(&mut self, at: Duration) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}

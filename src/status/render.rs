@@ -98,7 +98,6 @@ struct Dialect<'a> {
     /// Times are printed by it; without it, as seconds since the epoch.
     clock: Option<&'a mut Clock>,
     text: fn(&mut String, &str),
-    uri: fn(&mut String, &str),
 }
 
 impl Dialect<'_> {
@@ -110,10 +109,10 @@ impl Dialect<'_> {
             (Value::Time(t), None) => add(out, format_args!("{t}")),
             (Value::Text(s), _) => (self.text)(out, s),
             (Value::Uri(uri, query), _) => {
-                (self.uri)(out, or_dash(uri));
+                (self.text)(out, or_dash(uri));
                 if !query.is_empty() {
                     out.push('?');
-                    (self.uri)(out, query);
+                    (self.text)(out, query);
                 }
             }
         }
@@ -150,31 +149,20 @@ pub(super) fn markup(out: &mut String, text: &str) {
     }
 }
 
-/// The inside of a JSON string; other than json_encode() it leaves `/` and what is not ASCII, as php-fpm does in all but
-/// the URI.
+/// The inside of a JSON string as json_encode() writes it.
 fn json_text(out: &mut String, text: &str) {
+    let mut units = [0; 2];
     for c in text.chars() {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
+            '/' => out.push_str("\\/"),
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             '\x08' => out.push_str("\\b"),
             '\x0c' => out.push_str("\\f"),
-            '\0'..='\x1f' => add(out, format_args!("\\u{:04x}", u32::from(c))),
-            _ => out.push(c),
-        }
-    }
-}
-
-/// The inside of a JSON string as json_encode() writes it.
-fn json_uri(out: &mut String, text: &str) {
-    let mut units = [0; 2];
-    for c in text.chars() {
-        match c {
-            '/' => out.push_str("\\/"),
-            '\0'..='\x7f' => json_text(out, c.encode_utf8(&mut [0; 1])),
+            ' '..='\x7f' => out.push(c),
             _ => {
                 for unit in c.encode_utf16(&mut units) {
                     add(out, format_args!("\\u{unit:04x}"));
@@ -189,7 +177,6 @@ pub(super) fn text(snapshot: &Snapshot, full: bool, clock: &mut Clock) -> String
     let mut dialect = Dialect {
         clock: Some(clock),
         text: plain,
-        uri: plain,
     };
     let mut row = |out: &mut String, name: &str, value| {
         let name = if name == "request uri" { "request URI" } else { name };
@@ -219,7 +206,6 @@ pub(super) fn html(snapshot: &Snapshot, full: bool, clock: &mut Clock) -> String
     let mut dialect = Dialect {
         clock: Some(clock),
         text: markup,
-        uri: markup,
     };
     for (name, value) in summary(snapshot) {
         add(&mut out, format_args!("<tr><th>{name}</th><td>"));
@@ -253,7 +239,6 @@ pub(super) fn xml(snapshot: &Snapshot, full: bool) -> String {
     let mut dialect = Dialect {
         clock: None,
         text: markup,
-        uri: markup,
     };
     let mut element = |out: &mut String, name: &str, value| {
         let tag = name.replace(' ', "-");
@@ -301,7 +286,6 @@ fn json_object(out: &mut String, members: &[(&str, Value<'_>)]) {
     let mut dialect = Dialect {
         clock: None,
         text: json_text,
-        uri: json_uri,
     };
     out.push('{');
     for (i, (name, value)) in members.iter().enumerate() {

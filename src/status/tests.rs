@@ -114,11 +114,11 @@ fn json_is_php_fpms() {
         format!(
             "{summary}, \"processes\":[{{\"pid\":32756,\"state\":\"Idle\",\"start time\":1795207759,\"start since\":1,\
              \"requests\":2,\"request duration\":40,\"request method\":\"GET\",\"request uri\":\"\\/hello.php\",\
-             \"content length\":0,\"user\":\"-\",\"script\":\"/srv/example/www/hello.php\",\"last request cpu\":0.00,\
+             \"content length\":0,\"user\":\"-\",\"script\":\"\\/srv\\/example\\/www\\/hello.php\",\"last request cpu\":0.00,\
              \"last request memory\":2097152}},{{\"pid\":32757,\"state\":\"Running\",\"start time\":1795207759,\
              \"start since\":1,\"requests\":2,\"request duration\":40,\"request method\":\"GET\",\
              \"request uri\":\"\\/h \\\"q\\\".php?x=\\\"<a>&b=\\u00e9\\/\",\"content length\":0,\"user\":\"user\",\
-             \"script\":\"/srv/example/www/hello.php\",\"last request cpu\":0.00,\"last request memory\":0}}]}}"
+             \"script\":\"\\/srv\\/example\\/www\\/hello.php\",\"last request cpu\":0.00,\"last request memory\":0}}]}}"
         )
     );
 }

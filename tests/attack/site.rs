@@ -286,17 +286,23 @@ impl Site {
     /// Whether the victim is served, by a worker that the master has to make first, and the master obeys: what a hostile
     /// pool must not be able to change. Err says what does not work.
     pub fn neighbour_is_well(&self) -> Result<(), String> {
+        // php-fpm may hang, and nothing is promised of it.
+        let patience = if self.kind == Kind::PhpFpm {
+            Duration::from_secs(8)
+        } else {
+            PATIENCE
+        };
         let began = Instant::now();
         for _ in 0..3 {
-            let answer = self.try_run("victim", "echo 'well';", PATIENCE);
+            let answer = self.try_run("victim", "echo 'well';", patience);
             if answer.as_deref() != Some("well") {
                 return Err(format!(
-                    "the victim's request is answered with {answer:?} within {PATIENCE:?}"
+                    "the victim's request is answered with {answer:?} within {patience:?}"
                 ));
             }
         }
         self.signal(Signal::SIGUSR1);
-        if !self.says("error log file re-opened", PATIENCE) {
+        if !self.says("error log file re-opened", patience) {
             return Err("the master does not react to SIGUSR1".to_owned());
         }
         if self.kind == Kind::PhpPool && began.elapsed() > PATIENCE {
@@ -321,6 +327,8 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
+        // So that it makes no more of them.
+        let _ = kill(Pid::from_raw(self.master()), Signal::SIGSTOP);
         let left = self.below("php-fpm");
         let _ = self.child.kill();
         let _ = self.child.wait();

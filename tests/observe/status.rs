@@ -3,7 +3,7 @@
 use crate::harness::{Case, Cases, Run};
 use crate::numbers::hidden;
 use crate::support::fcgi::Reply;
-use crate::support::server::Setup;
+use crate::support::server::{Setup, php_fpm_release};
 
 static STATUS: Setup = Setup {
     name: "status",
@@ -78,7 +78,10 @@ pub fn cases() -> Vec<Case> {
                         warm(run);
                         let reply = status(run, &format!("{format}&full"));
                         // Which worker is seen on its way out of the last request is a matter of luck.
-                        run.note(shape(&reply).replace("Finishing", "Idle"));
+                        let shape = shape(&reply).replace("Finishing", "Idle");
+                        // Before 8.2.36 php-fpm escaped the slashes of the URI alone.
+                        let old = php_fpm_release() < [8, 2, 36];
+                        run.note(if old { shape.replace("\\/", "/") } else { shape });
                     },
                 )
                 .alone();
@@ -110,10 +113,11 @@ pub fn cases() -> Vec<Case> {
             ("html&full", "text/html"),
             ("xml&full", "text/xml"),
         ] {
-            cases.differs(
+            cases.differed(
                 format!("a request cannot break {format}"),
                 &STATUS,
-                "php-fpm escapes URI and query alone; a user name with markup in it runs in the administrator's browser",
+                [8, 2, 36],
+                "php-fpm escaped URI and query alone; a user name with markup in it ran in the administrator's browser",
                 move |run| {
                     let user = "Basic Ij48ZXZpbD46cGFzcw=="; // "><evil>
                     let request = run.get("/status").query(format).set("HTTP_AUTHORIZATION", user);
@@ -122,6 +126,14 @@ pub fn cases() -> Vec<Case> {
                     let body = reply.text();
                     run.note(format!("<evil>: {}", body.contains("<evil>")));
                     run.note(format!("\"\">: {}", body.contains("\"\">")));
+                    if run.is_php_pool() {
+                        let escaped = if format.starts_with("json") {
+                            "\\\"><evil>"
+                        } else {
+                            "&quot;&gt;&lt;evil&gt;"
+                        };
+                        assert!(body.contains(escaped), "{body}");
+                    }
                 },
             );
         }

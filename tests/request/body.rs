@@ -373,11 +373,12 @@ fn input(c: &mut Cases) {
             assert_eq!(t.send(&request).text().len(), 32);
         }
     });
-    c.differs(
+    c.differed(
         "a_put_that_is_read_in_part_leaves_the_next_request_alone",
         &Setup::BASE,
-        "php-fpm does not drain a body of which a script has read a part, takes the rest for the next request of a kept \
-         connection, and drops the connection; we drain it.",
+        [8, 2, 36],
+        "Before 8.2.36 (CVE-2026-129289) php-fpm did not drain a body of which a script has read a part, took the rest for \
+         the next request of a kept connection, and dropped the connection; we drain it.",
         |t| {
             let request = t
                 .page("echo fread(fopen('php://input', 'r'), 10);")
@@ -389,7 +390,8 @@ fn input(c: &mut Cases) {
             assert_eq!(t.reply(&mut connection, 1).text(), "0123456789");
             connection.send(&request.bytes());
             let second = t.reply(&mut connection, 1);
-            assert_eq!(second.text(), if t.is_php_pool() { "0123456789" } else { "" });
+            let right = t.is_right_since([8, 2, 36]);
+            assert_eq!(second.text(), if right { "0123456789" } else { "" });
         },
     );
     c.same("a_body_may_be_taken_from_a_file", &Setup::BASE, |t| {

@@ -29,18 +29,19 @@ fn document(cases: &[Case]) -> String {
     let mut text = String::from(
         "# Where a request is answered otherwise than by php-fpm\n\n\
          Every entry is a case of `tests/request`, which runs it against Debian's php-fpm 8.2 and against php-pool and\n\
-         checks what each does. Whatever is not listed here is meant to be the same, byte for byte. This file is written\n\
+         checks what each does. Whatever is not listed here is meant to be the same, byte for byte. Where a release of\n\
+         php-fpm has mended what an entry says, the entry names it: from then on both are the same. This file is written\n\
          by the test: `UPDATE_DOCS=1 cargo test --test request -- differences`.\n",
     );
     let mut group = "";
     for case in cases {
-        let Some(reason) = case.difference else { continue };
+        let Some(difference) = case.difference else { continue };
         let (of, name) = case.name.split_once("::").expect("names are group::sentence");
         if of != group {
             group = of;
             write!(text, "\n## {}\n\n", group.replace('_', " ")).expect("into a String");
         }
-        writeln!(text, "- **{}.** {reason}", name.replace('_', " ")).expect("into a String");
+        writeln!(text, "- **{}.** {}", name.replace('_', " "), difference.reason).expect("into a String");
     }
     text
 }

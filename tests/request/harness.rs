@@ -15,17 +15,32 @@ use libtest_mimic::{Failed, Trial};
 use tempfile::TempDir;
 
 use crate::support::fcgi::{self, Connection, PATIENCE, Reply};
-use crate::support::server::{Kind, Server, Setup, www};
+use crate::support::server::{Kind, Server, Setup, Version, php_fpm_release, www};
 
 /// One case: what is done to each server, and whether both must answer alike.
 pub struct Case {
     /// `group::a_sentence_of_behaviour`.
     pub name: String,
     setup: &'static Setup,
-    /// Why the servers differ; None when they must not.
-    pub difference: Option<&'static str>,
+    /// None when the servers must not differ.
+    pub difference: Option<Difference>,
     alone: bool,
     run: Box<dyn Fn(&mut Run) + Send + Sync>,
+}
+
+/// Why the servers differ.
+#[derive(Clone, Copy)]
+pub struct Difference {
+    pub reason: &'static str,
+    /// The release of php-fpm from which on they no longer do.
+    pub until: Option<Version>,
+}
+
+impl Difference {
+    /// Whether it is there with the php-fpm of this machine.
+    fn is_there(&self) -> bool {
+        self.until.is_none_or(|until| php_fpm_release() < until)
+    }
 }
 
 impl Case {
@@ -70,14 +85,28 @@ impl Cases {
         reason: &'static str,
         run: impl Fn(&mut Run) + Send + Sync + 'static,
     ) -> &mut Case {
-        self.add(name.as_ref(), setup, Some(reason), Box::new(run))
+        let difference = Difference { reason, until: None };
+        self.add(name.as_ref(), setup, Some(difference), Box::new(run))
+    }
+
+    /// A case in which php-fpm answered otherwise before the release `until`, and must answer alike since.
+    pub fn differed(
+        &mut self,
+        name: impl AsRef<str>,
+        setup: &'static Setup,
+        until: Version,
+        reason: &'static str,
+        run: impl Fn(&mut Run) + Send + Sync + 'static,
+    ) -> &mut Case {
+        let until = Some(until);
+        self.add(name.as_ref(), setup, Some(Difference { reason, until }), Box::new(run))
     }
 
     fn add(
         &mut self,
         name: &str,
         setup: &'static Setup,
-        difference: Option<&'static str>,
+        difference: Option<Difference>,
         run: Box<dyn Fn(&mut Run) + Send + Sync>,
     ) -> &mut Case {
         self.list.push(Case {
@@ -218,6 +247,11 @@ pub struct Run<'a> {
 impl Run<'_> {
     pub fn is_php_pool(&self) -> bool {
         self.server.kind == Kind::PhpPool
+    }
+
+    /// Whether this is php-pool, or a php-fpm in which a fault is mended, as it is since this release.
+    pub fn is_right_since(&self, release: Version) -> bool {
+        self.is_php_pool() || php_fpm_release() >= release
     }
 
     /// The document root as text.
@@ -441,7 +475,7 @@ pub fn trial(case: Case, servers: &Arc<Servers>) -> Trial {
         if !failures.is_empty() {
             return Err(report(&failures.join("\n"), &theirs, &ours));
         }
-        match case.difference {
+        match case.difference.filter(Difference::is_there) {
             None if theirs != ours => Err(report("the servers differ, and must not", &theirs, &ours)),
             Some(_) if theirs == ours => Err(report("the servers no longer differ: correct the case", &theirs, &ours)),
             _ => Ok(()),

@@ -4,8 +4,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,26 @@ pub fn php_fpm() -> PathBuf {
 pub fn php_version() -> String {
     let name = php_fpm().file_name().unwrap_or_default().to_string_lossy().into_owned();
     name.trim_start_matches("php-fpm").to_owned()
+}
+
+/// A release of PHP: 8.2.36 is `[8, 2, 36]`.
+pub type Version = [u32; 3];
+
+/// The release of `php_fpm`, as it says itself.
+pub fn php_fpm_release() -> Version {
+    static RELEASE: OnceLock<Version> = OnceLock::new();
+    *RELEASE.get_or_init(|| {
+        let said = Command::new(php_fpm())
+            .arg("-v")
+            .output()
+            .expect("php-fpm can be run")
+            .stdout;
+        let said = String::from_utf8_lossy(&said);
+        // "PHP 8.2.36 (fpm-fcgi) (built: …"
+        let release = said.split_whitespace().nth(1).unwrap_or_default();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse().ok());
+        std::array::from_fn(|_| numbers.next().unwrap_or_else(|| panic!("php-fpm -v says {said:?}")))
+    })
 }
 
 /// Our executable: cargo puts it above the folder of the tests, the benches and the examples.

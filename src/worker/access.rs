@@ -1,6 +1,6 @@
 //! A worker's access log: its file, and what a line needs that is not in the request.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -44,6 +44,11 @@ impl Access {
             master,
             failing: false,
         })
+    }
+
+    /// The file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// The file was reopened.

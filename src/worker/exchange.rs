@@ -491,6 +491,11 @@ impl Exchange {
         first || (self.begin.keep && self.lost.is_none())
     }
 
+    /// Lets go of the connection, unsaid and unsent: another process answers on it.
+    pub fn abandon(&mut self) {
+        self.conn = None;
+    }
+
     /// fpm_get_status()'s array, flat.
     pub fn pool_status(&mut self) -> Option<&[CField]> {
         let snapshot = self.worker.ask_status()?;

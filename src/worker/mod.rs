@@ -5,6 +5,7 @@ mod confine;
 mod conn;
 mod environment;
 mod exchange;
+mod forked;
 mod output;
 mod params;
 mod php;

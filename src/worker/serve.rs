@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::conn::{BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
 use super::script::Settings;
-use super::{php, print_log, signals};
+use super::{forked, php, print_log, signals};
 
 /// A worker's end of its link.
 pub type Link = Channel<FromWorker, ToWorker>;
@@ -93,6 +93,28 @@ impl Worker {
     /// What the master tells it there.
     pub fn control(&self) -> &Control {
         self.board.control(self.slot)
+    }
+
+    /// All that it has open, but its epoll and the connections that it waits for; by number, for a copy of this process.
+    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
+        let access = self.access.try_borrow().ok();
+        let log = access
+            .as_ref()
+            .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
+        let fixed = [
+            self.listener.as_fd(),
+            self.queue.as_fd(),
+            self.link.as_fd(),
+            self.bell.as_fd(),
+            self.board.fd(),
+        ];
+        let released = self.released.try_borrow().ok();
+        let released: Vec<i32> = released
+            .iter()
+            .flat_map(|all| all.iter())
+            .map(|conn| conn.as_fd().as_raw_fd())
+            .collect();
+        fixed.map(|fd| fd.as_raw_fd()).into_iter().chain(log).chain(released)
     }
 
     /// What scripts and web servers cannot set.
@@ -306,6 +328,7 @@ impl Loop {
         epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
         epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        forked::expect(worker, epoll.0.as_raw_fd())?;
         Ok(Self {
             worker,
             epoll,
@@ -406,7 +429,7 @@ impl Loop {
     }
 
     fn accept(&mut self) -> Option<Conn> {
-        use std::os::fd::{AsRawFd, FromRawFd};
+        use std::os::fd::FromRawFd;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         match accept4(self.worker.listener.as_raw_fd(), flags) {
             Ok(fd) => {

@@ -65,6 +65,22 @@ pub fn reset() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
+/// In a child that a script has forked: signals are the script's own. Async-signal-safe.
+pub fn forget() {
+    for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: the action is written before it is read; the default action is no handler.
+        unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal as i32, std::ptr::null(), &mut now);
+            if now.sa_sigaction == on_signal as *const () as usize {
+                libc::signal(signal as i32, libc::SIG_DFL);
+            }
+        }
+    }
+    // SAFETY: a descriptor of ours, which nobody uses any more: its handler is gone.
+    unsafe { libc::close(WAKE_FD.load(Relaxed)) };
+}
+
 /// Whether a signal has asked the worker to leave.
 pub fn asked_to_leave() -> bool {
     LEAVE.load(SeqCst)

@@ -58,6 +58,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     unsafe { libc::close_range(4, u32::MAX, 0) };
     nix::fcntl::fcntl(control, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
         .map_err(|e| format!("descriptor 3 is not the control channel: {e}"))?;
+    let master = std::os::unix::process::parent_id();
     let Received { message, fds } = control
         .receive(true)
         .map_err(|e| format!("the master said nothing: {e}"))?;
@@ -80,6 +81,12 @@ fn start(control: &Control) -> Result<Generation, String> {
     php_pool::log::read_time_zone();
     let _ = php_pool::sys::set_title(&format!("php-fpm: zygote {}", config.pool.name));
     confine::enter(&config.confinement, complain).map_err(|e| e.to_string())?;
+    // Until it serves it hears nothing of the master's end, and what is started up may take its time, or for ever. (A change
+    // of the user would undo this.)
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
+    if std::os::unix::process::parent_id() != master {
+        return Err("the master is gone".to_owned());
+    }
 
     // What the master has let through: php.ini and libraries may ask for it.
     super::environment::set_scan_dir(config.php.scan_dir.as_deref());
@@ -99,7 +106,7 @@ fn start(control: &Control) -> Result<Generation, String> {
         board,
         queue,
         bell,
-        master: std::os::unix::process::parent_id(),
+        master,
     })
 }
 

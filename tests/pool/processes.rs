@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::Case;
-use crate::harness::{Place, lives, sleeps, wait_for};
+use crate::harness::{Place, exists, lives, sleeps, wait_for};
 
 pub const CASES: &[Case] = &[
     (
@@ -19,6 +19,10 @@ pub const CASES: &[Case] = &[
     ),
     ("processes::a_stopped_zygote_blocks_nobody", a_stopped_zygote),
     ("processes::nobody_survives_the_master", nobody_survives_the_master),
+    (
+        "processes::a_start_up_without_end_ends_with_the_master",
+        a_start_up_without_end,
+    ),
     ("processes::strangers_are_collected", strangers_are_collected),
     (
         "processes::crashes_start_a_new_generation",
@@ -116,6 +120,17 @@ fn nobody_survives_the_master() {
     master.signal(Signal::SIGKILL);
     master.ended();
     wait_for("everybody leaves", || all.iter().all(|pid| !lives(*pid)));
+}
+
+fn a_start_up_without_end() {
+    let place = place(1, "", "php_admin_value[opcache.preload] = {dir}/preload.php");
+    place.write("preload.php", "<?php touch(__DIR__ . '/begun'); while (true) sleep(1);");
+    let mut master = place.start(&["-d", "zend_extension=opcache"]);
+    wait_for("PHP starts up", || exists(&master.place.path("begun")));
+    let zygote = master.zygote("www");
+    master.signal(Signal::SIGKILL);
+    master.ended();
+    wait_for("its zygote ends too", || !lives(zygote));
 }
 
 fn strangers_are_collected() {

@@ -1,6 +1,7 @@
 //! The process that a script finds itself in: user, descriptors, signals, limits, children.
 
-use crate::harness::{Case, Cases};
+use crate::harness::{Case, Cases, Run, wait_until};
+use crate::support::fcgi::Ended;
 use crate::support::server::Setup;
 
 static STDIO: Setup = Setup {
@@ -105,6 +106,7 @@ pub fn cases() -> Vec<Case> {
             );
             assert_eq!(reply.text(), "php-fpm: pool www named");
         });
+        forked(c);
         c.same("a_working_folder_of_a_script_is_not_that_of_the_next", &STDIO, |t| {
             t.file("sub/x.php", "<?php chdir('/'); echo getcwd();");
             let (one, two) = (
@@ -117,4 +119,131 @@ pub fn cases() -> Vec<Case> {
             }
         });
     })
+}
+
+const FORKED: &str = "libphp has pcntl, Debian's php-fpm has not; a child that is forked there by another extension goes on as a second \
+     worker, on the same connection and listener. Ours is the script's own: it has no descriptor of the worker, what it \
+     prints goes nowhere, and when the script ends it ends, after its shutdown functions, with the script's exit status.";
+
+/// Children by pcntl_fork(): what php-fpm without pcntl says to the same code is noted.
+fn forked(c: &mut Cases) {
+    let mut forks = |name: &str, reason: &'static str, run: fn(&mut Run)| {
+        c.differs(name, &STDIO, reason, move |t| {
+            if t.is_php_pool() {
+                t.writable("told");
+                run(t);
+            } else {
+                assert_eq!(t.php("echo function_exists('pcntl_fork') ? 'yes' : 'no';").text(), "no");
+            }
+        });
+    };
+    forks("a_forked_child_answers_nothing_and_ends_with_the_script", FORKED, |t| {
+        let request = t
+            .page(
+                "echo 'before, ';
+                 register_shutdown_function(function () use (&$child) {
+                     if ($child === 0) file_put_contents(__DIR__ . '/told/end', fastcgi_finish_request() . fpm_get_status() . file_get_contents('php://input'));
+                 });
+                 if (($child = pcntl_fork()) === 0) { echo 'child'; flush(); header('X-Child: yes'); error_log('of the child'); exit(7); }
+                 pcntl_waitpid($child, $status); echo 'parent, ', pcntl_wexitstatus($status), ', ', strlen(file_get_contents('php://input'));",
+            )
+            .post("text/plain", vec![b'x'; 100_000])
+            .method("PUT")
+            .keep();
+        let mut connection = t.connect();
+        for _ in 0..3 {
+            connection.send(&request.bytes());
+            let reply = t.reply(&mut connection, 1);
+            assert_eq!(reply.text(), "before, parent, 7, 100000", "{reply}");
+            assert!(
+                reply.header("X-Child").is_empty() && reply.errors().is_empty(),
+                "{reply}"
+            );
+            assert_eq!(
+                std::fs::read(t.root.join("told/end")).expect("its shutdown function has run"),
+                b"1"
+            );
+            std::fs::remove_file(t.root.join("told/end")).expect("the folder is ours");
+        }
+    });
+    forks(
+        "a_forked_child_has_no_descriptor_of_the_worker",
+        "See above; nor has a program that it executes.",
+        |t| {
+            let reply = t.php(
+                "if (($child = pcntl_fork()) === 0) {
+                 foreach (scandir('/proc/self/fd') as $fd) $to[] = @readlink(\"/proc/self/fd/$fd\");
+                 file_put_contents(__DIR__ . '/told/own', implode(\"\\n\", array_filter($to)));
+                 pcntl_exec('/bin/sh', ['-c', 'ls -l /proc/self/fd > ' . __DIR__ . '/told/executed']);
+             }
+             pcntl_waitpid($child, $status); echo pcntl_wexitstatus($status);",
+            );
+            assert_eq!(reply.text(), "0");
+            for name in ["own", "executed"] {
+                let links = std::fs::read_to_string(t.root.join("told").join(name)).expect("it was written");
+                let foreign = ["socket:", "memfd:php-pool", "eventpoll", "eventfd"];
+                assert!(!foreign.iter().any(|what| links.contains(what)), "{name}: {links}");
+            }
+        },
+    );
+    forks(
+        "a_forked_child_that_lives_on_is_no_worker",
+        "See above; it does not hold the answer up, and signals end it as they would any process.",
+        |t| {
+            let request = t.page(
+            "if (isset($_GET['fork']) && ($child = pcntl_fork()) === 0) { sleep(60); exit; }
+             echo getmypid(), ' ', $child ?? ''; if (isset($_GET['end'])) { posix_kill((int) $_GET['end'], SIGTERM); pcntl_waitpid((int) $_GET['end'], $s); echo pcntl_wtermsig($s); }",
+        );
+            // The answer and the end of the connection are not held up.
+            let reply = t.send_unrecorded(&request.clone().query("fork=1"));
+            let text = reply.text();
+            let (worker, child) = text.split_once(' ').expect("two numbers");
+            for _ in 0..20 {
+                let reply = t.send_unrecorded(&request);
+                assert_eq!(reply.text(), format!("{worker} "));
+            }
+            assert!(
+                std::fs::exists(format!("/proc/{child}/stat")).expect("there is a /proc"),
+                "the child is gone"
+            );
+            // What ends another process ends it too.
+            let reply = t.send_unrecorded(&request.query(&format!("end={child}")));
+            assert_eq!(reply.text(), format!("{worker} 15"));
+        },
+    );
+    forks(
+        "a_forked_child_leaves_uploads_and_limits_alone",
+        "See above; the uploaded files are its parent's, and a time limit that it sets is its own.",
+        |t| {
+            let body =
+                "--b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"x\"\r\n\r\n0123456789\r\n--b--\r\n";
+            let request = t
+            .page(
+                "if (($child = pcntl_fork()) === 0) { set_time_limit(1); while (true); }
+                 pcntl_waitpid($child, $status); echo filesize($_FILES['f']['tmp_name']), ' ', pcntl_wexitstatus($status);",
+            )
+            .post("multipart/form-data; boundary=b", body);
+            assert_eq!(t.send(&request).text(), "10 255");
+        },
+    );
+    forks(
+        "a_child_forked_after_the_answer_is_no_worker_either",
+        "See above; the same after fastcgi_finish_request().",
+        |t| {
+            let request = t.page(
+                "echo 'answered'; fastcgi_finish_request();
+             if (($child = pcntl_fork()) === 0) { echo 'child'; exit(3); }
+             pcntl_waitpid($child, $status); file_put_contents(__DIR__ . '/told/status', pcntl_wexitstatus($status));",
+            );
+            let mut connection = t.connect();
+            connection.send(&request.bytes());
+            assert_eq!(t.reply(&mut connection, 1).text(), "answered");
+            assert_eq!(connection.end(), (Vec::new(), Ended::Closed));
+            let told = t.root.join("told/status");
+            wait_until("the child has ended", || {
+                std::fs::read(&told).is_ok_and(|text| text == b"3")
+            });
+            assert_eq!(t.php("echo 'next';").text(), "next");
+        },
+    );
 }

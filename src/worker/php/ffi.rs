@@ -87,7 +87,7 @@ pub struct Callbacks {
     pub answer: extern "C" fn(*mut Page) -> u32,
     pub may_run: extern "C" fn(*const c_char, usize) -> bool,
     pub is_admin_value: extern "C" fn(*const c_char, usize) -> bool,
-    pub executed: extern "C" fn(i32, u64),
+    pub executed: extern "C" fn(i32, u64) -> bool,
     pub pool_status: extern "C" fn(*mut usize) -> *const Field,
 }
 
@@ -132,6 +132,7 @@ unsafe extern "C" {
     pub fn shim_init(callbacks: *const Callbacks);
     pub fn shim_start(start: *const Start) -> bool;
     pub fn shim_stop();
+    pub fn shim_exit_status() -> i32;
     pub fn shim_set_ini(
         name: *const c_char,
         name_len: usize,

@@ -16,6 +16,7 @@ use php_pool::log::Level;
 use php_pool::scoreboard::TraceLayout;
 
 use super::exchange::{Answer, Exchange, Page};
+use super::forked;
 use super::script::{Files, Settings};
 
 static CURRENT: AtomicPtr<Exchange> = AtomicPtr::new(null_mut());
@@ -25,6 +26,19 @@ fn current<'a>() -> Option<&'a mut Exchange> {
     // SAFETY: set by `serve` from a unique reference that it does not use meanwhile, and cleared before that ends. There
     // is one thread, and no callback calls another, so that no two references live at a time.
     unsafe { CURRENT.load(Relaxed).as_mut() }
+}
+
+/// The same, while it is this process that answers: none in a child that a script has forked.
+fn answering<'a>() -> Option<&'a mut Exchange> {
+    if forked::is_child() { None } else { current() }
+}
+
+/// In a child that a script has forked: nothing of the running request is its own.
+pub fn forget() {
+    timer::forget();
+    if let Some(exchange) = current() {
+        exchange.abandon();
+    }
 }
 
 /// Bytes that PHP hands to a callback.
@@ -42,17 +56,17 @@ unsafe fn bytes<'a>(data: *const c_char, length: usize) -> &'a [u8] {
 extern "C" fn write(data: *const c_char, length: usize) -> bool {
     // SAFETY: PHP's output buffer, or a string of the shim.
     let data = unsafe { bytes(data, length) };
-    current().is_none_or(|exchange| exchange.write(data))
+    answering().is_none_or(|exchange| exchange.write(data))
 }
 
 extern "C" fn flush() -> bool {
-    current().is_none_or(Exchange::flush)
+    answering().is_none_or(Exchange::flush)
 }
 
 extern "C" fn read_body(buffer: *mut c_char, length: usize, cut: *mut i32) -> usize {
     // SAFETY: PHP's buffer of that size; it is initialised memory of PHP's stack or heap, and bytes have no invalid value.
     let target = unsafe { std::slice::from_raw_parts_mut(buffer.cast(), length) };
-    let Some(exchange) = current() else { return 0 };
+    let Some(exchange) = answering() else { return 0 };
     let count = exchange.read_body(target);
     // SAFETY: the address of a local variable of the shim.
     unsafe { *cut = exchange.status_of_cut().map_or(0, i32::from) };
@@ -86,14 +100,14 @@ extern "C" fn log(level: u32, from_php: bool, text: *const c_char, length: usize
         3 => Level::Error,
         _ => Level::Alert,
     };
-    match current() {
+    match answering() {
         Some(exchange) => exchange.log(level, from_php, text),
         None => super::print_log(level, from_php, text, usize::MAX),
     }
 }
 
 extern "C" fn finish() -> bool {
-    current().is_none_or(Exchange::finish)
+    answering().is_none_or(Exchange::finish)
 }
 
 extern "C" fn answer(page: *mut ffi::Page) -> u32 {
@@ -136,14 +150,15 @@ extern "C" fn is_admin_value(name: *const c_char, length: usize) -> bool {
     current().is_some_and(|exchange| exchange.is_admin_value(name))
 }
 
-extern "C" fn executed(status: i32, peak_memory: u64) {
-    if let Some(exchange) = current() {
+extern "C" fn executed(status: i32, peak_memory: u64) -> bool {
+    if let Some(exchange) = answering() {
         exchange.executed(status.try_into().unwrap_or(200), peak_memory);
     }
+    !forked::is_child()
 }
 
 extern "C" fn pool_status(count: *mut usize) -> *const ffi::Field {
-    let fields = current().and_then(Exchange::pool_status);
+    let fields = answering().and_then(Exchange::pool_status);
     // SAFETY: the address of a local variable of the shim.
     unsafe { *count = fields.map_or(0, <[_]>::len) };
     fields.map_or(null(), <[_]>::as_ptr)
@@ -318,7 +333,8 @@ impl Files for PhpFiles {
     }
 }
 
-/// Runs a request through PHP. True: this process must not serve another.
+/// Runs a request through PHP. True: this process must not serve another. Does not return in a child that the script has forked:
+/// that ends here, and what the process has beside the request (persistent connections) stays its parent's.
 pub fn serve(exchange: &mut Exchange) -> bool {
     exchange.c_params = exchange
         .params
@@ -357,6 +373,10 @@ pub fn serve(exchange: &mut Exchange) -> bool {
     // SAFETY: PHP is started and runs no request; every pointer is to the exchange's arena or to a local variable, neither
     // of which changes before this returns.
     let outcome = unsafe { ffi::shim_serve(&request) };
+    if forked::is_child() {
+        // SAFETY: PHP is started; the process ends, and nothing that would be needed is left undone.
+        unsafe { libc::_exit(ffi::shim_exit_status()) }
+    }
     CURRENT.store(null_mut(), Relaxed);
     outcome == ffi::RETIRE
 }

@@ -478,7 +478,9 @@ enum shim_outcome shim_serve(const struct shim_request *request)
         }
     } zend_end_try();
 
-    rust->executed(SG(sapi_headers).http_response_code, zend_memory_peak_usage(1));
+    if (!rust->executed(SG(sapi_headers).http_response_code, zend_memory_peak_usage(1))) {
+        SG(rfc1867_uploaded_files) = NULL; /* the files are its parent's, not to be deleted with the child */
+    }
     if (SG(request_info).path_translated) {
         efree(SG(request_info).path_translated);
         SG(request_info).path_translated = NULL;
@@ -716,6 +718,11 @@ void shim_stop(void)
         php_module_shutdown();
         sapi_shutdown();
     } zend_end_try();
+}
+
+int shim_exit_status(void)
+{
+    return EG(exit_status);
 }
 
 bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t value_len, bool admin)

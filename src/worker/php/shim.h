@@ -69,8 +69,9 @@ struct shim_callbacks {
     bool (*may_run)(const char *path, size_t length);
     /* Whether the pool fixes this ini setting (php_admin_value). */
     bool (*is_admin_value)(const char *name, size_t length);
-    /* The script (or page) is done; what is left is shutdown functions, destructors, the response's tail. */
-    void (*executed)(int status, uint64_t peak_memory);
+    /* The script (or page) is done; what is left is shutdown functions, destructors, the response's tail. False: this is a
+     * child that the script has forked. */
+    bool (*executed)(int status, uint64_t peak_memory);
     /* The state of the pool for fpm_get_status(); NULL: not to be had. */
     const struct shim_field *(*pool_status)(size_t *count);
 };
@@ -135,6 +136,8 @@ void shim_init(const struct shim_callbacks *callbacks);
 /* Module start-up: php.ini, extensions, opcache, preload. */
 bool shim_start(const struct shim_start *start);
 void shim_stop(void);
+/* What exit() was called with; 255 after a fatal error. */
+int shim_exit_status(void);
 /* Sets an ini value as the pool's configuration does; admin: scripts cannot change it. */
 bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t value_len, bool admin);
 /* Loads an extension into this process. */

@@ -45,6 +45,12 @@ pub fn watch(terminate: &'static AtomicU64) {
     TERMINATE.store(std::ptr::from_ref(terminate).cast_mut(), SeqCst);
 }
 
+/// In a child that a script has forked: it inherits no timer, and nobody but the script ends it.
+pub fn forget() {
+    ARMED.store(0, Relaxed);
+    TERMINATE.store(null_mut(), SeqCst);
+}
+
 fn told_to_end() -> bool {
     // SAFETY: null, or a static word.
     unsafe { TERMINATE.load(Relaxed).as_ref() }.is_some_and(|word| word.load(SeqCst) != 0)

@@ -29,9 +29,12 @@ use crate::log::{Fields, Level, MessageId};
 use crate::pm::{Idle, Snapshot, WorkerId};
 use crate::scoreboard::{STOPPING, Scoreboard, SlotView, Stage, TraceLayout};
 
-/// How long a worker's zygote may take to say how the worker ended, and the worker's last messages to arrive: a process that
-/// it has left behind may hold its link open.
-const SAYS_HOW: Duration = Duration::from_secs(1);
+/// How long a worker's zygote may take to say how the worker ended: long, as on a busy machine it may have to wait for its turn.
+const SAYS_HOW: Duration = Duration::from_secs(10);
+
+/// How long the last messages of a worker, or of a zygote, may take to arrive: a process that it has left behind may hold its
+/// link open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A worker that lived so long, or served a request, did not die of its start.
 const LIVED: Duration = Duration::from_secs(10);
@@ -127,8 +130,8 @@ impl Generation {
         queue: &Queue,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
-        // One that leaves may still be there when its replacement comes.
-        let slots = config.pm_max_children + config.pm_max_children.div_ceil(4);
+        // Those that leave may still be there when their replacements come.
+        let slots = config.pm_max_children + config.pm_max_children.div_ceil(4).max(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -188,6 +191,11 @@ impl Generation {
     /// Whether it can make workers.
     pub fn can_spawn(&self) -> bool {
         self.life == Life::Ready && self.drain.is_none() && self.quit.is_none()
+    }
+
+    /// How many workers can be ordered: those that leave have their slots until they are gone.
+    pub fn free_slots(&self) -> u32 {
+        self.free.len() as u32
     }
 
     /// Orders a worker.
@@ -343,8 +351,11 @@ impl Generation {
                 // The zygote may be gone, and the worker ours.
                 worker.exit = process.wait();
             }
+            let patience = if self.life == Life::Ended { LAST_WORDS } else { SAYS_HOW };
+            let told = worker.exit.is_some() || ended + patience <= now;
             // With its last messages come the connections that it hands over: they must not go with it.
-            if (worker.exit.is_some() && worker.hung_up) || ended + SAYS_HOW <= now {
+            let silent = worker.hung_up || ended + LAST_WORDS <= now;
+            if told && silent {
                 dead.push(*id);
             }
         }
@@ -359,12 +370,12 @@ impl Generation {
     }
 
     /// When [`Self::bury`] should be called again.
-    pub fn next_burial(&self) -> Option<Duration> {
-        self.workers
-            .values()
-            .filter_map(|worker| worker.ended)
+    pub fn next_burial(&self, now: Duration) -> Option<Duration> {
+        let ended = self.workers.values().filter_map(|worker| worker.ended);
+        ended
+            .flat_map(|ended| [ended + LAST_WORDS, ended + SAYS_HOW])
+            .filter(|at| *at > now)
             .min()
-            .map(|ended| ended + SAYS_HOW)
     }
 
     fn bury_one(&mut self, id: WorkerId, now: Duration, totals: &mut Totals) -> Death {
@@ -469,16 +480,14 @@ impl Generation {
         let header = self.board.header();
         let hint = header.active.load(SeqCst);
         for worker in self.workers.values() {
-            if worker.ended.is_some() {
-                // Until it is known how, it has its place: its zygote will tell in a moment.
-                snapshot.ending += 1;
-                continue;
-            }
             let slot = self.board.slot(worker.slot as usize);
             match (slot.stage(), slot.since.load(SeqCst)) {
+                // It accepts nothing any more, and has given up its place; a slow reader may still hold it. That it then ends
+                // changes nothing.
+                (Stage::None, 1..) => {}
+                // Until it is known how, it has its place: its zygote will tell in a moment.
+                _ if worker.ended.is_some() => snapshot.ending += 1,
                 (Stage::None, 0) => snapshot.starting += 1,
-                // It accepts nothing any more; a slow reader may still hold it.
-                (Stage::None, _) => {}
                 (Stage::Idle, since) => snapshot.idle.push(Idle {
                     worker: worker.id,
                     started: worker.started,
@@ -510,9 +519,13 @@ impl Generation {
         }
     }
 
-    /// Kills one that was asked and stays.
-    pub fn kill(&mut self, id: WorkerId) {
-        if let Some(worker) = self.workers.get(&id) {
+    /// Kills one that was asked and stays: soon when it refuses the signal, and late when it may only be that the machine is
+    /// too busy to let it run.
+    pub fn kill(&mut self, id: WorkerId, now: Duration) {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let Some(worker) = self.workers.get(&id) else { return };
+        let refuses = |process: &Rc<Process>| process.refuses(Signal::SIGQUIT);
+        if worker.process.as_ref().is_some_and(refuses) || worker.asked.is_some_and(|at| at + PATIENCE <= now) {
             worker.kill();
         }
     }

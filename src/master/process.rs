@@ -78,6 +78,16 @@ impl Process {
         exit(waitid(Id::PIDFd(self.fd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG).ok()?)
     }
 
+    /// Whether it blocks or ignores a signal; false when it cannot be known.
+    pub fn refuses(&self, signal: Signal) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let mut masks = status
+            .lines()
+            .filter_map(|line| line.strip_prefix("SigBlk:").or_else(|| line.strip_prefix("SigIgn:")))
+            .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        masks.any(|mask| mask >> (signal as i32 - 1) & 1 != 0)
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

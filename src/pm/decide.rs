@@ -376,9 +376,8 @@ fn insist(pool: &Snapshot, decision: &mut Decision) {
         let over = asked.max(idle.since) + TICK;
         if over <= pool.now {
             decision.kill.push(idle.worker);
-        } else {
-            decision.wake_at(over);
         }
+        decision.wake_at(if over > pool.now { over } else { pool.now + TICK });
     }
     if pool.active_asked > 0 || !decision.ask.is_empty() {
         decision.wake_at(pool.now + TICK);

@@ -52,7 +52,7 @@ impl Pool {
         self.counters.max_children_reached += u32::from(decision.max_children_reached);
         let access_log = self.access_log.as_ref().map(AccessLog::file);
         let mut trouble = None;
-        for index in 0..decision.spawn {
+        for index in 0..decision.spawn.min(current.free_slots()) {
             if let Err(reason) = current.spawn(access_log, index < decision.replace) {
                 trouble = Some(reason);
                 break;
@@ -62,7 +62,7 @@ impl Pool {
             current.ask(*id, now);
         }
         for id in &decision.kill {
-            current.kill(*id);
+            current.kill(*id, now);
         }
         let total = snapshot.total() + decision.spawn;
         let available = snapshot.idle.iter().filter(|idle| idle.asked.is_none()).count() as u32;
@@ -185,7 +185,7 @@ impl Pool {
         for generation in self.generations() {
             let ours = Some(generation.place.generation) == current;
             deaths.extend(generation.bury(now, &mut totals).into_iter().map(|death| (ours, death)));
-            next_look = next_look.into_iter().chain(generation.next_burial()).min();
+            next_look = next_look.into_iter().chain(generation.next_burial(now)).min();
         }
         self.counters.totals = totals;
         if let Some(at) = next_look {

@@ -51,11 +51,21 @@ fn said(run: &mut Run, stream: &str, requests: &[&[&[u8]]]) -> Vec<String> {
         .to_string_lossy()
         .into_owned();
     print(run, &[format!("<{name}>\n").as_bytes()]);
+    let begin = format!("<{name}>");
     for pieces in requests {
         print(run, pieces);
+        // On stdout nothing marks the end of a request: what is read in one go is one line, and that is a matter of luck.
+        let last = pieces
+            .last()
+            .filter(|piece| stream == "stdout" && !piece.ends_with(b"\n"));
+        if let Some(last) = last.map(|piece| String::from_utf8_lossy(piece).into_owned()) {
+            run.server.wait_for_log("the last piece", |log| {
+                log.split_once(&begin).is_some_and(|(_, said)| said.contains(&last))
+            });
+        }
     }
     print(run, &[format!("</{name}>\n").as_bytes()]);
-    let (begin, end) = (format!("<{name}>"), format!("</{name}>"));
+    let end = format!("</{name}>");
     let log = run.server.wait_for_log("the end of the case", |log| log.contains(&end));
     let lines = log.lines().skip_while(|l| !l.contains(&begin)).skip(1);
     lines.take_while(|l| !l.contains(&end)).map(str::to_owned).collect()

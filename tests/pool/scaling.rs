@@ -77,8 +77,14 @@ fn a_dynamic_pool_shrinks() {
         "pm = dynamic\npm.max_children = 12\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 2",
     )
     .serve();
-    at_once(&master, 10, 1500);
-    assert!(master.workers("www").len() >= 8);
+    let mut connections: Vec<_> = (0..10).map(|_| master.connect("sock")).collect();
+    for connection in &mut connections {
+        master.ask(connection, "/sleep.php?ms=3000", 0);
+    }
+    wait_for("ten workers", || master.workers("www").len() >= 10);
+    for connection in &mut connections {
+        body(&connection.reply(1));
+    }
     wait_for("two workers", || master.workers("www").len() == 2);
     assert_eq!(master.count("exited on signal"), 0, "{:?}", master.log());
 }
@@ -93,7 +99,7 @@ fn max_children_is_a_limit() {
         master.ask(connection, "/sleep.php?ms=1500", 0);
     }
     master.said("[pool www] server reached pm.max_children setting (3), consider raising it");
-    assert_eq!(master.workers("www").len(), 3);
+    wait_for("three workers", || master.workers("www").len() == 3);
     for connection in &mut connections {
         body(&connection.reply(1));
     }

@@ -5,11 +5,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::fcgi::{self, Connection};
+use super::fcgi::{self, Connection, PATIENCE};
 use super::server::{Kind, Listen, Server, Setup, www};
 use super::wiki::debian_extensions;
 
@@ -35,6 +36,8 @@ const MANY: usize = 25;
 pub struct Subject {
     server: Server,
     script: String,
+    /// Sockets of the worker while it has no connection.
+    sockets: usize,
 }
 
 impl Subject {
@@ -52,11 +55,15 @@ impl Subject {
         let script = www(root, setup).join("hello.php");
         fs::write(&script, "<?php echo \"Hello, world!\\n\";").map_err(|e| e.to_string())?;
         fs::write(script.with_file_name("slow.php"), "<?php usleep(200000);").map_err(|e| e.to_string())?;
-        let subject = Self {
+        let mut subject = Self {
             server,
             script: script.display().to_string(),
+            sockets: 0,
         };
-        subject.ask(&mut subject.server.connect(), "hello.php", false);
+        let mut connection = subject.server.connect();
+        subject.ask(&mut connection, "hello.php", false);
+        connection.end();
+        subject.sockets = sockets(subject.worker()?);
         Ok(subject)
     }
 
@@ -76,12 +83,7 @@ impl Subject {
 
     /// The system calls of the worker while it answers `count` requests.
     fn trace(&self, how: How, count: usize) -> Result<BTreeMap<String, u64>, String> {
-        let worker = self
-            .server
-            .workers()
-            .into_iter()
-            .next()
-            .ok_or("the server has no worker")?;
+        let worker = self.worker()?;
         let strace = Strace::attach(worker, self.server.home.join("strace.log"))?;
         match how {
             How::New => {
@@ -108,7 +110,20 @@ impl Subject {
                 }
             }
         }
+        // What it has to do yet for these connections is not to be counted with the next ones.
+        let deadline = Instant::now() + PATIENCE;
+        while sockets(worker) > self.sockets {
+            if Instant::now() > deadline {
+                return Err(format!("the worker still has connections after {PATIENCE:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         strace.detach()
+    }
+
+    fn worker(&self) -> Result<i32, String> {
+        let worker = self.server.workers().into_iter().next();
+        worker.ok_or_else(|| "the server has no worker".to_owned())
     }
 
     fn request(&self, script: &str, keep: bool) -> Vec<u8> {
@@ -136,6 +151,15 @@ impl Subject {
         connection.send(&self.request(script, keep));
         answered(connection);
     }
+}
+
+/// How many sockets a process has open.
+fn sockets(pid: i32) -> usize {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let names = links.filter_map(|link| fs::read_link(link.path()).ok());
+    names
+        .filter(|name| name.to_string_lossy().starts_with("socket:"))
+        .count()
 }
 
 fn answered(connection: &mut Connection) {

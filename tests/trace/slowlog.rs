@@ -169,6 +169,7 @@ fn once() {
             "{record}"
         );
     }
+    master.said_often("executing too slow", 2);
     assert_eq!(master.count("executing too slow"), 2);
 }
 

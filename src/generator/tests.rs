@@ -1,6 +1,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::time::ClockId;
 use tempfile::TempDir;
 
 use super::{check, generate};
@@ -181,6 +183,65 @@ fn a_mistake_that_is_not_about_the_socket_leaves_the_socket() {
     );
     place.run();
     assert_eq!(place.wanted(), ["php-pool@www.service", "php-pool@www.socket"]);
+}
+
+#[test]
+fn what_is_made_is_that_of_the_files_there_are() {
+    let place = Place::new();
+    place.file("www.conf", &pool("www", "listen = 9000"));
+    let gone = place.file("gone.conf", &pool("gone", "listen = 9001"));
+    let unreadable = place.dir.path().join("pool.d/dangling.conf");
+    std::os::unix::fs::symlink("/nowhere", unreadable).unwrap();
+    place.run();
+    assert!(place.wanted().contains(&"php-pool@gone.socket".to_owned()));
+    assert!(place.drop_in("php-pool@dangling.service").contains("check --pool"));
+    // systemd empties the folder before it asks again.
+    fs::remove_file(gone).unwrap();
+    fs::remove_dir_all(place.units()).unwrap();
+    fs::create_dir(place.units()).unwrap();
+    place.run();
+    assert_eq!(
+        place.wanted(),
+        [
+            "php-pool@dangling.service",
+            "php-pool@www.service",
+            "php-pool@www.socket"
+        ]
+    );
+    assert_eq!(place.drop_in("php-pool@gone.socket"), "");
+}
+
+#[test]
+fn four_times_the_files_cost_about_four_times_as_much() {
+    let place = Place::new();
+    let fill = |from: u32, to: u32| {
+        for number in from..to {
+            let name = format!("p{number}");
+            place.file(
+                &format!("{name}.conf"),
+                &pool(&name, "listen = /run/php-pool/$pool.sock"),
+            );
+        }
+    };
+    // Processor time, and the least of some runs: others use the machine, too.
+    let cost = || {
+        let clock = || Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap());
+        let run = |_| {
+            fs::remove_dir_all(place.units()).unwrap();
+            fs::create_dir(place.units()).unwrap();
+            let before = clock();
+            place.run();
+            clock() - before
+        };
+        (0..3).map(run).min().unwrap()
+    };
+    fill(0, 250);
+    let few = cost();
+    fill(250, 1000);
+    let many = cost();
+    println!("250 files: {few:?}, 1,000 files: {many:?}");
+    assert_eq!(place.wanted().len(), 2000);
+    assert!(many < few * 8, "250 files: {few:?}, 1,000 files: {many:?}");
 }
 
 #[test]

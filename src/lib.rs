@@ -6,6 +6,7 @@
 
 pub mod access_log;
 pub mod api;
+pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{Answer, MAX_ANSWER, Question, Versioned, encode};
 
 /// Where pools have their control sockets under systemd.
-const RUN: &str = "/run/php-pool";
+pub const RUN: &str = "/run/php-pool";
 
 /// Why a master did not answer.
 #[derive(Debug, Error)]

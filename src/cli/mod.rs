@@ -82,6 +82,8 @@ pub struct Launch {
     pub argv: Vec<String>,
     /// Where the control socket is to be.
     pub control: Option<PathBuf>,
+    /// Where the bus service hears of events.
+    pub events: Option<PathBuf>,
 }
 
 /// PHP behind a web server, native to systemd.
@@ -151,6 +153,8 @@ enum Commands {
     Trace(trace::TraceArgs),
     /// Sample workers for some seconds: folded stacks, a flame graph and a speedscope file
     Profile(trace::ProfileArgs),
+    /// Show all pools on D-Bus as org.phppool; php-pool-bus.service runs it when somebody asks
+    Bus(crate::bus::Options),
 }
 
 /// Our own command line's definition, for the manual and the shells' completions.
@@ -188,13 +192,15 @@ pub fn main() -> i32 {
                 ..PhpOptions::default()
             };
             let mut load = load_options(pool_file(config), &php);
+            let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
             crate::master::run(Launch {
                 load,
                 php,
                 force_stderr: true,
                 argv,
-                control: control.or_else(|| Some(Path::new(&std::env::var_os("RUNTIME_DIRECTORY")?).join("control"))),
+                events: runtime.as_ref().and_then(|dir| Some(dir.parent()?.join("events"))),
+                control: control.or_else(|| Some(runtime?.join("control"))),
             })
         }
         Commands::Reload { whom } => ask::reload(&whom),
@@ -204,6 +210,7 @@ pub fn main() -> i32 {
         Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
         Commands::Trace(args) => trace::trace(&args),
         Commands::Profile(args) => trace::profile(&args),
+        Commands::Bus(options) => crate::bus::run(&options),
     }
 }
 
@@ -293,6 +300,7 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
         force_stderr: options.force_stderr,
         argv,
         control: None,
+        events: None,
     })
 }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::backlog::Diag;
 use super::cgroup::Cgroup;
 use super::desk::Mailbox;
+use super::herald::Herald;
 use super::watch::Events;
 use crate::api::{Answer, Happened};
 use crate::cli::Launch;
@@ -46,6 +47,8 @@ pub struct Context {
     pub open_files: rustix::process::Rlimit,
     /// The control groups; None where there are none.
     pub cgroup: Option<Rc<Cgroup>>,
+    /// The bus service, which wants to know it too.
+    herald: Option<Herald>,
     /// Who wants to know what happens.
     watchers: RefCell<Vec<Mailbox>>,
     next: Cell<u64>,
@@ -61,9 +64,11 @@ impl Context {
         open_files: rustix::process::Rlimit,
         cgroup: Option<Rc<Cgroup>>,
     ) -> Self {
+        let herald = launch.events.as_deref().and_then(Herald::new);
         Self {
             log,
             launch,
+            herald,
             events,
             diag: Diag::new(),
             stderr,
@@ -87,6 +92,9 @@ impl Context {
 
     /// Something has happened. A client that does not read misses it.
     pub fn happened(&self, what: &Happened) {
+        if let Some(herald) = &self.herald {
+            herald.tell(what);
+        }
         self.watchers.borrow_mut().retain(|mailbox| {
             let _ = mailbox.try_send(Answer::Event(what.clone()));
             !mailbox.is_closed()

@@ -46,6 +46,7 @@ impl Pool {
             generation: self.counters.generations,
             failure: self.failed.clone(),
             user: self.wanted.identity.name.clone(),
+            uid: self.wanted.identity.user.as_ref().map(|(uid, ..)| *uid),
             snapshot: self.snapshot(),
         }
     }

@@ -14,6 +14,7 @@ pub mod fastcgi;
 pub mod generator;
 pub mod log;
 pub mod master;
+pub mod migrate;
 pub mod pm;
 pub mod scoreboard;
 pub mod status;

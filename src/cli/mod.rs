@@ -153,6 +153,8 @@ enum Commands {
     Trace(trace::TraceArgs),
     /// Sample workers for some seconds: folded stacks, a flame graph and a speedscope file
     Profile(trace::ProfileArgs),
+    /// Make our pool files of a php-fpm configuration, one for each pool, and say what changes and what is left to do
+    Migrate(crate::migrate::Options),
     /// Show all pools on D-Bus as org.phppool; php-pool-bus.service runs it when somebody asks
     Bus(crate::bus::Options),
 }
@@ -210,6 +212,7 @@ pub fn main() -> i32 {
         Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
         Commands::Trace(args) => trace::trace(&args),
         Commands::Profile(args) => trace::profile(&args),
+        Commands::Migrate(options) => crate::migrate::main(&options),
         Commands::Bus(options) => crate::bus::run(&options),
     }
 }

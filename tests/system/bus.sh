@@ -70,9 +70,9 @@ test_anybody_sees_counters_and_nobody_elses_requests_and_reloads_nothing() {
     lacks "$seen" long.php
     pid=$(jq -r '.data[0][0].Pid.data' <<<"$seen")
     ! as eve "${call[@]}" Backtrace u "$pid" 2>/tmp/eve || fail "she saw it"
-    contains "$(cat /tmp/eve)" "that is for root"
+    contains "$(cat /tmp/eve)" "Access denied"
     ! as eve "${call[@]}" Reload 2>/tmp/eve || fail "she did it"
-    contains "$(cat /tmp/eve)" "that is for root"
+    contains "$(cat /tmp/eve)" "Access denied"
     ! as eve busctl call org.freedesktop.DBus / org.freedesktop.DBus RequestName su org.phppool 0 || fail "she has the name"
     # The pool's user and root.
     contains "$(as www-data "${call[@]}" ListWorkers)" secret=1

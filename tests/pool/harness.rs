@@ -15,7 +15,7 @@ use crate::support::fcgi::{Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Re
 use crate::support::process::{spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits for a condition.
 pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {

@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
         a_dead_zygote_is_replaced,
     ),
     ("processes::a_stopped_zygote_blocks_nobody", a_stopped_zygote),
+    ("processes::titles_are_those_of_php_fpm", titles),
     ("processes::nobody_survives_the_master", nobody_survives_the_master),
     (
         "processes::a_start_up_without_end_ends_with_the_master",
@@ -206,4 +207,24 @@ fn idle_kept_connections() {
     for connection in &mut kept {
         assert!(!master.ask_kept(connection, "/pid.php").is_empty());
     }
+}
+
+fn titles() {
+    let master = place(2, "", "").serve_with(2);
+    let title = |pid: i32| {
+        let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    };
+    let file = master.place.path("pool.conf");
+    assert_eq!(
+        title(master.pid()),
+        format!("php-fpm: master process ({})", file.display())
+    );
+    for pid in master.workers("www") {
+        assert_eq!(title(pid), "php-fpm: pool www");
+    }
+    assert_eq!(title(master.zygote("www")), "php-fpm: zygote www");
+    // As `ps` and `pgrep` name them without their arguments.
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", master.pid())).unwrap();
+    assert_eq!(name.trim_end(), "php-fpm");
 }

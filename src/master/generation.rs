@@ -66,8 +66,8 @@ pub struct Drain {
 pub struct Death {
     /// Nobody had asked it to leave.
     pub unasked: bool,
-    /// It crashed inside PHP (SIGSEGV, SIGBUS…).
-    pub crashed: bool,
+    /// It crashed, or was killed in a request: what it shares with others may be torn, a lock held for ever.
+    pub suspect: bool,
     /// It came to nothing: it died soon and without having served.
     pub stillborn: bool,
 }
@@ -465,13 +465,14 @@ impl Generation {
         totals.requests = totals.requests.saturating_add(view.requests);
         let death = Death {
             unasked: !leaving && !worker.held && !worker.left && self.drain.is_none(),
-            crashed: matches!(
-                exit,
+            suspect: match exit {
                 Some(Exit::Signal {
-                    signal: libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT | libc::SIGILL | libc::SIGFPE,
+                    signal: libc::SIGKILL | libc::SIGTERM,
                     ..
-                })
-            ),
+                }) => view.is_active(),
+                Some(Exit::Signal { .. }) => !by_quit,
+                Some(Exit::Code(_)) | None => false,
+            },
             stillborn: !orderly && view.requests == 0 && lived < LIVED,
         };
         self.forget(id);

@@ -30,6 +30,10 @@ pub const CASES: &[Case] = &[
         crashes_start_a_new_generation,
     ),
     (
+        "processes::a_worker_killed_in_a_request_makes_its_generation_suspect",
+        killed_in_a_request,
+    ),
+    (
         "processes::requests_do_not_wake_the_master",
         requests_do_not_wake_the_master,
     ),
@@ -165,6 +169,51 @@ fn crashes_start_a_new_generation() {
         zygotes.len() == 1 && zygotes[0] != zygote
     });
     master.get("/pid.php");
+}
+
+fn killed_in_a_request() {
+    let place = place(
+        2,
+        "emergency_restart_threshold = 2\nemergency_restart_interval = 1m\n",
+        "",
+    );
+    place.write(
+        "sleep.php",
+        "<?php file_put_contents(__DIR__ . '/pid', getmypid()); sleep(600);",
+    );
+    let master = place.serve();
+    let zygote = master.zygote("www");
+    for round in 1..=2 {
+        // One that had no request held nothing: not the one that has just answered, which may still tidy up.
+        wait_for("two workers", || master.workers("www").len() == 2);
+        let last: i32 = master.get("/pid.php").parse().unwrap();
+        let idle = master.workers("www").into_iter().find(|pid| *pid != last).unwrap();
+        crash(idle, Signal::SIGKILL);
+        master.said(&format!("child {idle} exited on signal 9"));
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, "/sleep.php", 0);
+        let pid = || {
+            std::fs::read_to_string(master.place.path("pid"))
+                .ok()?
+                .parse::<i32>()
+                .ok()
+        };
+        wait_for("the request", || pid().is_some());
+        let pid = pid().unwrap();
+        crash(pid, Signal::SIGKILL);
+        let line = master.said(&format!("child {pid} exited on signal 9"));
+        assert!(line.contains("/sleep.php"), "{line}");
+        // Others are served all the time.
+        assert!(!master.get("/pid.php").is_empty());
+        std::fs::remove_file(master.place.path("pid")).unwrap();
+        assert!(round == 2 || master.count("failed processes threshold") == 0);
+    }
+    master.said("failed processes threshold (2 in 60 sec) is reached, initiating reload");
+    wait_for("another zygote alone", || {
+        let zygotes = master.below("zygote www");
+        zygotes.len() == 1 && zygotes[0] != zygote
+    });
+    assert!(!master.get("/pid.php").is_empty());
 }
 
 fn requests_do_not_wake_the_master() {

@@ -220,7 +220,7 @@ impl Pool {
             global.emergency_restart_threshold as usize,
             global.emergency_restart_interval,
         );
-        if !death.crashed || threshold == 0 || interval.is_zero() {
+        if !death.suspect || threshold == 0 || interval.is_zero() {
             return;
         }
         self.crashes.push_back(now);

@@ -123,7 +123,7 @@ pub fn workers(whom: &Whom) -> i32 {
     );
     for worker in pools.iter().flat_map(|pool| &pool.snapshot.processes) {
         let state = match worker.stage {
-            Stage::None => "starting",
+            Stage::None | Stage::Held => "starting",
             Stage::Idle => "idle",
             _ => "active",
         };

@@ -66,10 +66,21 @@ pub struct Drain {
 pub struct Death {
     /// Nobody had asked it to leave.
     pub unasked: bool,
-    /// It crashed inside PHP (SIGSEGV, SIGBUS…).
-    pub crashed: bool,
+    /// It crashed, or was killed in a request: what it shares with others may be torn, a lock held for ever.
+    pub suspect: bool,
     /// It came to nothing: it died soon and without having served.
     pub stillborn: bool,
+}
+
+/// What a worker is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// One more.
+    Grow,
+    /// In the place of one that ended unasked.
+    Replace,
+    /// To stand ready, and accept nothing yet.
+    Spare,
 }
 
 /// Counters of workers that are gone.
@@ -130,8 +141,8 @@ impl Generation {
         queue: &Queue,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
-        // Those that leave may still be there when their replacements come.
-        let slots = config.pm_max_children + config.pm_max_children.div_ceil(4).max(2);
+        // Spares are beyond it, and those that leave may still be there when their replacements come.
+        let slots = config.pm_max_children.saturating_mul(2).saturating_add(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -184,7 +195,7 @@ impl Generation {
         &self.zygote.process
     }
 
-    fn log(&self, level: Level, text: impl std::fmt::Display) {
+    pub(super) fn log(&self, level: Level, text: impl std::fmt::Display) {
         self.ctx.log.pool(&self.config.name).log(level, text);
     }
 
@@ -202,7 +213,7 @@ impl Generation {
     ///
     /// # Errors
     /// A sentence.
-    pub fn spawn(&mut self, access_log: Option<&File>, replaces: bool) -> Result<(), String> {
+    pub fn spawn(&mut self, access_log: Option<&File>, errand: Errand) -> Result<(), String> {
         let slot = self
             .free
             .first()
@@ -213,6 +224,7 @@ impl Generation {
             worker: number,
             slot,
             max_requests: self.max_requests(),
+            recycle_age: self.config.worker_recycle_age.mul_f64(1.0 - self.ctx.jitter() / 10.0),
         };
         let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn, &self.closer)
             .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
@@ -221,10 +233,13 @@ impl Generation {
             .try_send(order)
             .map_err(|_| "the zygote does not listen")?;
         self.free.remove(&slot);
-        worker.replaces = replaces;
+        worker.replaces = errand == Errand::Replace;
+        worker.held = errand == Errand::Spare;
         self.board.slot(slot as usize).reset();
         self.board.control(slot as usize).drain.store(0, SeqCst);
         self.board.control(slot as usize).terminate.store(0, SeqCst);
+        let hold = u32::from(errand == Errand::Spare);
+        self.board.control(slot as usize).hold.store(hold, SeqCst);
         self.workers.insert(worker.id, worker);
         Ok(())
     }
@@ -449,14 +464,15 @@ impl Generation {
         }
         totals.requests = totals.requests.saturating_add(view.requests);
         let death = Death {
-            unasked: !leaving && self.drain.is_none(),
-            crashed: matches!(
-                exit,
+            unasked: !leaving && !worker.held && !worker.left && self.drain.is_none(),
+            suspect: match exit {
                 Some(Exit::Signal {
-                    signal: libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT | libc::SIGILL | libc::SIGFPE,
+                    signal: libc::SIGKILL | libc::SIGTERM,
                     ..
-                })
-            ),
+                }) => view.is_active(),
+                Some(Exit::Signal { .. }) => !by_quit,
+                Some(Exit::Code(_)) | None => false,
+            },
             stillborn: !orderly && view.requests == 0 && lived < LIVED,
         };
         self.forget(id);
@@ -467,7 +483,7 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if !matches!(slot.stage(), Stage::None | Stage::Idle) {
+        if !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle) {
             self.board.header().request_ends();
         }
         slot.reset();
@@ -480,23 +496,34 @@ impl Generation {
         let header = self.board.header();
         let hint = header.active.load(SeqCst);
         for worker in self.workers.values() {
-            let slot = self.board.slot(worker.slot as usize);
-            match (slot.stage(), slot.since.load(SeqCst)) {
+            if worker.held {
+                super::recycle::count_spare(worker, &self.board, snapshot);
+                continue;
+            }
+            if worker.left {
                 // It accepts nothing any more, and has given up its place; a slow reader may still hold it. That it then ends
                 // changes nothing.
-                (Stage::None, 1..) => {}
+                continue;
+            }
+            let slot = self.board.slot(worker.slot as usize);
+            let asked = worker.asked.or(worker.retired);
+            super::recycle::count_wear(worker, slot.wear(), &mut snapshot.recycling);
+            match (slot.stage(), slot.since.load(SeqCst)) {
+                (Stage::None, 1..) if worker.asked.is_some() => {}
+                // Its place is free when it has been noticed that it has left.
+                (Stage::None, 1..) => snapshot.ending += 1,
                 // Until it is known how, it has its place: its zygote will tell in a moment.
                 _ if worker.ended.is_some() => snapshot.ending += 1,
-                (Stage::None, 0) => snapshot.starting += 1,
+                (Stage::None, 0) | (Stage::Held, _) => snapshot.starting += 1,
                 (Stage::Idle, since) => snapshot.idle.push(Idle {
                     worker: worker.id,
                     started: worker.started,
                     since: Duration::from_nanos(since).min(snapshot.now),
-                    asked: worker.asked,
+                    asked,
                 }),
                 _ => {
                     snapshot.active += 1;
-                    snapshot.active_asked += u32::from(worker.asked.is_some());
+                    snapshot.active_asked += u32::from(asked.is_some());
                 }
             }
         }
@@ -525,7 +552,9 @@ impl Generation {
         const PATIENCE: Duration = Duration::from_secs(10);
         let Some(worker) = self.workers.get(&id) else { return };
         let refuses = |process: &Rc<Process>| process.refuses(Signal::SIGQUIT);
-        if worker.process.as_ref().is_some_and(refuses) || worker.asked.is_some_and(|at| at + PATIENCE <= now) {
+        if worker.process.as_ref().is_some_and(refuses)
+            || worker.asked.or(worker.retired).is_some_and(|at| at + PATIENCE <= now)
+        {
             worker.kill();
         }
     }

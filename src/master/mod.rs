@@ -28,6 +28,7 @@ mod pid_file;
 mod pool;
 mod process;
 mod queue;
+mod recycle;
 mod start;
 mod status;
 mod status_server;

@@ -34,8 +34,14 @@ pub struct Worker {
     pub started: Duration,
     /// The process; None until the zygote has made it.
     pub process: Option<Rc<Process>>,
-    /// When it was asked to leave.
+    /// When it was asked to leave as one too many.
     pub asked: Option<Duration>,
+    /// When it was told to leave because it is used up.
+    pub retired: Option<Duration>,
+    /// It is a spare: ready, and accepts nothing.
+    pub held: bool,
+    /// It has left by itself, which has been noticed; it may not have ended yet.
+    pub left: bool,
     /// How it ended, by its zygote's word.
     pub exit: Option<Exit>,
     /// When its process was seen to have ended.
@@ -94,6 +100,9 @@ impl Worker {
             started: watch::now(),
             process: None,
             asked: None,
+            retired: None,
+            held: false,
+            left: false,
             exit: None,
             ended: None,
             hung_up: false,

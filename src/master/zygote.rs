@@ -312,6 +312,5 @@ fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
         request_terminate_timeout: pool.request_terminate_timeout,
         stop_timeout: pool.stop_timeout,
         recycle_memory: pool.worker_recycle_memory,
-        recycle_age: pool.worker_recycle_age,
     }
 }

@@ -7,11 +7,15 @@
 
 mod backoff;
 mod decide;
+mod recycle;
+#[cfg(test)]
+mod recycle_tests;
 #[cfg(test)]
 mod tests;
 
 pub use backoff::Backoff;
 pub use decide::{Decision, Idle, Limits, Line, Memory, Snapshot, decide};
+pub use recycle::Recycling;
 
 /// A worker's number, unique in the master's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,7 +15,7 @@ use php_pool::config::IniEntry;
 use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
+use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, Wear, monotonic_ns, realtime_us};
 use php_pool::status::{Snapshot, StatusPage};
 
 use super::access::Access;
@@ -33,6 +33,10 @@ pub type Queue = Channel<Handover, Handover>;
 
 /// How long a worker waits for the master's answer.
 const MASTER_ANSWERS: Duration = Duration::from_secs(5);
+
+/// A worker says at least so many requests before its last one that it is to be replaced, and a tenth of all before: enough
+/// for another to be made.
+const LAST_REQUESTS: u64 = 8;
 
 /// Most that a lingering close reads.
 const LINGER_BYTES: usize = 16 << 20;
@@ -59,8 +63,10 @@ pub struct Worker {
     pub bell: OwnedFd,
     /// Settings of script resolution, and fastcgi.logging.
     pub script_settings: (Settings, bool),
-    /// Requests after which it is replaced; 0 is never.
+    /// Requests after which it leaves; 0 is never.
     pub max_requests: u64,
+    /// Age at which it is to be replaced; zero is never.
+    pub recycle_age: Duration,
     /// Renders the pool's state.
     pub status_page: RefCell<StatusPage>,
     /// The access log.
@@ -205,6 +211,11 @@ impl Worker {
         access.write(entry, self.pool.log_limit);
     }
 
+    /// The master is to look.
+    fn ring(&self) {
+        let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
     /// From now on this worker is as good as idle to the pool.
     pub fn stop_counting(&self) {
         if self.counts.replace(false) {
@@ -310,9 +321,11 @@ pub struct Loop {
     aside: Output,
     cpu: CpuMeter,
     served: u64,
+    wear: Wear,
     /// Since the waiting room was last looked at.
     rounds: u32,
-    born: Instant,
+    /// Its first accept.
+    born: Option<Instant>,
     leaving: bool,
     /// `listen.allowed_clients` has been looked at.
     clients_checked: bool,
@@ -323,9 +336,6 @@ impl Loop {
     /// When the kernel refuses an epoll.
     pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        epoll.add(&worker.listener, EpollEvent::new(exclusive, LISTENER))?;
-        epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
         epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         forked::expect(worker, epoll.0.as_raw_fd())?;
@@ -339,17 +349,30 @@ impl Loop {
             aside: Output::default(),
             cpu: CpuMeter::default(),
             served: 0,
+            wear: Wear::Fresh,
             rounds: 0,
-            born: Instant::now(),
+            born: None,
             leaving: false,
             clients_checked: false,
         })
     }
 
     /// Serves until it is time to leave.
-    pub fn run(&mut self) {
-        let slot = self.worker.slot();
+    ///
+    /// # Errors
+    /// When the kernel refuses a registration.
+    pub fn run(&mut self) -> Result<(), Errno> {
+        self.hold_back();
+        if self.must_leave() {
+            return Ok(()); // a spare that nobody needs
+        }
+        let (worker, slot) = (self.worker, self.worker.slot());
+        let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        self.epoll.add(&worker.listener, EpollEvent::new(exclusive, LISTENER))?;
+        self.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
+        self.born = Some(Instant::now());
         slot.set_stage(Stage::Idle, monotonic_ns());
+        self.count_down();
         while !self.must_leave() {
             // Under load there is nothing to wait for; but kept connections must not starve.
             let accepted = if self.rounds < 8 { self.accept() } else { None };
@@ -362,6 +385,10 @@ impl Loop {
             }
         }
         slot.set_stage(Stage::None, monotonic_ns());
+        if worker.board.header().draining.load(SeqCst) == 0 {
+            // Its place is free.
+            self.worker.ring();
+        }
         self.clear_waiting_room();
         let _ = self.epoll.delete(&self.worker.listener);
         let _ = self.epoll.delete(&self.worker.queue);
@@ -371,6 +398,44 @@ impl Loop {
         while !self.parked.is_empty() {
             self.wait();
         }
+        Ok(())
+    }
+
+    /// A spare is ready and accepts nothing, until the place of a worker that leaves is free.
+    fn hold_back(&mut self) {
+        let held = |worker: &Worker| worker.control().hold.load(SeqCst) != 0;
+        if !held(self.worker) {
+            return;
+        }
+        self.worker.slot().set_stage(Stage::Held, monotonic_ns());
+        self.worker.ring();
+        while held(self.worker) && !self.must_leave() {
+            self.wait();
+        }
+    }
+
+    /// Says in time that the number of its requests comes to its end.
+    fn count_down(&mut self) {
+        let most = self.worker.max_requests;
+        if most > 0 && self.served + (most / 10).max(LAST_REQUESTS) >= most {
+            self.wear(Wear::Soon);
+        }
+    }
+
+    fn wear(&mut self, wear: Wear) {
+        if self.wear < wear {
+            self.wear = wear;
+            self.worker.slot().set_wear(wear);
+            self.worker.ring();
+        }
+    }
+
+    /// When it is too old; None is never, or long known.
+    fn too_old_at(&self) -> Option<Instant> {
+        let age = self.worker.recycle_age;
+        self.born
+            .filter(|_| !age.is_zero() && self.wear < Wear::Over)
+            .map(|born| born + age)
     }
 
     /// The kernel wakes one idle worker for a connection. If it was this one, while it was asked to leave, nobody else will be
@@ -416,15 +481,17 @@ impl Loop {
             || worker.orphaned.get()
             || header.draining.load(SeqCst) != 0
             || worker.control().drain.load(SeqCst) != 0
-            || (worker.max_requests > 0 && self.served >= worker.max_requests)
-            || (!worker.pool.recycle_age.is_zero() && self.born.elapsed() >= worker.pool.recycle_age);
+            || (worker.max_requests > 0 && self.served >= worker.max_requests);
+        if self.too_old_at().is_some_and(|at| at <= Instant::now()) {
+            self.wear(Wear::Over);
+        }
         self.leaving
     }
 
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::AccessLog | ToWorker::Status(_) => {}
+            ToWorker::Go | ToWorker::Serve | ToWorker::AccessLog | ToWorker::Status(_) => {}
         }
     }
 
@@ -567,7 +634,7 @@ impl Loop {
         exchange.publish();
         worker.counts.set(true);
         if header.request_begins() {
-            let _ = nix::unistd::write(&worker.bell, &1u64.to_ne_bytes());
+            worker.ring();
         }
 
         let retire = php::serve(&mut exchange);
@@ -581,7 +648,11 @@ impl Loop {
         worker.stop_counting();
         slot.set_stage(Stage::Idle, now);
         self.served += 1;
-        self.leaving |= retire || self.has_grown();
+        self.leaving |= retire;
+        self.count_down();
+        if self.has_grown() {
+            self.wear(Wear::Over);
+        }
 
         let Over { conn, keep, memory } = exchange.over();
         self.memory = memory;
@@ -594,7 +665,7 @@ impl Loop {
     /// Whether the private memory is beyond `worker.recycle_memory`.
     fn has_grown(&self) -> bool {
         let limit = self.worker.pool.recycle_memory;
-        if limit == 0 {
+        if limit == 0 || self.wear == Wear::Over {
             return false;
         }
         // Pages: total, resident, shared, … Within a chroot there is no /proc, and no recycling by memory.
@@ -681,8 +752,8 @@ impl Loop {
         let mut events = [EpollEvent::empty(); 16];
         let first = self.parked.values().filter_map(|parked| parked.deadline).min();
         let mut timeout = first.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
-        if !self.worker.pool.recycle_age.is_zero() {
-            let left = self.worker.pool.recycle_age.saturating_sub(self.born.elapsed()) + Duration::from_millis(1);
+        if let Some(at) = self.too_old_at() {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         let timeout = match timeout {

@@ -211,25 +211,7 @@ impl Master {
 
     /// Sends a request for a script, with a query if it has one.
     pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
-        let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
-        let file = self.place.path(script.trim_start_matches('/')).display().to_string();
-        let pairs: Vec<u8> = [
-            ("SCRIPT_FILENAME", file.as_str()),
-            ("SCRIPT_NAME", script),
-            ("REQUEST_METHOD", "GET"),
-            ("QUERY_STRING", query),
-            ("SERVER_PROTOCOL", "HTTP/1.1"),
-        ]
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-        let bytes = [
-            begin(1, RESPONDER, flags).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, b"", 8192),
-        ]
-        .concat();
-        assert!(connection.send(&bytes));
+        ask_with(&self.place, connection, uri, flags);
     }
 
     /// Asks again and again on a kept connection.
@@ -263,6 +245,33 @@ impl Master {
     pub fn zygote(&self, pool: &str) -> i32 {
         self.below(&format!("zygote {pool}"))[0]
     }
+}
+
+/// Sends a request for a script to whoever serves this folder.
+pub fn ask(place: &Place, connection: &mut Connection, uri: &str) {
+    ask_with(place, connection, uri, 0);
+}
+
+fn ask_with(place: &Place, connection: &mut Connection, uri: &str, flags: u8) {
+    let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
+    let file = place.path(script.trim_start_matches('/')).display().to_string();
+    let pairs: Vec<u8> = [
+        ("SCRIPT_FILENAME", file.as_str()),
+        ("SCRIPT_NAME", script),
+        ("REQUEST_METHOD", "GET"),
+        ("QUERY_STRING", query),
+        ("SERVER_PROTOCOL", "HTTP/1.1"),
+    ]
+    .iter()
+    .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+    .collect();
+    let bytes = [
+        begin(1, RESPONDER, flags).bytes(),
+        stream(PARAMS, 1, &pairs, 8192),
+        stream(STDIN, 1, b"", 8192),
+    ]
+    .concat();
+    assert!(connection.send(&bytes));
 }
 
 /// The body of a reply that is whole.

@@ -6,6 +6,7 @@
 mod harness;
 mod limits;
 mod processes;
+mod recycling;
 mod scaling;
 mod signals;
 mod start;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         signals::CASES,
         scaling::CASES,
         limits::CASES,
+        recycling::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

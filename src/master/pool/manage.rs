@@ -10,7 +10,7 @@ use crate::config::{self, Pm};
 use crate::log::{MessageId, errno};
 use crate::master::access_log::AccessLog;
 use crate::master::context::State;
-use crate::master::generation::Death;
+use crate::master::generation::{Death, Errand};
 use crate::master::watch;
 use crate::pm::{self, Line};
 
@@ -37,6 +37,7 @@ impl Pool {
             room,
             ..pm::Snapshot::default()
         };
+        snapshot.recycling.left = current.departures(now);
         current.count(&mut snapshot);
         snapshot.peak = snapshot.peak.max(std::mem::take(&mut self.peak));
         let limits = pm::Limits::from(&*current.config);
@@ -52,8 +53,16 @@ impl Pool {
         self.counters.max_children_reached += u32::from(decision.max_children_reached);
         let access_log = self.access_log.as_ref().map(AccessLog::file);
         let mut trouble = None;
-        for index in 0..decision.spawn.min(current.free_slots()) {
-            if let Err(reason) = current.spawn(access_log, index < decision.replace) {
+        (0..decision.release).for_each(|_| current.release(now));
+        (0..decision.dismiss).for_each(|_| current.dismiss(now));
+        decision.retire.iter().for_each(|id| current.retire(*id));
+        let errands = (0..decision.spawn + decision.hold).map(|index| match index {
+            _ if index >= decision.spawn => Errand::Spare,
+            _ if index < decision.replace => Errand::Replace,
+            _ => Errand::Grow,
+        });
+        for errand in errands.take(current.free_slots() as usize) {
+            if let Err(reason) = current.spawn(access_log, errand) {
                 trouble = Some(reason);
                 break;
             }
@@ -64,9 +73,9 @@ impl Pool {
         for id in &decision.kill {
             current.kill(*id, now);
         }
-        let total = snapshot.total() + decision.spawn;
+        let total = snapshot.total() + decision.release + decision.spawn;
         let available = snapshot.idle.iter().filter(|idle| idle.asked.is_none()).count() as u32;
-        let starting = snapshot.starting + decision.spawn;
+        let starting = snapshot.starting + decision.release + decision.spawn;
         // Who begins a request rings when fewer than this many are idle then.
         let spare = match limits.style {
             Pm::Static => None,
@@ -211,7 +220,7 @@ impl Pool {
             global.emergency_restart_threshold as usize,
             global.emergency_restart_interval,
         );
-        if !death.crashed || threshold == 0 || interval.is_zero() {
+        if !death.suspect || threshold == 0 || interval.is_zero() {
             return;
         }
         self.crashes.push_back(now);

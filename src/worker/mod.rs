@@ -128,6 +128,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         log_epoch: Cell::new(board.header().log_epoch.load(Relaxed)),
         told: RefCell::default(),
         released: RefCell::default(),
+        spare: RefCell::default(),
         counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),

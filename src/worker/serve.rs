@@ -19,7 +19,7 @@ use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, Wear, mon
 use php_pool::status::{Snapshot, StatusPage};
 
 use super::access::Access;
-use super::conn::{BUFFER, Conn, Lost};
+use super::conn::{self, BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
 use super::script::Settings;
@@ -77,6 +77,8 @@ pub struct Worker {
     pub told: RefCell<Vec<ToWorker>>,
     /// Connections that a script let go of before it ended.
     pub released: RefCell<Vec<Conn>>,
+    /// Memory of closed connections.
+    pub spare: RefCell<Vec<conn::Memory>>,
     /// Whether the scoreboard's count of requests has ours.
     pub counts: Cell<bool>,
     /// The master is gone.
@@ -243,13 +245,27 @@ impl Worker {
         }
     }
 
+    /// Keeps the memory of a connection for the next ones.
+    fn put_by(&self, memory: conn::Memory) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < 4 {
+            spare.push(memory);
+        }
+    }
+
+    fn connection(&self, fd: OwnedFd) -> Conn {
+        Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
+    }
+
     /// Gives a kept connection to the master, who wakes an idle worker when it has something to say.
     fn hand_over(&self, conn: Conn) {
         if self.orphaned.get() {
             return;
         }
         let (kept, since) = (conn.kept || !conn.input.is_fresh(), conn.began);
-        let (fd, bytes) = conn.into_parts();
+        let bytes = conn.since_last();
+        let (fd, memory) = conn.into_parts();
+        self.put_by(memory);
         let message = FromWorker::Keep(Handover { bytes, kept, since });
         if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
             let text = format!("a kept connection could not be handed to the master: {error}");
@@ -304,6 +320,12 @@ impl CpuMeter {
     }
 }
 
+/// Connections that are accepted before the kept ones are looked at.
+const MOST_ROUNDS: u32 = 8;
+
+/// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
+const LOOK_EVERY: u32 = 4;
+
 const LISTENER: u64 = 0;
 const QUEUE: u64 = 1;
 const LINK: u64 = 2;
@@ -316,12 +338,15 @@ pub struct Loop {
     epoll: Epoll,
     parked: HashMap<u64, Parked>,
     next_token: u64,
-    buffers: Vec<Vec<u8>>,
     memory: Memory,
     aside: Output,
     cpu: CpuMeter,
     served: u64,
     wear: Wear,
+    /// A connection is likely to wait at the listener: it is worth a look there, which in vain costs as much as a socket.
+    pressed: bool,
+    /// Connections that the kernel woke this worker for.
+    woken: u32,
     /// Since the waiting room was last looked at.
     rounds: u32,
     /// Its first accept.
@@ -344,12 +369,13 @@ impl Loop {
             epoll,
             parked: HashMap::new(),
             next_token: CONNECTIONS,
-            buffers: Vec::new(),
             memory: Memory::default(),
             aside: Output::default(),
             cpu: CpuMeter::default(),
             served: 0,
             wear: Wear::Fresh,
+            pressed: true,
+            woken: 0,
             rounds: 0,
             born: None,
             leaving: false,
@@ -375,7 +401,11 @@ impl Loop {
         self.count_down();
         while !self.must_leave() {
             // Under load there is nothing to wait for; but kept connections must not starve.
-            let accepted = if self.rounds < 8 { self.accept() } else { None };
+            let mut accepted = None;
+            if self.pressed && self.rounds < MOST_ROUNDS {
+                accepted = self.accept();
+                self.pressed = accepted.is_some();
+            }
             match accepted {
                 Some(conn) => {
                     self.rounds += 1;
@@ -457,7 +487,7 @@ impl Loop {
     /// A connection as somebody else has left it.
     fn resume(&mut self, received: Received<Handover>) -> Option<Conn> {
         let fd = received.fds.into_iter().next()?;
-        let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+        let mut conn = self.worker.connection(fd);
         if self.worker.tcp && self.worker.pool.access_log {
             conn.ask_peer();
         }
@@ -502,7 +532,7 @@ impl Loop {
             Ok(fd) => {
                 // SAFETY: accept4 has just made this descriptor.
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-                let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+                let mut conn = self.worker.connection(fd);
                 if self.worker.tcp && (self.worker.pool.allowed_clients.is_some() || self.worker.pool.access_log) {
                     conn.ask_peer();
                     if !self.is_allowed(&conn) {
@@ -554,17 +584,23 @@ impl Loop {
 
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
+        let (mut new, mut answered) = (token.is_none(), false);
         loop {
             match conn.next() {
-                Ok(Event::NeedMore) => match conn.fill() {
-                    Ok(true) => {
-                        if conn.began == 0 {
-                            conn.began = monotonic_ns();
-                        }
+                // The next request takes its client some time: a look would be in vain.
+                Ok(Event::NeedMore) if answered && conn.input.is_idle() && !conn.has_unread() => {
+                    conn.began = 0;
+                    return self.park(conn, token, Wait::Request);
+                }
+                Ok(Event::NeedMore) => {
+                    let first = std::mem::take(&mut new);
+                    match if first { conn.fill_first() } else { conn.fill() } {
+                        Ok(true) if conn.began == 0 => conn.began = monotonic_ns(),
+                        Ok(true) => {}
+                        Ok(false) => return self.park(conn, token, Wait::Request),
+                        Err(_) => return self.close(conn, token),
                     }
-                    Ok(false) => return self.park(conn, token, Wait::Request),
-                    Err(_) => return self.close(conn, token),
-                },
+                }
                 Ok(Event::Request(begin)) => {
                     let Some((back, lost, keep)) = self.serve(conn, begin, token) else {
                         return;
@@ -584,10 +620,10 @@ impl Loop {
                         }
                         return self.worker.hand_over(conn);
                     }
-                    if !conn.has_unread() {
-                        return self.park(conn, token, Wait::Request);
+                    answered = true;
+                    if conn.has_unread() {
+                        conn.began = monotonic_ns();
                     }
-                    conn.began = monotonic_ns();
                 }
                 Ok(Event::Stdin(_) | Event::StdinEnd) => {}
                 Ok(event) => {
@@ -688,9 +724,7 @@ impl Loop {
         if let Some(token) = token {
             self.forget(&conn, token);
         }
-        if self.buffers.len() < 4 {
-            self.buffers.push(conn.into_buffer());
-        }
+        self.worker.put_by(conn.into_memory());
     }
 
     fn forget(&mut self, conn: &Conn, _token: u64) {
@@ -747,7 +781,7 @@ impl Loop {
 
     /// Waits for anything.
     fn wait(&mut self) {
-        let busy = self.rounds >= 8;
+        let busy = self.rounds >= MOST_ROUNDS;
         self.rounds = 0;
         let mut events = [EpollEvent::empty(); 16];
         let first = self.parked.values().filter_map(|parked| parked.deadline).min();
@@ -774,7 +808,10 @@ impl Loop {
                 std::process::exit(70);
             }
         };
-        for event in &events[..count] {
+        let events = &mut events[..count];
+        // Nobody else was woken for what waits there, and a kept connection can be passed on.
+        events.sort_unstable_by_key(EpollEvent::data);
+        for event in events {
             self.handle(event.data());
         }
         let now = Instant::now();
@@ -800,6 +837,8 @@ impl Loop {
             LISTENER | QUEUE if self.must_leave() => {}
             LISTENER => {
                 if let Some(conn) = self.accept() {
+                    self.woken = self.woken.wrapping_add(1);
+                    self.pressed |= self.woken.is_multiple_of(LOOK_EVERY);
                     self.attend(conn, None);
                 }
             }

@@ -75,6 +75,7 @@ fn behind_nginx() {
         pool: &stage.server.address,
         keep: 32,
         port: None,
+        script_as_path_info: false,
     };
     let web = Web::start(Front::Nginx, &site, &stage.server.home.join("nginx")).unwrap_or_else(|e| panic!("{e}"));
     let url = web.url();

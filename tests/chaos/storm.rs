@@ -69,6 +69,7 @@ pub fn run(seed: u64, seconds: u64) {
             pool,
             keep,
             port: None,
+            script_as_path_info: false,
         };
         Web::start(Front::Nginx, &site, &root.path().join(name)).unwrap_or_else(|e| panic!("{e}"))
     };

@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -171,6 +171,8 @@ pub enum FromZygote {
     Ready {
         /// PHP_VERSION
         php: String,
+        /// The files that its code comes from: libphp, extensions, libraries.
+        mapped: Vec<PathBuf>,
     },
     /// It cannot be; the zygote ends.
     Failed {

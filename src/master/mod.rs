@@ -8,6 +8,7 @@
 //! - [`pool`] (a folder: generations, what processes say, what the process manager decides, what is seen of it),
 //!   [`generation`], [`worker`]: what there is
 //! - [`desk`]: the control socket; [`systemd`]: what the service manager is told; [`cgroup`]: the pool's control groups
+//! - [`upgrade`]: another program in the same process; [`saved`]: what outlives that
 //! - [`watch`]: the tasks that turn descriptors into events
 
 mod access_log;
@@ -28,12 +29,15 @@ mod pid_file;
 mod pool;
 mod process;
 mod queue;
+mod saved;
+mod stamp;
 mod start;
 mod status;
 mod status_server;
 mod sys;
 mod systemd;
 mod trace;
+mod upgrade;
 mod users;
 mod watch;
 mod worker;

@@ -6,12 +6,14 @@
 mod harness;
 mod limits;
 mod processes;
+mod renewal;
 mod scaling;
 mod signals;
 mod start;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each tier uses its part")]
 mod support;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         signals::CASES,
         scaling::CASES,
         limits::CASES,
+        upgrade::CASES,
+        renewal::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

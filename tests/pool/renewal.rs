@@ -1,4 +1,4 @@
-//! What a reload renews.
+//! What a reload renews, and how many workers there are meanwhile.
 
 use std::fs;
 use std::process::Command;
@@ -6,11 +6,12 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use crate::Case;
-use crate::harness::{Master, Place, wait_for};
+use crate::harness::{Master, Place, body, wait_for};
 
 pub const CASES: &[Case] = &[
     ("renewal::only_what_has_changed_is_renewed", only_what_has_changed),
     ("renewal::what_is_preloaded_is_always_renewed", preloaded),
+    ("renewal::overlap_bounds_the_workers_and_fails_no_request", overlap),
 ];
 
 const POOLS: &str = "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\nphp.ini = {dir}/www.ini\n\
@@ -109,4 +110,45 @@ fn preloaded() {
     place.configure(POOLS);
     let master = started(place);
     assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+}
+
+fn overlap() {
+    for (overlap, new_workers) in [(1, 1), (0, 0)] {
+        let place = place();
+        place.configure(&format!(
+            "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 2\nreload.overlap = {overlap}\n"
+        ));
+        let master = place.serve_with(2);
+        let old = master.workers("www");
+        let mut running: Vec<_> = (0..2).map(|_| master.connect("sock")).collect();
+        for connection in &mut running {
+            master.ask(connection, "/sleep.php?ms=3000", 0);
+            connection.next_record().expect("it has begun");
+        }
+        for round in 2..=3 {
+            master.signal(Signal::SIGUSR2);
+            master.said_often("ready to handle connections", round);
+            let workers = master.workers("www");
+            assert!(old.iter().all(|pid| workers.contains(pid)), "both still run");
+            assert!(workers.len() <= 2 + overlap, "{workers:?} with an overlap of {overlap}");
+        }
+        // Who comes now is served by the worker that there is room for, or when there is room for one.
+        let mut newcomer = master.connect("sock");
+        master.ask(&mut newcomer, "/pid.php", 0);
+        let reply = body(&newcomer.reply(1));
+        assert!(!old.contains(&reply.parse().unwrap()), "the new generation serves");
+        if new_workers > 0 {
+            assert!(
+                running[0].record_within(std::time::Duration::ZERO).is_none(),
+                "the old ones still run"
+            );
+        }
+        for connection in &mut running {
+            assert_eq!(body(&connection.reply(1)), "done");
+        }
+        wait_for("the new generation is whole, and alone", || {
+            let workers = master.workers("www");
+            workers.len() == 2 && old.iter().all(|pid| !workers.contains(pid))
+        });
+    }
 }

@@ -7,6 +7,7 @@ mod harness;
 mod limits;
 mod processes;
 mod renewal;
+mod restart;
 mod scaling;
 mod signals;
 mod start;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         limits::CASES,
         upgrade::CASES,
         renewal::CASES,
+        restart::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

@@ -171,6 +171,8 @@ pub enum FromZygote {
     Ready {
         /// PHP_VERSION
         php: String,
+        /// The files that its code comes from: libphp, extensions, libraries.
+        mapped: Vec<PathBuf>,
     },
     /// It cannot be; the zygote ends.
     Failed {

@@ -14,7 +14,7 @@ mod sink;
 
 pub use clock::{Clock, read_time_zone};
 pub use line::{LineFormat, MESSAGE_BUFFER, Stamp};
-pub use logger::{About, LogError, Logger, Settings, errno};
+pub use logger::{About, LogError, Logger, SavedLog, Settings, errno};
 pub use message_id::MessageId;
 pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
 

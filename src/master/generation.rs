@@ -11,17 +11,20 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::cgroup::Leaf;
 use super::context::{Context, State};
 use super::foreign::{Closer, Foreign};
-use super::listen::Listener;
+use super::listen::{Listener, Sockets};
 use super::process::Process;
 use super::queue::Queue;
+use super::saved::{Kept, Restorer, Saver};
+use super::stamp::Files;
 use super::users::Identity;
-use super::watch::{self, Place, Watch};
-use super::worker::{Worker, describe, describe_request};
-use super::zygote::{Parts, Zygote, ZygoteError};
+use super::watch::{self, GenerationId, Place, PoolId, Watch};
+use super::worker::{SavedWorker, Worker, describe, describe_request};
+use super::zygote::{Parts, SavedZygote, Zygote, ZygoteError};
 use crate::api::Happened;
 use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
@@ -43,7 +46,7 @@ const LIVED: Duration = Duration::from_secs(10);
 const MOST_REFUSED: u32 = 3;
 
 /// Where a generation stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Life {
     /// PHP is starting up.
     Starting,
@@ -54,7 +57,7 @@ pub enum Life {
 }
 
 /// How the end of a drain is enforced.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Drain {
     /// Its begin.
     pub begun: Duration,
@@ -87,7 +90,7 @@ pub enum Errand {
 }
 
 /// Counters of workers that are gone.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests begun.
     pub requests: u64,
@@ -122,13 +125,38 @@ pub struct Generation {
     pub php: String,
     /// `expose_php`: whether clients may know it.
     pub exposed: bool,
+    /// libphp, extensions and what they need, as they were when it was ready.
+    pub mapped: Files,
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     closer: Closer,
     /// Workers that were not accepted.
     refused: u32,
     free: BTreeSet<u32>,
-    _bell: Watch,
+    bell: Rc<OwnedFd>,
+    _ringing: Watch,
+}
+
+/// A generation, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedGeneration {
+    id: GenerationId,
+    config: Pool,
+    identity: Identity,
+    /// The key of what it listens on.
+    listener: String,
+    life: Life,
+    begun: Duration,
+    board: Kept,
+    bell: Kept,
+    workers: Vec<SavedWorker>,
+    drain: Option<Drain>,
+    quit: Option<Duration>,
+    trace_layout: Vec<u64>,
+    php: String,
+    exposed: bool,
+    mapped: Files,
+    zygote: SavedZygote,
 }
 
 impl Generation {
@@ -167,7 +195,8 @@ impl Generation {
             closer: queue.closer(),
         };
         let zygote = Zygote::start(ctx, place, parts)?;
-        let bell = watch::bell(bell, &ctx.events, place).map_err(make("a registration"))?;
+        let bell = Rc::new(OwnedFd::from(bell));
+        let ringing = watch::bell(&bell, &ctx.events, place).map_err(make("a registration"))?;
         Ok(Self {
             place,
             config: config.clone(),
@@ -181,14 +210,104 @@ impl Generation {
             quit: None,
             trace_layout: TraceLayout::default(),
             php: String::new(),
-            exposed: zygote.exposes_php,
+            exposed: zygote.says.exposes_php,
+            mapped: Files::default(),
             ctx: ctx.clone(),
             zygote,
             closer: queue.closer().clone(),
             refused: 0,
             free: (0..slots).collect(),
-            _bell: bell,
+            bell,
+            _ringing: ringing,
         })
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedGeneration {
+        SavedGeneration {
+            id: self.place.generation,
+            config: (*self.config).clone(),
+            identity: self.identity.clone(),
+            listener: self.listener.key.clone(),
+            life: self.life,
+            begun: self.begun,
+            board: saver.keep(&self.board.fd()),
+            bell: saver.keep(&*self.bell),
+            workers: self.workers.values().map(|worker| worker.save(saver)).collect(),
+            drain: self.drain,
+            quit: self.quit,
+            trace_layout: self.trace_layout.to_words().to_vec(),
+            php: self.php.clone(),
+            exposed: self.exposed,
+            mapped: self.mapped.clone(),
+            zygote: self.zygote.save(saver),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing, or the scoreboard is of another version.
+    pub fn restore(
+        ctx: &Rc<Context>,
+        pool: PoolId,
+        queue: &Queue,
+        sockets: &Sockets,
+        saved: SavedGeneration,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let generation = saved.id;
+        let place = Place { pool, generation };
+        let (config, closer) = (Rc::new(saved.config), queue.closer());
+        let board = Scoreboard::open(fds.take(saved.board)?).map_err(io::Error::other)?;
+        let zygote = Zygote::restore(ctx, place, &config, closer, saved.zygote, fds)?;
+        let bell = Rc::new(fds.take(saved.bell)?);
+        let ringing = watch::bell(&bell, &ctx.events, place)?;
+        let mut free: BTreeSet<u32> = (0..board.slots() as u32).collect();
+        let mut workers = BTreeMap::new();
+        for worker in saved.workers {
+            let worker = Worker::restore(ctx, place, &config, closer, worker, fds)?;
+            if !free.remove(&worker.slot) {
+                return Err(io::Error::other("two workers have one slot of the scoreboard"));
+            }
+            workers.insert(worker.id, worker);
+        }
+        let layout = saved.trace_layout.try_into();
+        Ok(Self {
+            place,
+            config,
+            identity: saved.identity,
+            listener: sockets.known(&saved.listener)?,
+            life: saved.life,
+            begun: saved.begun,
+            board,
+            workers,
+            drain: saved.drain,
+            quit: saved.quit,
+            trace_layout: layout.map_or_else(|_| TraceLayout::default(), TraceLayout::from_words),
+            php: saved.php,
+            exposed: saved.exposed,
+            mapped: saved.mapped,
+            ctx: ctx.clone(),
+            zygote,
+            closer: closer.clone(),
+            free,
+            bell,
+            _ringing: ringing,
+        })
+    }
+
+    /// Whether one that is started now would be the same: no file that it was made from has changed.
+    pub fn is_up_to_date(&self) -> bool {
+        // What is preloaded is the pool's own code, and may be any number of files.
+        !self.zygote.says.preloads
+            && super::zygote::files_now(&self.ctx, &self.config).is_some_and(|now| now == self.zygote.files)
+            && self.mapped.are_unchanged()
+    }
+
+    /// Whether its zygote has taken all that it was told.
+    pub fn has_all_orders(&self) -> bool {
+        self.zygote.has_all_orders()
     }
 
     /// The way to the zygote.

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::generation::Generation;
@@ -25,7 +26,7 @@ const ENGINE: Duration = Duration::from_millis(100);
 const TERM: Duration = Duration::from_millis(700);
 
 /// How far the end of a request has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rung {
     /// Which request: its begin, in the scoreboard's nanoseconds.
     started: u64,
@@ -34,7 +35,7 @@ pub struct Rung {
     next: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
     Engine,
     Term,

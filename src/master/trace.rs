@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::SigSet;
 use tokio::sync::oneshot;
 
 use super::context::Context;
@@ -37,6 +38,8 @@ where
     let (send, result) = oneshot::channel();
     let started = worker.begin_trace().map(|under_way| {
         thread::Builder::new().name("trace".to_owned()).spawn(move || {
+            // They are the loop's, which an exec must not lose.
+            let _ = SigSet::all().thread_block();
             let _ = send.send(work());
             drop(under_way);
         })

@@ -73,6 +73,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         queue,
         bell,
         master,
+        mapped: _,
     } = generation;
     let board: &'static _ = Box::leak(Box::new(board));
     let slot = spawn.slot as usize;

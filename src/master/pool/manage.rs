@@ -20,6 +20,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 impl Pool {
     pub(super) fn manage(&mut self, now: Duration, room: Option<u32>) {
         let config = self.wanted.config.clone();
+        let earlier = self.leaving.iter().map(|(generation, _)| generation).chain(&self.old);
+        let draining = earlier.map(|generation| generation.workers.len() as u32).sum::<u32>();
         let Some(current) = &mut self.current else {
             // Asleep, or not yet awake: a connection wakes it.
             if self.next.is_none() && self.restart_at.is_none() {
@@ -40,7 +42,11 @@ impl Pool {
         snapshot.recycling.left = current.departures(now);
         current.count(&mut snapshot);
         snapshot.peak = snapshot.peak.max(std::mem::take(&mut self.peak));
-        let limits = pm::Limits::from(&*current.config);
+        let mut limits = pm::Limits::from(&*current.config);
+        // Workers of older generations come on top, up to a bound; each one more keeps a place of this generation until it
+        // has finished its request. Who needs that place waits, as in a pool that is full.
+        let overlap = config.reload_overlap.unwrap_or(limits.max_children);
+        limits.max_children = limits.max_children.saturating_sub(draining.saturating_sub(overlap));
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         if limits.style != Pm::Static {
             snapshot.waiting = self.ctx.diag.backlog(&current.listener).unwrap_or_default().waiting;

@@ -156,6 +156,7 @@ pub struct SavedGeneration {
     php: String,
     exposed: bool,
     mapped: Files,
+    refused: u32,
     zygote: SavedZygote,
 }
 
@@ -240,6 +241,7 @@ impl Generation {
             php: self.php.clone(),
             exposed: self.exposed,
             mapped: self.mapped.clone(),
+            refused: self.refused,
             zygote: self.zygote.save(saver),
         }
     }
@@ -288,6 +290,7 @@ impl Generation {
             php: saved.php,
             exposed: saved.exposed,
             mapped: saved.mapped,
+            refused: saved.refused,
             ctx: ctx.clone(),
             zygote,
             closer: closer.clone(),

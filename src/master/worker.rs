@@ -79,6 +79,9 @@ pub struct SavedWorker {
     ended: Option<Duration>,
     hung_up: bool,
     replaces: bool,
+    retired: Option<Duration>,
+    held: bool,
+    left: bool,
     leaf: Option<PathBuf>,
     rung: Option<Rung>,
     traced: Option<u64>,
@@ -100,6 +103,9 @@ impl Worker {
             ended: self.ended,
             hung_up: self.hung_up,
             replaces: self.replaces,
+            retired: self.retired,
+            held: self.held,
+            left: self.left,
             leaf: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
             rung: self.rung,
             traced: self.traced,
@@ -132,6 +138,9 @@ impl Worker {
             ended: saved.ended,
             hung_up: saved.hung_up,
             replaces: saved.replaces,
+            retired: saved.retired,
+            held: saved.held,
+            left: saved.left,
             leaf: saved
                 .leaf
                 .zip(ctx.cgroup.as_ref())

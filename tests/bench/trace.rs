@@ -78,7 +78,7 @@ fn stand_still(server: &Server, script: &str, seconds: f64) -> Result<(), Box<dy
     for pid in server.workers() {
         sched_setaffinity(Pid::from_raw(pid), &only(last)?)?;
     }
-    let request = Request::new(script, false, "GET", &seconds.to_string(), b"");
+    let request = Request::new(script, false, "GET", &seconds.to_string(), b"", false);
     let mut connection = server.connect();
     connection.send(&request.bytes);
     let runs = |pid: &i32| {
@@ -146,7 +146,7 @@ fn stand_still(server: &Server, script: &str, seconds: f64) -> Result<(), Box<dy
 }
 
 fn profile(server: &Server, script: &str, name: &str, rounds: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
-    let request = Request::new(script, true, "GET", "", b"");
+    let request = Request::new(script, true, "GET", "", b"", false);
     let master = server.pids()[0].to_string();
     let program = std::env::current_exe()?
         .ancestors()
@@ -182,7 +182,7 @@ fn profile(server: &Server, script: &str, name: &str, rounds: usize, seconds: f6
                 sampler.kill()?;
                 sampler.wait()?;
             }
-            rates[usize::from(profiled)] = outcome.requests as f64 / outcome.elapsed.as_secs_f64();
+            rates[usize::from(profiled)] = outcome.rate;
         }
         without.push(rates[0]);
         with.push(rates[1]);

@@ -26,6 +26,7 @@ mod log_file;
 mod output;
 mod pid_file;
 mod pool;
+mod privileges;
 mod process;
 mod queue;
 mod start;

@@ -23,6 +23,7 @@ use super::listen::{Inherited, ListenError, Sockets};
 use super::log_file;
 use super::pid_file::{PidFile, PidFileError};
 use super::pool::Wanted;
+use super::privileges;
 use super::systemd::Systemd;
 use super::users::{self, UserError};
 use super::{output, sys};
@@ -181,6 +182,9 @@ fn prepare(
     }
     if replace_stderr {
         log.tie_stderr()?;
+    }
+    if let Err(error) = privileges::give_up(!sockets.are_held()) {
+        log.warning(format_args!("the master keeps all its capabilities: {}", errno(&error)));
     }
     log.started();
     let log = log.clone();

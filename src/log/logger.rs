@@ -222,12 +222,18 @@ impl Logger {
         }
     }
 
-    /// Whether lines go to the journal alone, and this one with them.
+    /// Whether entries go to the journal alone, with all of their fields.
+    pub fn keeps_fields(&self) -> bool {
+        let state = self.0.borrow();
+        state.log.is_none() && matches!(state.stderr.target, Target::Journal(_))
+    }
+
+    /// Puts an entry into the journal, if that is where they go.
     fn to_journal(&self, severity: u8, fields: &Fields<'_>, text: &[u8]) -> bool {
-        let mut state = self.0.borrow_mut();
-        let wanted = state.log.is_none() && matches!(state.stderr.target, Target::Journal(_));
+        let wanted = self.keeps_fields();
         if wanted {
-            state.stderr.put(&journal::entry(severity, fields, text));
+            let entry = journal::entry(severity, fields, text);
+            self.0.borrow_mut().stderr.put(&entry);
         }
         wanted
     }

@@ -75,4 +75,6 @@ pub struct Fields<'a> {
     pub request_id: Option<&'a str>,
     /// What has happened, for those that have a name for it.
     pub message_id: Option<MessageId>,
+    /// Fields of this event alone.
+    pub more: &'a [(&'static str, &'a str)],
 }

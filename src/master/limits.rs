@@ -93,22 +93,13 @@ impl Current<'_> {
         Duration::from_nanos(self.started)
     }
 
-    /// Says that the request is slow, or over its time.
-    fn say(&self, worker: &Worker, now: Duration, what: &str) {
+    /// php-fpm's line for a request that is slow, or over its time.
+    fn line(&self, worker: &Worker, now: Duration, what: &str) -> String {
         let took = now.saturating_sub(self.begin());
         let request = describe_request(&self.board.view(worker.slot as usize));
         let pid = worker.pid().unwrap_or_default();
         let (seconds, micros) = (took.as_secs(), took.subsec_micros());
-        let text = format_args!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)");
-        let suffix = if what.starts_with("executing") {
-            "logging"
-        } else {
-            "terminating"
-        };
-        self.ctx
-            .log
-            .pool(&self.pool.name)
-            .warning(format_args!("{text}, {suffix}"));
+        format!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)")
     }
 
     /// Whether it has become slow, and when it would.
@@ -132,10 +123,16 @@ impl Current<'_> {
             return (false, Some(due));
         }
         worker.traced = Some(self.started);
-        self.say(worker, now, "executing too slow");
+        let line = self.line(worker, now, "executing too slow") + ", logging";
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
-        trace::slow(self.ctx, self.pool, identity, worker, view, self.layout, took);
+        let found = trace::Found {
+            worker,
+            view,
+            took,
+            line,
+        };
+        trace::slow(self.ctx, self.pool, identity, self.layout, found);
         (true, Some(now + limit))
     }
 
@@ -156,7 +153,8 @@ impl Current<'_> {
             return Some(due);
         }
         if worker.rung.is_none() {
-            self.say(worker, now, "execution timed out");
+            let line = self.line(worker, now, "execution timed out") + ", terminating";
+            self.ctx.log.pool(&self.pool.name).warning(line);
         }
         self.climb(worker, now);
         worker.rung.map(|rung| rung.next)

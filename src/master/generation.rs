@@ -39,6 +39,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A worker that lived so long, or served a request, did not die of its start.
 const LIVED: Duration = Duration::from_secs(10);
 
+/// So many workers that are not accepted end the conversation with their zygote. (One may have ended before it was looked at.)
+const MOST_REFUSED: u32 = 3;
+
 /// Where a generation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
@@ -111,6 +114,8 @@ pub struct Generation {
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     closer: Closer,
+    /// Workers that were not accepted.
+    refused: u32,
     free: BTreeSet<u32>,
     _bell: Watch,
 }
@@ -169,6 +174,7 @@ impl Generation {
             ctx: ctx.clone(),
             zygote,
             closer: queue.closer().clone(),
+            refused: 0,
             free: (0..slots).collect(),
             _bell: bell,
         })
@@ -272,6 +278,10 @@ impl Generation {
             format_args!("a worker of zygote {zygote} is not accepted: {problem}"),
         );
         self.forget(id);
+        self.refused += 1;
+        if self.refused == MOST_REFUSED {
+            self.break_off("what it calls workers are none");
+        }
     }
 
     /// Has done with a zygote that does not keep to the protocol: it is hostile, or its memory is torn. Its workers go on.

@@ -146,7 +146,7 @@ pub const ATTACKS: &[Attack] = &[
 
 /// Whether the master refuses the villain's worker, with this reason, and harms nobody for it.
 fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {
-    site.wait_for_log("is not accepted: ");
+    site.wait_for_log("what it calls workers are none");
     let refused = |line: &String| line.contains("is not accepted: ") && line.contains(reason);
     assert!(site.log().iter().any(refused), "{}", site.log().join("\n"));
     let before = site.below("pool victim");

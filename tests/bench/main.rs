@@ -13,6 +13,7 @@ mod report;
 mod rows;
 mod scripts;
 mod syscalls;
+mod trace;
 
 use std::error::Error;
 
@@ -21,7 +22,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "./dev bench", about = "Measures php-pool and php-fpm side by side.")]
 struct Arguments {
-    /// `syscalls`, a group of rows (`hello`) or the beginning of a row's name; everything if there is none.
+    /// `syscalls`, `trace`, a group of rows (`hello`) or the beginning of a row's name; everything if there is none.
     what: Vec<String>,
     /// Rounds for each server.
     #[arg(long, default_value_t = 7)]
@@ -40,7 +41,7 @@ struct Arguments {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     if arguments.list {
-        println!("syscalls");
+        println!("syscalls\ntrace");
         for row in rows::ROWS {
             println!("{}", row.name);
         }
@@ -48,7 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let wanted = |name: &str| arguments.what.is_empty() || arguments.what.iter().any(|what| name.starts_with(what));
     let rows: Vec<_> = rows::ROWS.iter().filter(|row| wanted(row.name)).collect();
-    if rows.is_empty() && !wanted("syscalls") {
+    if rows.is_empty() && !wanted("syscalls") && !wanted("trace") {
         return Err(format!(
             "there is no row that begins with {}; --list names them",
             arguments.what.join(" or ")
@@ -58,6 +59,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     report::machine();
     if wanted("syscalls") {
         syscalls::run()?;
+    }
+    if wanted("trace") {
+        trace::run(arguments.rounds, arguments.seconds)?;
     }
     if !rows.is_empty() {
         report::head();

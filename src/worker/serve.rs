@@ -594,7 +594,8 @@ impl Loop {
                 }
                 Ok(Event::NeedMore) => {
                     let first = std::mem::take(&mut new);
-                    match if first { conn.fill_first() } else { conn.fill() } {
+                    let filled = if first { conn.fill_first() } else { conn.fill() };
+                    match filled {
                         Ok(true) if conn.began == 0 => conn.began = monotonic_ns(),
                         Ok(true) => {}
                         Ok(false) => return self.park(conn, token, Wait::Request),

@@ -151,6 +151,13 @@ pub struct SavedSockets {
     held: bool,
 }
 
+impl SavedSockets {
+    /// Whether systemd holds the sockets.
+    pub fn are_held(&self) -> bool {
+        self.held
+    }
+}
+
 impl Sockets {
     /// What is to go on.
     pub fn save(&self, saver: &mut Saver) -> SavedSockets {

@@ -120,6 +120,8 @@ fn take_over(launch: Launch, state: File) -> i32 {
     match Saved::read(state) {
         Ok(saved) => {
             set_title(&saved.config, &log);
+            // The exec has given root's all back.
+            give_up_privileges(saved.sockets.are_held(), &log);
             run_loop(&log.clone(), daemon::handled(), |events, receiver| {
                 Daemon::restore(launch, log, saved, events, receiver)
             })
@@ -155,6 +157,12 @@ fn run_loop(
             Err(error) => failed("a descriptor", error),
         }
     })
+}
+
+fn give_up_privileges(sockets_are_held: bool, log: &Logger) {
+    if let Err(error) = privileges::give_up(!sockets_are_held) {
+        log.warning(format_args!("the master keeps all its capabilities: {}", errno(&error)));
+    }
 }
 
 fn set_title(config: &Config, log: &Logger) {
@@ -241,9 +249,7 @@ fn prepare(
     if replace_stderr {
         log.tie_stderr()?;
     }
-    if let Err(error) = privileges::give_up(!sockets.are_held()) {
-        log.warning(format_args!("the master keeps all its capabilities: {}", errno(&error)));
-    }
+    give_up_privileges(sockets.are_held(), log);
     log.started();
     let log = log.clone();
     Ok(Prepared::Stays(Box::new(Start {

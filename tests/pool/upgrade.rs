@@ -77,12 +77,19 @@ fn nothing_is_disturbed() {
     let mut waiting = master.connect("sock");
     master.ask(&mut waiting, "/pid.php", 0);
     let before = family();
+    let capabilities = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", master.pid())).unwrap();
+        let sets = status.lines().filter(|line| line.starts_with("Cap"));
+        sets.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let kept = capabilities();
 
     master.place.install();
     let output = reload(&master, &[]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(master.count(TAKEN_OVER), 1);
     assert_eq!(family(), before, "neither the zygote nor a worker has changed");
+    assert_eq!(capabilities(), kept, "what the master has given up does not come back");
     // The counters go on.
     assert!((5..=6).contains(&accepted(&master)), "{}", accepted(&master));
 

@@ -52,6 +52,19 @@ pub fn socket_of(pool: &str) -> PathBuf {
     Path::new(RUN).join(pool).join("control")
 }
 
+/// Asks a master to reload, and waits until its new generations serve. When another program takes over for it, this one
+/// is asked, which has nothing more to renew. `limit` is that of [`Client::ask`].
+///
+/// # Errors
+/// When nobody listens there, the reload failed, or there is no answer in time.
+pub fn reload(path: &Path, force: bool, limit: Option<Duration>) -> Result<(), ApiError> {
+    match Client::connect(path)?.ask(&Question::Reload { force }, limit) {
+        Err(ApiError::HungUp(_)) => Client::connect(path)?.ask(&Question::Reload { force: false }, limit),
+        answer => answer,
+    }
+    .map(drop)
+}
+
 /// A connection to a master.
 #[derive(Debug)]
 pub struct Client {
@@ -103,6 +116,7 @@ impl Client {
         let read = (&mut self.stream).take(MAX_ANSWER as u64).read_until(b'\n', &mut line);
         match read {
             Ok(_) if line.last() != Some(&b'\n') => Err(ApiError::HungUp(self.path.clone())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ApiError::HungUp(self.path.clone())),
             Ok(_) => match serde_json::from_slice::<Versioned<Answer>>(&line) {
                 Ok(Versioned {
                     message: Answer::Refused { reason },

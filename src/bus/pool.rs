@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use zbus::Connection;
 use zbus::zvariant::OwnedObjectPath;
 
-use crate::api::{Answer, ApiError, Client, PoolStatus, Question};
+use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question};
 use crate::config::{self, LoadOptions};
 use crate::generator;
 
@@ -68,9 +68,13 @@ impl Pools {
 
     /// Asks the master. Nothing is woken: a pool that sleeps has no control socket.
     async fn ask(&self, name: &str, question: Question, limit: Duration) -> Result<Answer, ApiError> {
-        let path = self.run.join(name).join("control");
+        let path = self.control(name);
         let asked = tokio::task::spawn_blocking(move || Client::connect(&path)?.ask(&question, Some(limit)));
         asked.await.expect("the client does not panic")
+    }
+
+    fn control(&self, name: &str) -> PathBuf {
+        self.run.join(name).join("control")
     }
 
     /// Looks at one pool.
@@ -128,12 +132,14 @@ impl Pools {
         Look::Away { state, pm }
     }
 
-    /// Has the master read its file again.
+    /// Has the master read its file again and start new workers, as `systemctl reload` does.
     ///
     /// # Errors
     /// When it fails, or there is no master.
     pub async fn reload(&self, name: &str) -> Result<(), ApiError> {
-        self.ask(name, Question::Reload, LONGEST_RELOAD).await.map(drop)
+        let path = self.control(name);
+        let asked = tokio::task::spawn_blocking(move || api::reload(&path, true, Some(LONGEST_RELOAD)));
+        asked.await.expect("the client does not panic")
     }
 
     /// What the workers do that have a request.

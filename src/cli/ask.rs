@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::api::{Answer, ApiError, Client, PoolStatus, Question, socket_of};
+use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question, socket_of};
 use crate::scoreboard::Stage;
 
 /// A master that does not answer by then hangs.
@@ -41,9 +41,9 @@ fn said(error: &ApiError) -> i32 {
 }
 
 /// Reads the configuration again and waits until the new workers serve.
-pub fn reload(whom: &Whom) -> i32 {
-    match ask(&whom.socket(), &Question::Reload, None) {
-        Ok(_) => 0,
+pub fn reload(whom: &Whom, force: bool) -> i32 {
+    match api::reload(&whom.socket(), force, None) {
+        Ok(()) => 0,
         Err(ApiError::Refused(reason)) => {
             eprintln!("php-pool: the reload failed; the pool serves on as it was");
             eprintln!("{reason}");
@@ -123,7 +123,7 @@ pub fn workers(whom: &Whom) -> i32 {
     );
     for worker in pools.iter().flat_map(|pool| &pool.snapshot.processes) {
         let state = match worker.stage {
-            Stage::None => "starting",
+            Stage::None | Stage::Held => "starting",
             Stage::Idle => "idle",
             _ => "active",
         };

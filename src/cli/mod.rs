@@ -114,10 +114,14 @@ enum Commands {
         #[arg(long, value_name = "SOCKET")]
         control: Option<PathBuf>,
     },
-    /// Read a pool's configuration again; returns when the new workers serve, and fails when they do not
+    /// Bring a pool up to date: its configuration, its php.ini, PHP, php-pool itself; returns when the new workers serve, and
+    /// fails when they do not
     Reload {
         #[command(flatten)]
         whom: ask::Whom,
+        /// Start new workers although nothing of that has changed; PHP forgets what it has compiled
+        #[arg(long)]
+        force: bool,
     },
     /// Show a pool's state and counters; never wakes one that sleeps
     Status {
@@ -205,7 +209,7 @@ pub fn main() -> i32 {
                 control: control.or_else(|| Some(runtime?.join("control"))),
             })
         }
-        Commands::Reload { whom } => ask::reload(&whom),
+        Commands::Reload { whom, force } => ask::reload(&whom, force),
         Commands::Status { whom, json } => ask::status(&whom, json),
         Commands::Workers { whom } => ask::workers(&whom),
         Commands::Ping { whom } => ask::ping(&whom),

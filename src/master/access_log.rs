@@ -6,9 +6,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::log_file;
+use super::saved::{Kept, Restorer, Saver};
 use super::users::Identity;
 use crate::log::errno;
 
@@ -24,7 +26,33 @@ pub struct AccessLog {
     file: File,
 }
 
+/// An open access log, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedAccessLog {
+    path: PathBuf,
+    file: Kept,
+}
+
 impl AccessLog {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedAccessLog {
+        SavedAccessLog {
+            path: self.path.clone(),
+            file: saver.keep(&self.file),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When the descriptor is missing.
+    pub fn restore(saved: SavedAccessLog, fds: &mut Restorer) -> io::Result<Self> {
+        Ok(Self {
+            path: saved.path,
+            file: fds.take(saved.file)?.into(),
+        })
+    }
+
     /// Opens it. `stderr` is what /dev/stderr means, whatever has become of descriptor 2.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::generation::Generation;
@@ -25,7 +26,7 @@ const ENGINE: Duration = Duration::from_millis(100);
 const TERM: Duration = Duration::from_millis(700);
 
 /// How far the end of a request has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rung {
     /// Which request: its begin, in the scoreboard's nanoseconds.
     started: u64,
@@ -34,7 +35,7 @@ pub struct Rung {
     next: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
     Engine,
     Term,
@@ -93,22 +94,13 @@ impl Current<'_> {
         Duration::from_nanos(self.started)
     }
 
-    /// Says that the request is slow, or over its time.
-    fn say(&self, worker: &Worker, now: Duration, what: &str) {
+    /// php-fpm's line for a request that is slow, or over its time.
+    fn line(&self, worker: &Worker, now: Duration, what: &str) -> String {
         let took = now.saturating_sub(self.begin());
         let request = describe_request(&self.board.view(worker.slot as usize));
         let pid = worker.pid().unwrap_or_default();
         let (seconds, micros) = (took.as_secs(), took.subsec_micros());
-        let text = format_args!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)");
-        let suffix = if what.starts_with("executing") {
-            "logging"
-        } else {
-            "terminating"
-        };
-        self.ctx
-            .log
-            .pool(&self.pool.name)
-            .warning(format_args!("{text}, {suffix}"));
+        format!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)")
     }
 
     /// Whether it has become slow, and when it would.
@@ -132,10 +124,16 @@ impl Current<'_> {
             return (false, Some(due));
         }
         worker.traced = Some(self.started);
-        self.say(worker, now, "executing too slow");
+        let line = self.line(worker, now, "executing too slow") + ", logging";
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
-        trace::slow(self.ctx, self.pool, identity, worker, view, self.layout, took);
+        let found = trace::Found {
+            worker,
+            view,
+            took,
+            line,
+        };
+        trace::slow(self.ctx, self.pool, identity, self.layout, found);
         (true, Some(now + limit))
     }
 
@@ -156,7 +154,8 @@ impl Current<'_> {
             return Some(due);
         }
         if worker.rung.is_none() {
-            self.say(worker, now, "execution timed out");
+            let line = self.line(worker, now, "execution timed out") + ", terminating";
+            self.ctx.log.pool(&self.pool.name).warning(line);
         }
         self.climb(worker, now);
         worker.rung.map(|rung| rung.next)
@@ -167,7 +166,7 @@ impl Current<'_> {
         match self.slot.stage() {
             Stage::ReadingHeaders | Stage::Info | Stage::Running => true,
             Stage::Finishing => self.pool.request_terminate_timeout_track_finished,
-            Stage::None | Stage::Idle => false,
+            Stage::None | Stage::Held | Stage::Idle => false,
         }
     }
 

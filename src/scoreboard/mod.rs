@@ -8,7 +8,7 @@ mod layout;
 mod view;
 
 pub use layout::{
-    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout,
+    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout, Wear,
     monotonic_ns, realtime_us,
 };
 pub use view::{SlotView, TextView};

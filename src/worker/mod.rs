@@ -73,6 +73,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         queue,
         bell,
         master,
+        mapped: _,
     } = generation;
     let board: &'static _ = Box::leak(Box::new(board));
     let slot = spawn.slot as usize;
@@ -122,22 +123,21 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         bell,
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,
+        recycle_age: spawn.recycle_age,
         status_page: RefCell::default(),
         access: RefCell::new(fds.next().and_then(|file| access::Access::new(&pool, file, master))),
         log_epoch: Cell::new(board.header().log_epoch.load(Relaxed)),
         told: RefCell::default(),
         released: RefCell::default(),
+        spare: RefCell::default(),
         counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,
     }));
-    match serve::Loop::new(worker, wake) {
-        Ok(mut serving) => serving.run(),
-        Err(error) => {
-            print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
-            std::process::exit(70);
-        }
+    if let Err(error) = serve::Loop::new(worker, wake).and_then(|mut serving| serving.run()) {
+        print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
+        std::process::exit(70);
     }
     php::stop();
     std::process::exit(0)

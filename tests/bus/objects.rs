@@ -111,6 +111,7 @@ fn introspected() {
         assert!(rows.contains(&row), "{row:?} in\n{text}");
     }
     assert_eq!(rows.len(), all.len(), "{text}");
+    assert!(!text.contains("emits-"), "no property is announced\n{text}");
 }
 
 fn properties() {

@@ -142,6 +142,7 @@ impl Daemon {
         let reason = match self.settle_down().await {
             Err(reason) => reason,
             Ok(()) => {
+                self.all().for_each(|pool| pool.pause_closing(true));
                 let mut saver = Saver::default();
                 let state = self.save(scope, &mut saver).write();
                 self.log().last_words();
@@ -154,6 +155,7 @@ impl Daemon {
                         error
                     },
                 );
+                self.all().for_each(|pool| pool.pause_closing(false));
                 let path = self.ctx.program.path().display();
                 format!("{path} cannot be executed: {}", crate::log::errno(&error))
             }

@@ -50,6 +50,11 @@ impl Pool {
         self.generations().all(|generation| generation.has_all_orders())
     }
 
+    /// Closes no descriptor of what is saved meanwhile, or goes on.
+    pub fn pause_closing(&self, paused: bool) {
+        self.queue.closer().pause(paused);
+    }
+
     /// What is to go on.
     pub fn save(&self, saver: &mut Saver) -> SavedPool {
         let wanted = &self.wanted;

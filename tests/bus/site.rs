@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::harness::{Master, Place, wait_for};
+use crate::harness::{Master, Place, executable, wait_for};
 use crate::support::process::{Daemon, spawn, that_dies_with_us};
 
 /// What Debian's system bus allows, as far as it matters here, and then our own policy.
@@ -52,7 +52,7 @@ impl Site {
         std::os::unix::fs::symlink(place.path("pool.conf"), place.path("pool.d/www.conf")).unwrap();
         place.write("hello.php", "<?php echo 'hello';");
         place.write("long.php", "<?php function dally() { sleep(600); } dally();");
-        place.write("die.php", "<?php posix_kill(getmypid(), 9);");
+        place.write("die.php", "<?php exec('kill -9 ' . getmypid());");
         let dir = place.path("").display().to_string();
         let dir = dir.trim_end_matches('/');
         let me = nix::unistd::geteuid().to_string();
@@ -60,7 +60,7 @@ impl Site {
             include_str!("../../units/dbus/org.phppool.conf").replace("user=\"root\"", &format!("user=\"{me}\""));
         place.write("policy.conf", &policy);
         place.write("bus.conf", &BUS.replace("{dir}", dir));
-        let program = program().display().to_string();
+        let program = executable().display().to_string();
         let address = format!("unix:path={dir}/bus");
         place.write(
             "services/org.phppool.service",
@@ -77,6 +77,9 @@ impl Site {
         let bus = Daemon::start(daemon, &place.path("home"), ready).unwrap();
         let master = place.start_with_runtime_directory("run/www");
         master.said("ready to handle connections");
+        if lines.contains("pm = static") {
+            wait_for("the first worker", || !master.workers("www").is_empty());
+        }
         Self { master, _bus: bus }
     }
 
@@ -154,6 +157,12 @@ impl Site {
         self.busctl(user, &all)
     }
 
+    /// What a worker of pool `www` does, the innermost call first; None: the worker moved while it was looked at.
+    pub fn backtrace(&self, user: Option<&str>, pid: i32) -> Option<Vec<Value>> {
+        let out = self.call(user, &["Backtrace", "u", &pid.to_string()]);
+        out.status.success().then(|| data(&out)[0].as_array().unwrap().clone())
+    }
+
     /// The processes that serve the name.
     pub fn services(&self) -> Vec<i32> {
         let run = format!("--run\0{}\0", self.path("run").display());
@@ -162,7 +171,7 @@ impl Site {
         pids.filter(|pid| {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words = String::from_utf8_lossy(&words).into_owned();
-            words.starts_with(&format!("{}\0bus\0", program().display())) && words.contains(&run)
+            words.starts_with(&format!("{}\0bus\0", executable().display())) && words.contains(&run)
         })
         .collect()
     }
@@ -188,7 +197,7 @@ impl Site {
     pub fn wait_for_events(&self) -> Process {
         let mut command = that_dies_with_us("TERM", "systemd-socket-activate");
         command.arg("--datagram").arg("-l").arg(self.path("run/events"));
-        command.arg(program()).args(["bus", "--bus", &self.address()]);
+        command.arg(executable()).args(["bus", "--bus", &self.address()]);
         command.arg("--pools").arg(self.path("pool.d"));
         command.arg("--run").arg(self.path("run"));
         let process = Process::start(command);
@@ -212,12 +221,6 @@ pub fn data(out: &Output) -> Value {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let value: Value = serde_json::from_slice(&out.stdout).unwrap();
     value["data"].clone()
-}
-
-/// Our own executable.
-pub fn program() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    Path::new(this.ancestors().nth(2).unwrap()).join("php-pool")
 }
 
 /// A process whose words are kept.

@@ -12,9 +12,12 @@ use php_pool::migrate::plan;
 
 use crate::verdict::Corpus;
 
+/// A test and its name.
+type Case = (&'static str, fn() -> Result<(), Failed>);
+
 pub fn trials(corpus: &Arc<Corpus>) -> Vec<Trial> {
     let all = Arc::clone(corpus);
-    let commands: [(&str, fn() -> Result<(), Failed>); 4] = [
+    let commands: [Case; 4] = [
         ("migrate::debians_own_files", debian),
         (
             "migrate::nothing_is_written_unless_asked_and_nothing_overwritten",

@@ -3,7 +3,7 @@
 test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
     until_true 60 systemctl is-active php-pool@www.service
     mkdir -p /var/www/html
-    echo '<?php echo PHP_SAPI, " ", php_ini_loaded_file(), " ", $_SERVER["PATH_INFO"] ?? "none";' >/var/www/html/i.php
+    echo '<?php echo PHP_SAPI, " ", php_ini_loaded_file(), " ", $_SERVER["PATH_INFO"] ?: "none";' >/var/www/html/i.php
     printf 'server { listen 8088; root /var/www/html; include snippets/php-pool.conf; }\n' >/etc/nginx/sites-enabled/test
     systemctl start nginx
     contains "$(curl -s http://127.0.0.1:8088/i.php)" "fpm-fcgi /etc/php/"
@@ -13,12 +13,12 @@ test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
 
 test_phpenmod_knows_the_sapi_and_its_trigger_reloads_the_pools() {
     until_true 60 systemctl is-active php-pool@www.service
-    contains "$(phpquery -S)" php-pool
     version=$(phpquery -V | tail -n 1)
+    contains "$(phpquery -S -v "$version")" php-pool
     [ -e "/etc/php/$version/php-pool/conf.d/10-opcache.ini" ]
     before=$(php-pool status www | grep -o 'generation [0-9]*')
     phpdismod -s php-pool calendar
-    dpkg-trigger "/etc/php/$version/php-pool/conf.d"
+    dpkg-trigger --by-package=php-common "/etc/php/$version/php-pool/conf.d"
     dpkg --configure --pending
     [ "$(php-pool status www | grep -o 'generation [0-9]*')" != "$before" ]
 }
@@ -100,7 +100,7 @@ test_an_upgrade_is_not_noticed_by_visitors() {
     systemctl reload nginx
     bumped /tmp/next
     before=$(main_pid www) workers=$(worker_pids www)
-    request www long.php >/tmp/long &
+    PATIENCE=600 request www long.php >/tmp/long &
     long=$!
     until_true 60 test -e /srv/state/long-begun
     visit 1 &
@@ -108,7 +108,7 @@ test_an_upgrade_is_not_noticed_by_visitors() {
     visit 2 &
     two=$!
     until_true 120 more_visits 0
-    dpkg -i /tmp/next/*.deb
+    DEBIAN_FRONTEND=noninteractive dpkg -i /tmp/next/*.deb
     until_true 120 more_visits "$(cat /tmp/visits.* | wc -l)"
     touch /tmp/visited
     wait $one $two
@@ -132,17 +132,17 @@ test_an_upgrade_is_not_noticed_by_visitors() {
 all_new() { ! readlink $(printf '/proc/%s/exe ' $(worker_pids www)) | grep -v "^/usr/lib/php-pool/.*/php-pool-worker$"; }
 
 test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
-    echo 'env[KEPT] = yes' >>/etc/php-pool/pool.d/www.conf
+    echo 'env[KEPT] = still here' >>/etc/php-pool/pool.d/www.conf
     version=$(phpquery -V | tail -n 1)
     dpkg --remove "php-pool-php$version" php-pool
     grep -q KEPT /etc/php-pool/pool.d/www.conf
     [ -e "/etc/php/$version/php-pool/php.ini" ]
     equal "$(systemctl list-units --no-legend --plain 'php-pool*')" ""
     [ ! -e /run/php-pool/www.sock ]
-    dpkg --force-confold -i /vm/debs/php-pool*.deb
+    DEBIAN_FRONTEND=noninteractive dpkg --force-confold -i /vm/debs/php-pool*.deb
     until_true 60 systemctl is-active php-pool@www.service
     script kept.php <<<'<?php echo getenv("KEPT");'
-    equal "$(request www kept.php)" yes
+    equal "$(request www kept.php)" "still here"
 }
 
 test_a_purge_leaves_nothing() {

@@ -3,6 +3,7 @@
 //!
 //! `cargo test --test pool -- FILTER`
 
+mod full;
 mod harness;
 mod limits;
 mod processes;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         upgrade::CASES,
         renewal::CASES,
         restart::CASES,
+        full::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

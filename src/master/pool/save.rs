@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Pool, Wanted};
+use super::{Counters, Pool, Wanted, front};
 use crate::config;
 use crate::master::access_log::{AccessLog, SavedAccessLog};
 use crate::master::context::Context;
@@ -42,6 +42,9 @@ pub struct SavedPool {
     stopping: bool,
     crashes: Vec<Duration>,
     counters: Counters,
+    /// The master takes what waits at the listener.
+    #[serde(default)]
+    open: bool,
 }
 
 impl Pool {
@@ -85,6 +88,7 @@ impl Pool {
             stopping: self.stopping,
             crashes: self.crashes.iter().copied().collect(),
             counters: self.counters.clone(),
+            open: self.front.is_open(),
         }
     }
 
@@ -102,7 +106,8 @@ impl Pool {
             status_listener,
         };
         let access_log = saved.access_log.map(|log| AccessLog::restore(log, fds)).transpose()?;
-        let queue = Queue::restore(saved.id, &ctx.events, saved.queue, fds)?;
+        let rules = front::rules(saved.id, &wanted.config, &ctx.events);
+        let queue = Queue::restore(saved.id, &ctx.events, rules, saved.queue, fds)?;
         queue.closer().restore(saved.closing, fds)?;
         let mut pool = Self::with(ctx, saved.id, wanted, access_log, queue);
         let mut restore = |generation| Generation::restore(ctx, saved.id, &pool.queue, sockets, generation, fds);
@@ -122,6 +127,9 @@ impl Pool {
         (pool.up, pool.stopping) = (saved.up, saved.stopping);
         pool.crashes = saved.crashes.into();
         pool.counters = saved.counters;
+        if saved.open {
+            pool.open_the_front()?;
+        }
         if !pool.stopping {
             pool.serve_status();
         }

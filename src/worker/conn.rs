@@ -14,6 +14,9 @@ use php_pool::fastcgi::{Event, Input, ProtocolError};
 /// Room for what is read at once: a whole request in the common case.
 pub const BUFFER: usize = 64 << 10;
 
+/// How often a worker makes room for the client before it sleeps.
+const YIELDS: u32 = 6;
+
 /// For how long a worker waits for a new connection alone.
 const A_MOMENT: TimeSpec = TimeSpec::new(0, 100_000);
 
@@ -184,6 +187,13 @@ impl Conn {
     /// Reads the first bytes of a new connection: a client that connects is about to write, and a moment of waiting costs less than
     /// the waiting room. False: nothing came.
     pub fn fill_first(&mut self) -> Result<bool, Lost> {
+        for _ in 0..YIELDS {
+            if self.fill()? {
+                return Ok(true);
+            }
+            // It is between its connect and its write: on this core, where it needs our place, or on another.
+            let _ = nix::sched::sched_yield();
+        }
         Ok(self.fill()? || (self.readable_within(A_MOMENT) && self.fill()?))
     }
 

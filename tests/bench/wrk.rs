@@ -20,7 +20,11 @@ pub fn run(url: &str, connections: usize, duration: Duration) -> Result<Round, B
     if !output.status.success() || text.contains("Non-2xx") || text.contains("Socket errors") {
         return Err(format!("wrk {url} ended with {}:\n{text}", output.status).into());
     }
-    let word = |before: &str| -> Option<&str> { text.split_once(before)?.1.split_whitespace().next() };
+    fn word<'a>(text: &'a str, before: &str) -> Option<&'a str> {
+        text.split_once(before)?.1.split_whitespace().next()
+    }
+    // The summary above it has percentages, too.
+    let distribution = text.split_once("Latency Distribution").map_or("", |(_, rest)| rest);
     let read = || {
         Some(Round {
             requests: text
@@ -29,10 +33,10 @@ pub fn run(url: &str, connections: usize, duration: Duration) -> Result<Round, B
                 .0
                 .parse()
                 .ok()?,
-            rate: word("Requests/sec:")?.parse().ok()?,
+            rate: word(&text, "Requests/sec:")?.parse().ok()?,
             cpu: 0.0,
-            p50: milliseconds(word("50%")?)?,
-            p99: milliseconds(word("99%")?)?,
+            p50: milliseconds(word(distribution, "50%")?)?,
+            p99: milliseconds(word(distribution, "99%")?)?,
         })
     };
     read().ok_or_else(|| format!("wrk said\n{text}").into())

@@ -68,6 +68,8 @@ pub struct Global {
     pub log_level: Level,
     /// Longest line, bytes with everything.
     pub log_limit: usize,
+    /// `log_request_id`
+    pub log_request_id: bool,
     /// One write a line.
     pub log_buffering: bool,
     /// Crashes within the interval that make a new generation; 0 is off.

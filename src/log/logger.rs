@@ -54,6 +54,8 @@ pub struct Settings {
     pub level: Level,
     /// `log_limit`
     pub limit: usize,
+    /// `log_request_id`
+    pub request_ids: bool,
     /// `syslog.ident`
     pub ident: String,
     /// `syslog.facility`
@@ -66,6 +68,7 @@ impl From<&Global> for Settings {
             target: global.error_log.clone(),
             level: global.log_level,
             limit: global.log_limit,
+            request_ids: global.log_request_id,
             ident: global.syslog_ident.clone(),
             facility: global.syslog_facility,
         }
@@ -155,6 +158,7 @@ impl Logger {
         state.opened = Some((settings.clone(), replace_stderr));
         state.format.threshold = settings.level;
         state.format.limit = settings.limit;
+        state.format.request_ids = settings.request_ids;
         Ok(())
     }
 
@@ -213,6 +217,7 @@ impl Logger {
         let fields = Fields {
             pool: Some(pool),
             worker: Some(worker),
+            request_id: said.request,
             ..Fields::default()
         };
         let otherwise = if said.stream == Stream::Stderr { 5 } else { 6 };
@@ -471,6 +476,7 @@ mod tests {
             target,
             level: Level::Notice,
             limit: 1024,
+            request_ids: false,
             ident: "php-fpm".to_owned(),
             facility: 24,
         }

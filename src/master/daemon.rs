@@ -240,7 +240,7 @@ impl Daemon {
             Event::Zygote(place, _) | Event::Worker(place, ..) | Event::Ended(place, _) | Event::Rang(place) => {
                 place.pool
             }
-            Event::Waiting(pool) | Event::Queued(pool) | Event::Status(pool, _) => *pool,
+            Event::Waiting(pool) | Event::Queued(pool) | Event::AccessLog(pool, ..) | Event::Status(pool, _) => *pool,
             Event::Asked(..) => PoolId(0),
         };
         if let Event::Asked(question, mailbox) = event {
@@ -253,6 +253,7 @@ impl Daemon {
             Event::Ended(place, worker) => pool.worker_ended(place.generation, worker),
             Event::Rang(_) => pool.touch(),
             Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
+            Event::AccessLog(_, level, text) => pool.log().log(level, text),
             Event::Asked(..) => {}
             // Who asked may have gone.
             Event::Status(_, answer) => drop(answer.send(pool.answer())),
@@ -509,12 +510,9 @@ impl Daemon {
         let mut opened = None;
         for pool in self.all() {
             let identity = pool.wanted.identity.clone();
-            let Some(log) = &mut pool.access_log else { continue };
+            let Some(log) = &pool.access_log else { continue };
             match log.reopen(&identity, ctx.stderr.as_ref()) {
-                Ok(()) => {
-                    opened = opened.or(Some(true));
-                    pool.pass_access_log_on();
-                }
+                Ok(()) => opened = opened.or(Some(true)),
                 Err(error) => {
                     ctx.log.error(error);
                     opened = Some(false);

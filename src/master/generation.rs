@@ -2,16 +2,17 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 
+use super::access_log::{AccessLog, Following};
 use super::cgroup::Leaf;
 use super::context::{Context, State};
 use super::foreign::{Closer, Foreign};
@@ -22,7 +23,7 @@ use super::users::Identity;
 use super::watch::{self, Place, Watch};
 use super::worker::{Worker, describe, describe_request};
 use super::zygote::{Parts, Zygote, ZygoteError};
-use crate::api::Happened;
+use crate::api::{Exits, Happened, Measures};
 use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
 use crate::log::{Fields, Level, MessageId};
@@ -77,6 +78,10 @@ pub struct Death {
 pub struct Totals {
     /// Requests begun.
     pub requests: u64,
+    /// Why they are gone.
+    pub exits: Exits,
+    /// What they have measured.
+    pub measures: Measures,
 }
 
 /// A generation. Its workers see their links close when this goes, finish their requests and leave.
@@ -95,7 +100,9 @@ pub struct Generation {
     /// When its start began.
     pub begun: Duration,
     /// Its scoreboard.
-    pub board: Scoreboard,
+    pub board: Arc<Scoreboard>,
+    /// Its lines are written to the access log.
+    _log: Option<Following>,
     /// Its workers.
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Set while it drains.
@@ -120,6 +127,7 @@ impl Generation {
     ///
     /// # Errors
     /// When its zygote cannot be executed.
+    #[allow(clippy::too_many_arguments, reason = "a generation is made from all that a pool has")]
     pub fn start(
         ctx: &Rc<Context>,
         place: Place,
@@ -128,6 +136,7 @@ impl Generation {
         identity: &Identity,
         listener: &Rc<Listener>,
         queue: &Queue,
+        access_log: Option<&Rc<AccessLog>>,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
         // Those that leave may still be there when their replacements come.
@@ -141,6 +150,10 @@ impl Generation {
             clone(board.fd())?,
             clone(queue.workers().as_fd())?,
             clone(bell.as_fd())?,
+            match access_log {
+                Some(log) => log.bell().map_err(make("a descriptor"))?,
+                None => clone(bell.as_fd())?,
+            },
         ];
         let parts = Parts {
             global,
@@ -150,6 +163,11 @@ impl Generation {
             fds,
             closer: queue.closer(),
         };
+        let board = Arc::new(board);
+        let log = access_log
+            .map(|log| log.follow(place.generation.0, &board, place.pool, &ctx.events))
+            .transpose()
+            .map_err(make("the thread of its access log"))?;
         let zygote = Zygote::start(ctx, place, parts)?;
         let bell = watch::bell(bell, &ctx.events, place).map_err(make("a registration"))?;
         Ok(Self {
@@ -160,6 +178,7 @@ impl Generation {
             life: Life::Starting,
             begun: watch::now(),
             board,
+            _log: log,
             workers: BTreeMap::new(),
             drain: None,
             quit: None,
@@ -202,7 +221,7 @@ impl Generation {
     ///
     /// # Errors
     /// A sentence.
-    pub fn spawn(&mut self, access_log: Option<&File>, replaces: bool) -> Result<(), String> {
+    pub fn spawn(&mut self, replaces: bool) -> Result<(), String> {
         let slot = self
             .free
             .first()
@@ -214,7 +233,7 @@ impl Generation {
             slot,
             max_requests: self.max_requests(),
         };
-        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn, &self.closer)
+        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, spawn, &self.closer)
             .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
         self.zygote
             .orders
@@ -430,6 +449,7 @@ impl Generation {
                 worker: Some(pid),
                 script: Some(&*request.script).filter(|script| !script.is_empty()),
                 uri: Some(&*request.uri).filter(|uri| !uri.is_empty()),
+                request_id: Some(&*request.id).filter(|id| !id.is_empty()),
                 message_id: match starved {
                     true => Some(MessageId::WorkerOom),
                     false => (!orderly).then_some(MessageId::WorkerDied),
@@ -444,10 +464,22 @@ impl Generation {
                     how: describe(exit),
                     script: request.script,
                     uri: request.uri,
+                    request_id: request.id,
                 });
             }
         }
         totals.requests = totals.requests.saturating_add(view.requests);
+        totals.measures.add(&view);
+        let exits = &mut totals.exits;
+        *match exit {
+            _ if starved => &mut exits.oom,
+            _ if !orderly && worker.rung.is_some() => &mut exits.timeout,
+            _ if leaving => &mut exits.surplus,
+            _ if orderly && self.drain.is_some() => &mut exits.drained,
+            _ if orderly => &mut exits.recycled,
+            Some(Exit::Signal { .. }) => &mut exits.signal,
+            _ => &mut exits.code,
+        } += 1;
         let death = Death {
             unasked: !leaving && self.drain.is_none(),
             crashed: matches!(

@@ -16,6 +16,7 @@ use super::generation::Generation;
 use super::trace;
 use super::worker::{Worker, describe_request};
 use crate::config::Pool;
+use crate::log::Fields;
 use crate::scoreboard::{Scoreboard, Slot, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
@@ -96,7 +97,9 @@ impl Current<'_> {
     /// Says that the request is slow, or over its time.
     fn say(&self, worker: &Worker, now: Duration, what: &str) {
         let took = now.saturating_sub(self.begin());
-        let request = describe_request(&self.board.view(worker.slot as usize));
+        let view = self.board.view(worker.slot as usize);
+        let request = describe_request(&view);
+        let told = view.text.unwrap_or_default();
         let pid = worker.pid().unwrap_or_default();
         let (seconds, micros) = (took.as_secs(), took.subsec_micros());
         let text = format_args!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)");
@@ -105,10 +108,15 @@ impl Current<'_> {
         } else {
             "terminating"
         };
-        self.ctx
-            .log
-            .pool(&self.pool.name)
-            .warning(format_args!("{text}, {suffix}"));
+        let about = Fields {
+            pool: Some(&self.pool.name),
+            worker: worker.pid(),
+            script: Some(&told.script),
+            uri: Some(&told.uri),
+            request_id: Some(&told.id),
+            ..Fields::default()
+        };
+        self.ctx.log.about(about).warning(format_args!("{text}, {suffix}"));
     }
 
     /// Whether it has become slow, and when it would.

@@ -40,3 +40,4 @@ mod worker;
 mod zygote;
 
 pub use start::{StartError, open_logs, run};
+pub(crate) use sys::take_inherited;

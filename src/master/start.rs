@@ -16,7 +16,7 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use super::access_log::{AccessLog, AccessLogError};
+use super::access_log::{self, AccessLog, AccessLogError};
 use super::background::{self, Report, Side};
 use super::daemon::Daemon;
 use super::listen::{Inherited, ListenError, Sockets};
@@ -214,7 +214,8 @@ impl Start {
             Ok(runtime) => runtime,
             Err(status) => return status,
         };
-        LocalSet::new().block_on(&runtime, async move {
+        let log = self.log.clone();
+        let status = LocalSet::new().block_on(&runtime, async move {
             let (sender, events) = mpsc::channel(EVENTS);
             match Daemon::new(self, sender, events, report).map_err(failed("a descriptor")) {
                 Ok(daemon) => {
@@ -223,7 +224,11 @@ impl Start {
                 }
                 Err(status) => status,
             }
-        })
+        });
+        if !access_log::wait_for_all() {
+            log.warning("an access log has not taken its last lines: they are lost");
+        }
+        status
     }
 }
 

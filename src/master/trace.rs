@@ -80,7 +80,7 @@ pub fn slow(
         id: text.id,
         duration: took,
     };
-    let (script, uri) = (slow.script.clone(), slow.uri.clone());
+    let (script, uri, request_id) = (slow.script.clone(), slow.uri.clone(), slow.id.clone());
     let (identity, depth) = (identity.clone(), pool.request_slowlog_trace_depth);
     ctx.log.notice(format_args!("about to trace {pid}"));
     let done = aside(worker, move || {
@@ -110,6 +110,7 @@ pub fn slow(
             pid,
             script,
             uri,
+            request_id,
             milliseconds: took.as_millis() as u64,
             backtrace: trace.map(|trace| calls(&trace, depth)).unwrap_or_default(),
         });
@@ -128,6 +129,7 @@ pub fn ask(
     let target = target(worker, layout)?;
     let (pool, pid) = (pool.to_owned(), target.pid());
     let took = now.saturating_sub(Duration::from_nanos(view.started));
+    let request_id = view.text.as_ref().map(|text| text.id.clone());
     let done = aside(worker, move || target.backtrace(limits));
     Some(async move {
         let trace = done.await.unwrap_or(Err(TraceError::HeldUp(pid)));
@@ -136,6 +138,7 @@ pub fn ask(
             pool: Some(pool),
             pid,
             milliseconds: Some(took.as_millis() as u64),
+            request_id,
             backtrace: trace.ok(),
             problem,
         }

@@ -1,7 +1,6 @@
 //! One worker, as the master knows it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -67,7 +66,6 @@ impl Worker {
         ctx: &Context,
         place: Place,
         pool: &Pool,
-        access_log: Option<&File>,
         spawn: Spawn,
         closer: &Closer,
     ) -> io::Result<(Self, (ToZygote, Vec<OwnedFd>))> {
@@ -79,10 +77,7 @@ impl Worker {
         } else {
             (None, output::null()?, output::null()?)
         };
-        let mut fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
-        if let Some(log) = access_log {
-            fds.push(log.as_fd().try_clone_to_owned()?);
-        }
+        let fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
         let link = watch::register(ours)?;
         let watches = vec![watch::messages(&link, &ctx.events, closer, move |result| {
             Event::Worker(place, id, result)

@@ -15,7 +15,8 @@ use php_pool::config::IniEntry;
 use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
+use php_pool::request_id;
+use php_pool::scoreboard::{Control, SIZES, STOPPING, Scoreboard, Slot, Stage, TIMES, monotonic_ns, realtime_us};
 use php_pool::status::{Snapshot, StatusPage};
 
 use super::access::Access;
@@ -61,12 +62,12 @@ pub struct Worker {
     pub script_settings: (Settings, bool),
     /// Requests after which it is replaced; 0 is never.
     pub max_requests: u64,
+    /// Names of requests that come without.
+    pub ids: request_id::Source,
     /// Renders the pool's state.
     pub status_page: RefCell<StatusPage>,
     /// The access log.
     pub access: RefCell<Option<Access>>,
-    /// The scoreboard's `log_epoch` up to which reopened logs have been received.
-    pub log_epoch: Cell<u32>,
     /// What the master said while something else was awaited.
     pub told: RefCell<Vec<ToWorker>>,
     /// Connections that a script let go of before it ended.
@@ -134,39 +135,13 @@ impl Worker {
             let received = self.link.receive(false).ok()?;
             match received.message {
                 ToWorker::Status(snapshot) => return Some(*snapshot),
-                other => self.note(other, received.fds),
-            }
-        }
-    }
-
-    /// What the master says unasked: the new log at once, the rest when there is time.
-    fn note(&self, message: ToWorker, fds: Vec<OwnedFd>) {
-        match message {
-            ToWorker::AccessLog => {
-                if let (Some(access), Some(file)) = (&mut *self.access.borrow_mut(), fds.into_iter().next()) {
-                    access.replace(file);
-                }
-            }
-            other => self.told.borrow_mut().push(other),
-        }
-    }
-
-    /// After this, lines go to the log that was opened last.
-    fn catch_up_with_logs(&self) {
-        let epoch = self.board.header().log_epoch.load(Relaxed);
-        if self.log_epoch.replace(epoch) != epoch {
-            while let Ok(received) = self.link.receive(false) {
-                self.note(received.message, received.fds);
+                other => self.told.borrow_mut().push(other),
             }
         }
     }
 
     /// One line for a request that has been run.
     pub fn log_access(&self, exchange: &Exchange, now: u64, memory: u64) {
-        if self.access.borrow().is_none() {
-            return;
-        }
-        self.catch_up_with_logs();
         let mut access = self.access.borrow_mut();
         let Some(access) = &mut *access else { return };
         let get = |name| exchange.params.get(name).unwrap_or_default();
@@ -190,7 +165,7 @@ impl Worker {
             },
             script: exchange.script.path.as_deref().unwrap_or_default(),
             user: &user,
-            id: get("HTTP_X_REQUEST_ID"),
+            id: exchange.id.as_bytes(),
             remote: exchange.peer,
             status: exchange.status,
             content_length: exchange.content_length,
@@ -424,7 +399,7 @@ impl Loop {
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::AccessLog | ToWorker::Status(_) => {}
+            ToWorker::Go | ToWorker::Status(_) => {}
         }
     }
 
@@ -565,6 +540,9 @@ impl Loop {
         }
         let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
         exchange.publish();
+        if let Some(wait) = exchange.waited() {
+            slot.waits.add(&TIMES, wait);
+        }
         worker.counts.set(true);
         if header.request_begins() {
             let _ = nix::unistd::write(&worker.bell, &1u64.to_ne_bytes());
@@ -576,6 +554,8 @@ impl Loop {
         let duration = now.saturating_sub(started);
         slot.duration.store(duration, Relaxed);
         slot.busy.fetch_add(duration, Relaxed);
+        slot.durations.add(&TIMES, duration / 1000);
+        slot.memories.add(&SIZES, slot.memory.load(Relaxed));
         slot.finished.fetch_add(1, Relaxed);
         slot.cpu.store(self.cpu.of_request(duration), Relaxed);
         worker.stop_counting();
@@ -742,7 +722,7 @@ impl Loop {
                 Err(_) => {}
             },
             LINK => match self.worker.link.receive(false) {
-                Ok(received) => self.worker.note(received.message, received.fds),
+                Ok(received) => self.worker.told.borrow_mut().push(received.message),
                 Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },

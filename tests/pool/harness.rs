@@ -123,7 +123,7 @@ impl Place {
     }
 }
 
-fn executable() -> PathBuf {
+pub fn executable() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     this.ancestors().nth(2).unwrap().join("php-pool")
 }

@@ -3,6 +3,7 @@
 //!
 //! `cargo test --test pool -- FILTER`
 
+mod access_log;
 mod harness;
 mod limits;
 mod processes;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     // They wait more than they compute.
     arguments.test_threads.get_or_insert(6);
     let cases = [
+        access_log::CASES,
         start::CASES,
         processes::CASES,
         signals::CASES,

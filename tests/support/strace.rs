@@ -42,8 +42,14 @@ pub struct Subject {
 
 impl Subject {
     pub fn start(kind: Kind, root: &Path) -> Result<Self, String> {
+        Self::start_with(kind, root, "strace", "")
+    }
+
+    /// With more lines for the pool; `name` is its folder's.
+    pub fn start_with(kind: Kind, root: &Path, name: &'static str, pool: &'static str) -> Result<Self, String> {
         let setup: &'static Setup = Box::leak(Box::new(Setup {
-            name: "strace",
+            name,
+            pool,
             workers: 1,
             listen: Listen::Unix,
             opcache: false, // as Debian's settings have it

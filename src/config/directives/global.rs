@@ -82,6 +82,15 @@ pub static GLOBAL: &[Row] = &[
     .default("1024")
     .refusal(Level::Error, "log_limit must be greater than 512"),
     Row::new(
+        "log_request_id",
+        Kind::Bool,
+        field!(log_request_id),
+        "Whether lines of the error log name the request they are about: [pool www] [request ID]. The journal has the id in \
+         PHP_REQUEST_ID, whatever stands here.",
+    )
+    .default("no")
+    .ours(),
+    Row::new(
         "emergency_restart_interval",
         Kind::Time,
         field!(emergency_restart_interval),

@@ -1,6 +1,7 @@
 //! From one generation to the next: starting one, moving over to it, draining the one before, sleeping and waking, the end.
 #![forbid(unsafe_code)]
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -43,7 +44,8 @@ impl Pool {
             pool: self.id,
             generation: GenerationId(self.ctx.number()),
         };
-        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue) {
+        let log = self.access_log.as_ref();
+        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue, log) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -68,7 +70,13 @@ impl Pool {
     /// A reload: the next generation is made from this. `force` also where nothing has changed.
     pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>) {
         self.wanted = wanted;
-        self.access_log = access_log;
+        let continued = match (&self.access_log, &access_log) {
+            (Some(before), Some(now)) => before.continue_in(now),
+            _ => None,
+        };
+        if continued.is_none() {
+            self.access_log = access_log.map(Rc::new);
+        }
         self.serve_status();
         if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
             self.start();

@@ -8,7 +8,6 @@ use super::Pool;
 use crate::api::Happened;
 use crate::config::{self, Pm};
 use crate::log::{MessageId, errno};
-use crate::master::access_log::AccessLog;
 use crate::master::context::State;
 use crate::master::generation::Death;
 use crate::master::watch;
@@ -50,13 +49,13 @@ impl Pool {
         }
         let decision = pm::decide(&limits, &mut self.memory, &snapshot);
         self.counters.max_children_reached += u32::from(decision.max_children_reached);
-        let access_log = self.access_log.as_ref().map(AccessLog::file);
         let mut trouble = None;
         for index in 0..decision.spawn.min(current.free_slots()) {
-            if let Err(reason) = current.spawn(access_log, index < decision.replace) {
+            if let Err(reason) = current.spawn(index < decision.replace) {
                 trouble = Some(reason);
                 break;
             }
+            self.counters.spawned += 1;
         }
         for id in &decision.ask {
             current.ask(*id, now);

@@ -9,7 +9,6 @@ mod seen;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::access_log::AccessLog;
@@ -21,7 +20,6 @@ use super::status_server;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
-use crate::control::ToWorker;
 use crate::log::{About, errno};
 use crate::pm::{self, Backoff};
 use crate::scoreboard::realtime_us;
@@ -52,7 +50,7 @@ pub struct Pool {
     /// What the next generation is made from.
     pub wanted: Wanted,
     /// The access log.
-    pub access_log: Option<AccessLog>,
+    pub access_log: Option<Rc<AccessLog>>,
     ctx: Rc<Context>,
     queue: Queue,
     current: Option<Generation>,
@@ -102,6 +100,7 @@ struct Counters {
     max_queue: u32,
     slow: u64,
     generations: u64,
+    spawned: u64,
 }
 
 impl Pool {
@@ -114,7 +113,7 @@ impl Pool {
         let mut pool = Self {
             id,
             wanted,
-            access_log,
+            access_log: access_log.map(Rc::new),
             ctx: ctx.clone(),
             queue: Queue::new(id, &ctx.events)?,
             current: None,
@@ -165,7 +164,8 @@ impl Pool {
         }
     }
 
-    fn log(&self) -> About<'_> {
+    /// Its part of the log.
+    pub fn log(&self) -> About<'_> {
         self.ctx.log.pool(&self.wanted.config.name)
     }
 
@@ -202,21 +202,6 @@ impl Pool {
     /// What its processes have said until now into the log.
     pub fn read_output(&mut self) {
         self.generations().for_each(|generation| generation.read_output());
-    }
-
-    /// The access log was opened again.
-    pub fn pass_access_log_on(&mut self) {
-        let Some(log) = self.access_log.take() else { return };
-        for generation in self.generations() {
-            for worker in generation.workers.values() {
-                if let Ok(fd) = log.try_clone() {
-                    worker.tell(&ToWorker::AccessLog, &[fd]);
-                }
-            }
-            // Raised after the descriptors are on their way: who sees it finds them.
-            generation.board.header().log_epoch.fetch_add(1, SeqCst);
-        }
-        self.access_log = Some(log);
     }
 
     /// Looks at everything and does what there is to do. `room` is what `process.max` leaves.

@@ -1,8 +1,9 @@
 //! Status queries, and the strings of requests on status pages.
 
+use php_pool::api::{Measured, PoolStatus, State};
 use php_pool::config::Pm;
 use php_pool::scoreboard::{SlotView, Stage};
-use php_pool::status::{Exposition, Format, PoolMetrics, ProcessStatus, Snapshot, StatusPage, View, fields};
+use php_pool::status::{Exposition, Format, PoolMetrics, ProcessStatus, Resources, Snapshot, StatusPage, View, fields};
 
 use super::Cursor;
 
@@ -94,7 +95,16 @@ pub fn render(snapshot: &Snapshot) {
         let lines = |snapshot: &Snapshot| {
             let pool = PoolMetrics {
                 pool: "www".to_owned(),
-                snapshot: Some(snapshot.clone()),
+                status: Some(PoolStatus {
+                    state: State::Running,
+                    generation: 1,
+                    failure: None,
+                    max_children: 5,
+                    measured: Measured::default(),
+                    user: None,
+                    snapshot: snapshot.clone(),
+                }),
+                resources: Resources::default(),
             };
             exposition.of_pools(vec![pool]).lines().count()
         };
@@ -118,6 +128,7 @@ fn quiet() -> Snapshot {
         content_length: 0,
         user: String::new(),
         script: String::new(),
+        request_id: String::new(),
         last_request_cpu: 0.0,
         last_request_memory: 0,
     };

@@ -5,11 +5,14 @@
 use std::cell::Cell;
 use std::fmt::Write;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest id that is taken over, bytes. A longer one is not cut, as half an id finds nothing: the request gets one of ours.
 pub const MAX: usize = 128;
 
 /// An id: at most [`MAX`] bytes of letters, digits and `-_.:=+/@,;~`, which no log, format or shell reads as anything else.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct RequestId {
     length: u8,
     bytes: [u8; MAX],
@@ -44,6 +47,20 @@ impl RequestId {
     /// The id.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+}
+
+impl From<RequestId> for String {
+    fn from(id: RequestId) -> Self {
+        id.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(text.as_bytes()).ok_or("not a request id")
     }
 }
 

@@ -71,6 +71,19 @@ pub fn sockets() -> Vec<(String, PathBuf)> {
     found
 }
 
+/// Asks a master to reload, and waits until its new generations serve. When another program takes over for it, this one
+/// is asked, which has nothing more to renew.
+///
+/// # Errors
+/// When nobody listens there, or the reload failed.
+pub fn reload(path: &Path, force: bool) -> Result<(), ApiError> {
+    match Client::connect(path)?.ask(&Question::Reload { force }, None) {
+        Err(ApiError::HungUp(_)) => Client::connect(path)?.ask(&Question::Reload { force: false }, None),
+        answer => answer,
+    }
+    .map(drop)
+}
+
 /// A connection to a master.
 #[derive(Debug)]
 pub struct Client {
@@ -122,6 +135,7 @@ impl Client {
         let read = (&mut self.stream).take(MAX_ANSWER as u64).read_until(b'\n', &mut line);
         match read {
             Ok(_) if line.last() != Some(&b'\n') => Err(ApiError::HungUp(self.path.clone())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ApiError::HungUp(self.path.clone())),
             Ok(_) => match serde_json::from_slice::<Versioned<Answer>>(&line) {
                 Ok(Versioned {
                     message: Answer::Refused { reason },

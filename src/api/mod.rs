@@ -8,7 +8,7 @@
 
 mod client;
 
-pub use client::{ApiError, Client, socket_of, sockets};
+pub use client::{ApiError, Client, reload, socket_of, sockets};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +43,13 @@ pub enum Question {
     Ping,
     /// Every pool of the master.
     Status,
-    /// Read the configuration again and start new generations; answered when they serve, or do not.
-    Reload,
+    /// Read the configuration again and start new generations of what has changed; answered when they serve, or do not. A
+    /// master that another program takes over for it hangs up, and is to be asked again.
+    Reload {
+        /// New generations of everything.
+        #[serde(default)]
+        force: bool,
+    },
     /// What every worker with a request does now.
     Trace {
         /// Most frames of each.
@@ -309,9 +314,12 @@ mod tests {
     #[test]
     fn a_question_is_a_short_line() {
         assert_eq!(encode(Question::Status), b"{\"version\":1,\"ask\":\"status\"}\n");
-        for question in [Question::Ping, Question::Status, Question::Reload, Question::Events] {
+        let reload = Question::Reload { force: true };
+        for question in [Question::Ping, Question::Status, reload, Question::Events] {
             assert_eq!(decode(&encode(&question)), Ok(question));
         }
+        let reload = decode(b"{\"version\":1,\"ask\":\"reload\"}\n");
+        assert_eq!(reload, Ok(Question::Reload { force: false }));
     }
 
     #[test]

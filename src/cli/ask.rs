@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::api::{Answer, ApiError, Client, PoolStatus, Question, socket_of, sockets};
+use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question, socket_of, sockets};
 use crate::scoreboard::Stage;
 
 /// A master that does not answer by then hangs.
@@ -116,9 +116,9 @@ fn worse(one: i32, other: i32) -> i32 {
 }
 
 /// Reads the configuration again and waits until the new workers serve.
-pub fn reload(whom: &Whom) -> i32 {
-    match ask(&whom.socket(), &Question::Reload, None) {
-        Ok(_) => 0,
+pub fn reload(whom: &Whom, force: bool) -> i32 {
+    match api::reload(&whom.socket(), force) {
+        Ok(()) => 0,
         Err(ApiError::Refused(reason)) => {
             eprintln!("php-pool: the reload failed; the pool serves on as it was");
             eprintln!("{reason}");
@@ -292,7 +292,7 @@ pub fn workers(whom: &Anybody) -> i32 {
 
 pub(super) fn state_of(stage: Stage) -> &'static str {
     match stage {
-        Stage::None => "starting",
+        Stage::None | Stage::Held => "starting",
         Stage::Idle => "idle",
         _ => "active",
     }

@@ -119,10 +119,14 @@ enum Commands {
         #[arg(long, value_name = "SOCKET")]
         control: Option<PathBuf>,
     },
-    /// Read a pool's configuration again; returns when the new workers serve, and fails when they do not
+    /// Bring a pool up to date: its configuration, its php.ini, PHP, php-pool itself; returns when the new workers serve, and
+    /// fails when they do not
     Reload {
         #[command(flatten)]
         whom: ask::Whom,
+        /// Start new workers although nothing of that has changed; PHP forgets what it has compiled
+        #[arg(long)]
+        force: bool,
     },
     /// Show the state and counters of pools; never wakes one that sleeps
     #[command(after_help = EXIT_STATUS)]
@@ -229,7 +233,7 @@ pub fn main() -> i32 {
                 control: control.or_else(|| Some(Path::new(&std::env::var_os("RUNTIME_DIRECTORY")?).join("control"))),
             })
         }
-        Commands::Reload { whom } => ask::reload(&whom),
+        Commands::Reload { whom, force } => ask::reload(&whom, force),
         Commands::Status { whom, json, watch } => ask::status(&whom, json, watch),
         Commands::Health { whom, json } => ask::health(&whom, json),
         Commands::Top(args) => top::top(&args),

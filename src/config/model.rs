@@ -55,6 +55,7 @@ pub enum Rlimit {
 
 /// The `[global]` section. `Default` is a blank one, which the table of directives fills.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Global {
     /// Pid file.
     pub pid: Option<PathBuf>,
@@ -168,6 +169,7 @@ impl Network {
 
 /// One pool. `Default` is a blank one, which the table of directives fills.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pool {
     /// Section name.
     pub name: String,

@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -106,8 +106,6 @@ pub struct PoolSettings {
     pub stop_timeout: Duration,
     /// `worker.recycle_memory`, bytes; 0 is never.
     pub recycle_memory: u64,
-    /// `worker.recycle_age`; zero is never.
-    pub recycle_age: Duration,
 }
 
 /// Everything a zygote needs. With it come, in this order: the listener, the scoreboard, the workers' end of the queue, the
@@ -135,6 +133,8 @@ pub struct Spawn {
     pub slot: u32,
     /// `pm.max_requests` for this one, with its jitter; 0 is never.
     pub max_requests: u64,
+    /// `worker.recycle_age` for this one, with its jitter; zero is never.
+    pub recycle_age: Duration,
 }
 
 /// Master to zygote.
@@ -171,6 +171,8 @@ pub enum FromZygote {
     Ready {
         /// PHP_VERSION
         php: String,
+        /// The files that its code comes from: libphp, extensions, libraries.
+        mapped: Vec<PathBuf>,
     },
     /// It cannot be; the zygote ends.
     Failed {
@@ -203,8 +205,10 @@ pub enum FromZygote {
 /// Master to one worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Begin to accept.
+    /// Begin: it is where it belongs.
     Go,
+    /// What held it back is gone from the scoreboard: begin to accept.
+    Serve,
     /// Leave, after the request under way if there is one.
     Drain,
     /// Answer to [`FromWorker::Status`], a [`crate::status::Snapshot`].

@@ -14,7 +14,7 @@ mod sink;
 
 pub use clock::{Clock, read_time_zone};
 pub use line::{LineFormat, MESSAGE_BUFFER, Stamp};
-pub use logger::{About, LogError, Logger, Settings, errno};
+pub use logger::{About, LogError, Logger, SavedLog, Settings, errno};
 pub use message_id::MessageId;
 pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput, mark};
 
@@ -75,4 +75,6 @@ pub struct Fields<'a> {
     pub request_id: Option<&'a str>,
     /// What has happened, for those that have a name for it.
     pub message_id: Option<MessageId>,
+    /// Fields of this event alone.
+    pub more: &'a [(&'static str, &'a str)],
 }

@@ -2,6 +2,8 @@
 
 use std::panic::Location;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Level, LineFormat};
 use crate::request_id::{self, RequestId};
 
@@ -50,7 +52,7 @@ const CLOSED: &[u8] = b", pipe is closed";
 const LEAST_TEXT: usize = 64;
 
 /// Where a worker printed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// Descriptor 1.
     Stdout,
@@ -95,7 +97,7 @@ pub struct Lines<'a> {
 /// A line ends at LF, at [`FLUSH`] and where another request is named, when the other stream has something to say, and when
 /// its pipe is closed. Empty lines vanish. A line longer than `log_limit` goes on in further lines, each with all that surrounds it. Read stdout
 /// before stderr where both are ready: the end of a request is told on stderr.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorkerOutput {
     /// `[pool www] ` and `child 5304 said into `; None without `decorate_workers_output`.
     decoration: Option<[String; 2]>,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,12 +21,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::log_file;
+use super::saved::{Kept, Restorer, Saver};
 use super::users::Identity;
-use super::watch::{Event, Events, PoolId};
-use crate::log::{Level, errno};
+use super::watch::{self, Event, Events, GenerationId, PoolId};
+use crate::log::{Level, Logger, errno};
 use crate::scoreboard::{Place, Scoreboard};
 
 /// Between two batches. A line is in the file that long after its request, or sooner.
@@ -46,29 +49,76 @@ pub struct AccessLogError(PathBuf, #[source] io::Error);
 #[derive(Debug)]
 pub struct AccessLog {
     path: PathBuf,
-    bell: Arc<EventFd>,
-    /// None: it ends.
-    orders: Option<Sender<Order>>,
-    /// Until the thread has them.
-    unstarted: RefCell<Option<(File, Receiver<Order>)>>,
+    file: RefCell<Arc<File>>,
+    bell: Arc<OwnedFd>,
+    /// The scoreboards of the generations that it follows.
+    boards: RefCell<BTreeMap<GenerationId, Arc<Scoreboard>>>,
+    /// While there is a thread. When this goes, it writes what there is and ends.
+    orders: RefCell<Option<Sender<Order>>>,
     lost: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
 enum Order {
-    Follow(u64, Arc<Scoreboard>),
-    Leave(u64),
-    WriteTo(File),
+    Follow(GenerationId, Arc<Scoreboard>),
+    Leave(GenerationId),
+    WriteTo(Arc<File>),
 }
 
 /// A generation whose lines are written, as long as this is there.
 #[derive(Debug)]
 pub struct Following {
     log: Rc<AccessLog>,
-    generation: u64,
+    generation: GenerationId,
 }
 
+impl Following {
+    /// In which log.
+    pub fn log(&self) -> &Rc<AccessLog> {
+        &self.log
+    }
+}
+
+/// An open access log, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedAccessLog {
+    path: PathBuf,
+    file: Kept,
+    /// The workers have it. The log is known by it.
+    bell: Kept,
+    lost: u64,
+}
+
+/// Restored ones, by their bells.
+pub type Restored = BTreeMap<Kept, Rc<AccessLog>>;
+
 impl AccessLog {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedAccessLog {
+        SavedAccessLog {
+            path: self.path.clone(),
+            file: saver.keep(&**self.file.borrow()),
+            bell: self.name(saver),
+            lost: self.lost(),
+        }
+    }
+
+    /// By what it is known among [`Restored`] ones.
+    pub fn name(&self, saver: &mut Saver) -> Kept {
+        saver.keep(&*self.bell)
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedAccessLog, fds: &mut Restorer) -> io::Result<(Kept, Rc<Self>)> {
+        let file = fds.take(saved.file)?.into();
+        let log = Self::with(saved.path, file, fds.take(saved.bell)?);
+        log.lost.store(saved.lost, Relaxed);
+        Ok((saved.bell, Rc::new(log)))
+    }
+
     /// Opens it. `stderr` is what /dev/stderr means, whatever has become of descriptor 2.
     ///
     /// # Errors
@@ -77,14 +127,19 @@ impl AccessLog {
         let failed = |error| AccessLogError(path.to_owned(), error);
         let file = open(path, identity, stderr).map_err(failed)?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let (orders, receiver) = mpsc::channel();
-        Ok(Self {
-            path: path.to_owned(),
-            bell: Arc::new(bell.map_err(|error| failed(error.into()))?),
-            orders: Some(orders),
-            unstarted: RefCell::new(Some((file, receiver))),
+        let bell = bell.map_err(|error| failed(error.into()))?;
+        Ok(Self::with(path.to_owned(), file, bell.into()))
+    }
+
+    fn with(path: PathBuf, file: File, bell: OwnedFd) -> Self {
+        Self {
+            path,
+            file: RefCell::new(Arc::new(file)),
+            bell: Arc::new(bell),
+            boards: RefCell::default(),
+            orders: RefCell::default(),
             lost: Arc::default(),
-        })
+        }
     }
 
     /// Opens it again, where it was. Every line is in the old file or in the new one.
@@ -93,32 +148,29 @@ impl AccessLog {
     /// With the path and the reason; the old one stays.
     pub fn reopen(&self, identity: &Identity, stderr: Option<&File>) -> Result<(), AccessLogError> {
         let file = open(&self.path, identity, stderr).map_err(|error| AccessLogError(self.path.clone(), error))?;
-        self.write_to(file);
+        self.write_to(Arc::new(file));
         Ok(())
     }
 
-    /// Goes on in the file of another one that has not begun; None if that is another log.
-    pub fn continue_in(&self, other: &Self) -> Option<()> {
-        if other.path != self.path {
-            return None;
+    /// Goes on in the file of another one, if that is the same log; whether it is.
+    pub fn continue_in(&self, other: &Self) -> bool {
+        let same = other.path == self.path;
+        if same {
+            self.write_to(other.file.borrow().clone());
         }
-        let (file, _) = other.unstarted.take()?;
-        self.write_to(file);
-        Some(())
+        same
     }
 
-    fn write_to(&self, file: File) {
-        match &mut *self.unstarted.borrow_mut() {
-            Some((unused, _)) => *unused = file,
-            None => self.order(Order::WriteTo(file)),
-        }
+    fn write_to(&self, file: Arc<File>) {
+        *self.file.borrow_mut() = file.clone();
+        self.order(Order::WriteTo(file));
     }
 
     fn order(&self, order: Order) {
-        if let Some(orders) = &self.orders {
+        if let Some(orders) = &*self.orders.borrow() {
             let _ = orders.send(order);
         }
-        let _ = self.bell.write(1);
+        ring(&self.bell);
     }
 
     /// What workers wake the thread with.
@@ -126,7 +178,7 @@ impl AccessLog {
     /// # Errors
     /// When there are no descriptors left.
     pub fn bell(&self) -> io::Result<OwnedFd> {
-        self.bell.as_fd().try_clone_to_owned()
+        self.bell.try_clone()
     }
 
     /// Lines that could not be written, since it was opened first.
@@ -140,57 +192,88 @@ impl AccessLog {
     /// When the kernel refuses a thread.
     pub fn follow(
         self: &Rc<Self>,
-        generation: u64,
+        place: watch::Place,
         board: &Arc<Scoreboard>,
-        pool: PoolId,
         events: &Events,
     ) -> io::Result<Following> {
-        if let Some((file, orders)) = self.unstarted.take() {
-            let (events, (say, mut said)) = (events.clone(), tokio::sync::mpsc::channel(16));
-            tokio::task::spawn_local(async move {
-                while let Some((level, text)) = said.recv().await {
-                    let _ = events.send(Event::AccessLog(pool, level, text)).await;
-                }
-            });
-            let writer = Writer {
-                file,
-                orders,
-                bell: self.bell.clone(),
-                boards: Vec::new(),
-                left: Vec::new(),
-                batch: Vec::new(),
-                torn: false,
-                failing: false,
-                untold: 0,
-                lost: self.lost.clone(),
-                say,
-                ends: None,
-            };
-            let alive = Alive::new();
-            thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-                writer.run();
-                drop(alive);
-            })?;
-        }
-        self.order(Order::Follow(generation, board.clone()));
-        Ok(Following {
+        let generation = place.generation;
+        self.boards.borrow_mut().insert(generation, board.clone());
+        let following = Following {
             log: self.clone(),
             generation,
-        })
+        };
+        if self.orders.borrow().is_some() {
+            self.order(Order::Follow(generation, board.clone()));
+        } else {
+            self.start(place.pool, events)?;
+        }
+        Ok(following)
+    }
+
+    /// Starts the thread, if there is none and something to follow.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn start(&self, pool: PoolId, events: &Events) -> io::Result<()> {
+        if self.orders.borrow().is_some() || self.boards.borrow().is_empty() {
+            return Ok(());
+        }
+        let (orders, receiver) = mpsc::channel();
+        let (events, (say, mut said)) = (events.clone(), tokio::sync::mpsc::channel(16));
+        tokio::task::spawn_local(async move {
+            while let Some((level, text)) = said.recv().await {
+                let _ = events.send(Event::AccessLog(pool, level, text)).await;
+            }
+        });
+        let mut writer = Writer {
+            file: self.file.borrow().clone(),
+            orders: receiver,
+            bell: self.bell.clone(),
+            boards: Vec::new(),
+            left: Vec::new(),
+            batch: Vec::new(),
+            torn: false,
+            failing: false,
+            untold: 0,
+            lost: self.lost.clone(),
+            say,
+            ends: None,
+        };
+        for (generation, board) in &*self.boards.borrow() {
+            writer.follow(*generation, board.clone());
+        }
+        let alive = Alive::new();
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            writer.run();
+            drop(alive);
+        })?;
+        *self.orders.borrow_mut() = Some(orders);
+        Ok(())
+    }
+
+    /// Lets the thread write what there is and end: [`wait_for_all`] waits for that. The rings keep what comes from now on
+    /// for the one that is started next.
+    pub fn stop(&self) {
+        self.orders.take();
+        ring(&self.bell);
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        self.orders = None;
-        let _ = self.bell.write(1);
+        self.stop();
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
+        self.log.boards.borrow_mut().remove(&self.generation);
         self.log.order(Order::Leave(self.generation));
     }
+}
+
+fn ring(bell: &OwnedFd) {
+    let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
 }
 
 fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> io::Result<File> {
@@ -220,22 +303,24 @@ impl Drop for Alive {
     }
 }
 
-/// Waits until every access log that has been dropped has its last lines; false if one does not take them.
-pub fn wait_for_all() -> bool {
+/// Waits until every access log that has been stopped has its last lines; says so if one does not take them.
+pub fn wait_for_all(log: &Logger) {
     let live = LIVE.0.lock().expect("nobody panics with it");
     // A little longer than a thread tries.
     let patience = LAST_WORDS + Duration::from_millis(500);
     let waited = LIVE.1.wait_timeout_while(live, patience, |live| *live > 0);
-    *waited.expect("nobody panics with it").0 == 0
+    if *waited.expect("nobody panics with it").0 > 0 {
+        log.warning("an access log has not taken its last lines: they are lost");
+    }
 }
 
 struct Writer {
-    file: File,
+    file: Arc<File>,
     orders: Receiver<Order>,
-    bell: Arc<EventFd>,
-    boards: Vec<(u64, Arc<Scoreboard>, Vec<Place>)>,
+    bell: Arc<OwnedFd>,
+    boards: Vec<(GenerationId, Arc<Scoreboard>, Vec<Place>)>,
     /// Those whose workers have ended: what they have said is taken once more.
-    left: Vec<u64>,
+    left: Vec<GenerationId>,
     batch: Vec<u8>,
     /// The file ends within a line.
     torn: bool,
@@ -275,7 +360,7 @@ impl Writer {
                 );
             }
             self.sleeps(0);
-            let _ = self.bell.read();
+            let _ = nix::unistd::read(&self.bell, &mut [0; 8]);
         }
     }
 
@@ -286,7 +371,7 @@ impl Writer {
     }
 
     fn has_more(&self) -> bool {
-        let has_more = |(_, board, places): &(u64, Arc<Scoreboard>, Vec<Place>)| {
+        let has_more = |(_, board, places): &(GenerationId, Arc<Scoreboard>, Vec<Place>)| {
             places
                 .iter()
                 .enumerate()
@@ -309,12 +394,14 @@ impl Writer {
         }
     }
 
+    fn follow(&mut self, id: GenerationId, board: Arc<Scoreboard>) {
+        let places = (0..board.slots()).map(|slot| board.ring(slot).place()).collect();
+        self.boards.push((id, board, places));
+    }
+
     fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Follow(id, board) => {
-                let places = (0..board.slots()).map(|slot| board.ring(slot).place()).collect();
-                self.boards.push((id, board, places));
-            }
+            Order::Follow(id, board) => self.follow(id, board),
             Order::Leave(id) => self.left.push(id),
             Order::WriteTo(file) => (self.file, self.torn) = (file, false),
         }
@@ -385,13 +472,13 @@ impl Writer {
         let mut from = 0;
         while from < batch.len() {
             if self.torn {
-                match self.file.write(b"\n") {
+                match (&*self.file).write(b"\n") {
                     Ok(_) => self.torn = false,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err((from, error)),
                 }
             }
-            match self.file.write(&batch[from..]) {
+            match (&*self.file).write(&batch[from..]) {
                 Ok(0) => return Err((from, io::ErrorKind::WriteZero.into())),
                 Ok(count) => from += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::backlog::Diag;
 use super::cgroup::Cgroup;
 use super::desk::Mailbox;
+use super::upgrade::Program;
 use super::watch::Events;
 use crate::api::{Answer, Happened};
 use crate::cli::Launch;
@@ -34,6 +35,8 @@ pub struct Context {
     pub log: Logger,
     /// The command line.
     pub launch: Launch,
+    /// What runs here.
+    pub program: Program,
     /// The way to the loop.
     pub events: Events,
     /// For the length of queues.
@@ -64,6 +67,7 @@ impl Context {
         Self {
             log,
             launch,
+            program: Program::running(),
             events,
             diag: Diag::new(),
             stderr,
@@ -78,6 +82,16 @@ impl Context {
     /// A number that no worker, generation or pool has had.
     pub fn number(&self) -> u64 {
         self.next.replace(self.next.get() + 1)
+    }
+
+    /// The next of these numbers.
+    pub fn next_number(&self) -> u64 {
+        self.next.get()
+    }
+
+    /// Goes on with a predecessor's numbers.
+    pub fn go_on_from(&self, next: u64) {
+        self.next.set(next);
     }
 
     /// Tells a client of all that happens from now on.

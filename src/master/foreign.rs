@@ -6,15 +6,20 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nix::sys::signal::SigSet;
 use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use super::saved::{Kept, Restorer, Saver};
 
 /// Descriptors of one pool that are being closed; with more, nothing is read from the pool's processes any more.
 const MOST_CLOSING: usize = 256;
@@ -25,6 +30,8 @@ const MOST_CLOSING: usize = 256;
 pub struct Closer {
     thread: Rc<RefCell<Option<Sender<OwnedFd>>>>,
     closing: Arc<AtomicUsize>,
+    /// Those that the thread has not begun with.
+    waiting: Arc<Mutex<BTreeSet<RawFd>>>,
 }
 
 impl Closer {
@@ -41,13 +48,35 @@ impl Closer {
         self.closing.load(SeqCst) >= MOST_CLOSING
     }
 
+    /// What is still to be closed: the exec itself would wait for it.
+    pub fn save(&self, saver: &mut Saver) -> Vec<Kept> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.iter().map(|fd| saver.keep(fd)).collect()
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(&self, saved: Vec<Kept>, fds: &mut Restorer) -> io::Result<()> {
+        saved.into_iter().try_for_each(|fd| {
+            self.close(fds.take(fd)?);
+            Ok(())
+        })
+    }
+
     fn close(&self, fd: OwnedFd) {
         let mut thread = self.thread.borrow_mut();
         if thread.is_none() {
             let (sender, descriptors) = channel::<OwnedFd>();
-            let closing = Arc::clone(&self.closing);
+            let (closing, waiting) = (Arc::clone(&self.closing), Arc::clone(&self.waiting));
             let work = move || {
+                // They are the loop's, which an exec must not lose.
+                let _ = SigSet::all().thread_block();
                 for fd in descriptors {
+                    let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                    waiting.remove(&fd.as_raw_fd());
+                    drop(waiting);
                     drop(fd);
                     closing.fetch_sub(1, SeqCst);
                 }
@@ -59,6 +88,9 @@ impl Closer {
         }
         if let Some(sender) = &*thread {
             self.closing.fetch_add(1, SeqCst);
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.insert(fd.as_raw_fd());
+            drop(waiting);
             // It ends only with this.
             let _ = sender.send(fd);
         }

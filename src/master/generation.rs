@@ -11,18 +11,21 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
-use super::access_log::{AccessLog, Following};
+use super::access_log::{self, AccessLog, Following};
 use super::cgroup::Leaf;
 use super::context::{Context, State};
 use super::foreign::{Closer, Foreign};
-use super::listen::Listener;
+use super::listen::{Listener, Sockets};
 use super::process::Process;
 use super::queue::Queue;
+use super::saved::{Kept, Restorer, Saver};
+use super::stamp::Files;
 use super::users::Identity;
-use super::watch::{self, Place, Watch};
-use super::worker::{Worker, describe, describe_request};
-use super::zygote::{Parts, Zygote, ZygoteError};
+use super::watch::{self, GenerationId, Place, PoolId, Watch};
+use super::worker::{SavedWorker, Worker, describe, describe_request};
+use super::zygote::{Parts, SavedZygote, Zygote, ZygoteError};
 use crate::api::{Exits, Happened, Measures};
 use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
@@ -40,8 +43,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A worker that lived so long, or served a request, did not die of its start.
 const LIVED: Duration = Duration::from_secs(10);
 
+/// So many workers that are not accepted end the conversation with their zygote. (One may have ended before it was looked at.)
+const MOST_REFUSED: u32 = 3;
+
 /// Where a generation stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Life {
     /// PHP is starting up.
     Starting,
@@ -52,7 +58,7 @@ pub enum Life {
 }
 
 /// How the end of a drain is enforced.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Drain {
     /// Its begin.
     pub begun: Duration,
@@ -67,14 +73,25 @@ pub struct Drain {
 pub struct Death {
     /// Nobody had asked it to leave.
     pub unasked: bool,
-    /// It crashed inside PHP (SIGSEGV, SIGBUS…).
-    pub crashed: bool,
+    /// It crashed, or was killed in a request: what it shares with others may be torn, a lock held for ever.
+    pub suspect: bool,
     /// It came to nothing: it died soon and without having served.
     pub stillborn: bool,
 }
 
+/// What a worker is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// One more.
+    Grow,
+    /// In the place of one that ended unasked.
+    Replace,
+    /// To stand ready, and accept nothing yet.
+    Spare,
+}
+
 /// Counters of workers that are gone.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests begun.
     pub requests: u64,
@@ -102,7 +119,7 @@ pub struct Generation {
     /// Its scoreboard.
     pub board: Arc<Scoreboard>,
     /// Its lines are written to the access log.
-    _log: Option<Following>,
+    following: Option<Following>,
     /// Its workers.
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Set while it drains.
@@ -115,11 +132,41 @@ pub struct Generation {
     pub php: String,
     /// `expose_php`: whether clients may know it.
     pub exposed: bool,
+    /// libphp, extensions and what they need, as they were when it was ready.
+    pub mapped: Files,
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     closer: Closer,
+    /// Workers that were not accepted.
+    refused: u32,
     free: BTreeSet<u32>,
-    _bell: Watch,
+    bell: Rc<OwnedFd>,
+    _ringing: Watch,
+}
+
+/// A generation, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedGeneration {
+    id: GenerationId,
+    config: Pool,
+    identity: Identity,
+    /// The key of what it listens on.
+    listener: String,
+    life: Life,
+    begun: Duration,
+    board: Kept,
+    /// The name of its access log.
+    log: Option<Kept>,
+    bell: Kept,
+    workers: Vec<SavedWorker>,
+    drain: Option<Drain>,
+    quit: Option<Duration>,
+    trace_layout: Vec<u64>,
+    php: String,
+    exposed: bool,
+    mapped: Files,
+    refused: u32,
+    zygote: SavedZygote,
 }
 
 impl Generation {
@@ -139,8 +186,8 @@ impl Generation {
         access_log: Option<&Rc<AccessLog>>,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
-        // Those that leave may still be there when their replacements come.
-        let slots = config.pm_max_children + config.pm_max_children.div_ceil(4).max(2);
+        // Spares are beyond it, and those that leave may still be there when their replacements come.
+        let slots = config.pm_max_children.saturating_mul(2).saturating_add(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -164,12 +211,13 @@ impl Generation {
             closer: queue.closer(),
         };
         let board = Arc::new(board);
-        let log = access_log
-            .map(|log| log.follow(place.generation.0, &board, place.pool, &ctx.events))
+        let following = access_log
+            .map(|log| log.follow(place, &board, &ctx.events))
             .transpose()
             .map_err(make("the thread of its access log"))?;
         let zygote = Zygote::start(ctx, place, parts)?;
-        let bell = watch::bell(bell, &ctx.events, place).map_err(make("a registration"))?;
+        let bell = Rc::new(OwnedFd::from(bell));
+        let ringing = watch::bell(&bell, &ctx.events, place).map_err(make("a registration"))?;
         Ok(Self {
             place,
             config: config.clone(),
@@ -178,19 +226,121 @@ impl Generation {
             life: Life::Starting,
             begun: watch::now(),
             board,
-            _log: log,
+            following,
             workers: BTreeMap::new(),
             drain: None,
             quit: None,
             trace_layout: TraceLayout::default(),
             php: String::new(),
-            exposed: zygote.exposes_php,
+            exposed: zygote.says.exposes_php,
+            mapped: Files::default(),
             ctx: ctx.clone(),
             zygote,
             closer: queue.closer().clone(),
+            refused: 0,
             free: (0..slots).collect(),
-            _bell: bell,
+            bell,
+            _ringing: ringing,
         })
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedGeneration {
+        SavedGeneration {
+            id: self.place.generation,
+            config: (*self.config).clone(),
+            identity: self.identity.clone(),
+            listener: self.listener.key.clone(),
+            life: self.life,
+            begun: self.begun,
+            board: saver.keep(&self.board.fd()),
+            log: self.access_log().map(|log| log.name(saver)),
+            bell: saver.keep(&*self.bell),
+            workers: self.workers.values().map(|worker| worker.save(saver)).collect(),
+            drain: self.drain,
+            quit: self.quit,
+            trace_layout: self.trace_layout.to_words().to_vec(),
+            php: self.php.clone(),
+            exposed: self.exposed,
+            mapped: self.mapped.clone(),
+            refused: self.refused,
+            zygote: self.zygote.save(saver),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing, or the scoreboard is of another version.
+    pub fn restore(
+        ctx: &Rc<Context>,
+        pool: PoolId,
+        queue: &Queue,
+        (sockets, logs): (&Sockets, &access_log::Restored),
+        saved: SavedGeneration,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let generation = saved.id;
+        let place = Place { pool, generation };
+        let (config, closer) = (Rc::new(saved.config), queue.closer());
+        let board = Arc::new(Scoreboard::open(fds.take(saved.board)?).map_err(io::Error::other)?);
+        let log = saved.log.and_then(|log| logs.get(&log));
+        let following = log.map(|log| log.follow(place, &board, &ctx.events)).transpose()?;
+        let zygote = Zygote::restore(ctx, place, &config, closer, saved.zygote, fds)?;
+        let bell = Rc::new(fds.take(saved.bell)?);
+        let ringing = watch::bell(&bell, &ctx.events, place)?;
+        let mut free: BTreeSet<u32> = (0..board.slots() as u32).collect();
+        let mut workers = BTreeMap::new();
+        for worker in saved.workers {
+            let worker = Worker::restore(ctx, place, &config, closer, worker, fds)?;
+            if !free.remove(&worker.slot) {
+                return Err(io::Error::other("two workers have one slot of the scoreboard"));
+            }
+            workers.insert(worker.id, worker);
+        }
+        let layout = saved.trace_layout.try_into();
+        Ok(Self {
+            place,
+            config,
+            identity: saved.identity,
+            listener: sockets.known(&saved.listener)?,
+            life: saved.life,
+            begun: saved.begun,
+            board,
+            following,
+            workers,
+            drain: saved.drain,
+            quit: saved.quit,
+            trace_layout: layout.map_or_else(|_| TraceLayout::default(), TraceLayout::from_words),
+            php: saved.php,
+            exposed: saved.exposed,
+            mapped: saved.mapped,
+            refused: saved.refused,
+            ctx: ctx.clone(),
+            zygote,
+            closer: closer.clone(),
+            free,
+            bell,
+            _ringing: ringing,
+        })
+    }
+
+    /// Where its workers' lines go.
+    pub fn access_log(&self) -> Option<&Rc<AccessLog>> {
+        self.following.as_ref().map(Following::log)
+    }
+
+    /// Whether one that is started now would be the same: no file that it was made from has changed.
+    pub fn is_up_to_date(&self) -> bool {
+        // What is preloaded is the pool's own code, and may be any number of files.
+        !self.zygote.says.preloads
+            && super::zygote::files_now(&self.ctx, &self.config).is_some_and(|now| now == self.zygote.files)
+            && self.mapped.are_unchanged()
+    }
+
+    /// Whether its zygote has taken all that it was told.
+    pub fn has_all_orders(&self) -> bool {
+        self.zygote.has_all_orders()
     }
 
     /// The way to the zygote.
@@ -203,7 +353,7 @@ impl Generation {
         &self.zygote.process
     }
 
-    fn log(&self, level: Level, text: impl std::fmt::Display) {
+    pub(super) fn log(&self, level: Level, text: impl std::fmt::Display) {
         self.ctx.log.pool(&self.config.name).log(level, text);
     }
 
@@ -221,7 +371,7 @@ impl Generation {
     ///
     /// # Errors
     /// A sentence.
-    pub fn spawn(&mut self, replaces: bool) -> Result<(), String> {
+    pub fn spawn(&mut self, errand: Errand) -> Result<(), String> {
         let slot = self
             .free
             .first()
@@ -232,6 +382,7 @@ impl Generation {
             worker: number,
             slot,
             max_requests: self.max_requests(),
+            recycle_age: self.config.worker_recycle_age.mul_f64(1.0 - self.ctx.jitter() / 10.0),
         };
         let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, spawn, &self.closer)
             .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
@@ -240,10 +391,13 @@ impl Generation {
             .try_send(order)
             .map_err(|_| "the zygote does not listen")?;
         self.free.remove(&slot);
-        worker.replaces = replaces;
+        worker.replaces = errand == Errand::Replace;
+        worker.held = errand == Errand::Spare;
         self.board.slot(slot as usize).reset();
         self.board.control(slot as usize).drain.store(0, SeqCst);
         self.board.control(slot as usize).terminate.store(0, SeqCst);
+        let hold = u32::from(errand == Errand::Spare);
+        self.board.control(slot as usize).hold.store(hold, SeqCst);
         self.workers.insert(worker.id, worker);
         Ok(())
     }
@@ -291,6 +445,10 @@ impl Generation {
             format_args!("a worker of zygote {zygote} is not accepted: {problem}"),
         );
         self.forget(id);
+        self.refused += 1;
+        if self.refused == MOST_REFUSED {
+            self.break_off("what it calls workers are none");
+        }
     }
 
     /// Has done with a zygote that does not keep to the protocol: it is hostile, or its memory is torn. Its workers go on.
@@ -481,14 +639,15 @@ impl Generation {
             _ => &mut exits.code,
         } += 1;
         let death = Death {
-            unasked: !leaving && self.drain.is_none(),
-            crashed: matches!(
-                exit,
+            unasked: !leaving && !worker.held && !worker.left && self.drain.is_none(),
+            suspect: match exit {
                 Some(Exit::Signal {
-                    signal: libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT | libc::SIGILL | libc::SIGFPE,
+                    signal: libc::SIGKILL | libc::SIGTERM,
                     ..
-                })
-            ),
+                }) => view.is_active(),
+                Some(Exit::Signal { .. }) => !by_quit,
+                Some(Exit::Code(_)) | None => false,
+            },
             stillborn: !orderly && view.requests == 0 && lived < LIVED,
         };
         self.forget(id);
@@ -499,7 +658,7 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if !matches!(slot.stage(), Stage::None | Stage::Idle) {
+        if !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle) {
             self.board.header().request_ends();
         }
         slot.reset();
@@ -512,23 +671,34 @@ impl Generation {
         let header = self.board.header();
         let hint = header.active.load(SeqCst);
         for worker in self.workers.values() {
-            let slot = self.board.slot(worker.slot as usize);
-            match (slot.stage(), slot.since.load(SeqCst)) {
+            if worker.held {
+                super::recycle::count_spare(worker, &self.board, snapshot);
+                continue;
+            }
+            if worker.left {
                 // It accepts nothing any more, and has given up its place; a slow reader may still hold it. That it then ends
                 // changes nothing.
-                (Stage::None, 1..) => {}
+                continue;
+            }
+            let slot = self.board.slot(worker.slot as usize);
+            let asked = worker.asked.or(worker.retired);
+            super::recycle::count_wear(worker, slot.wear(), &mut snapshot.recycling);
+            match (slot.stage(), slot.since.load(SeqCst)) {
+                (Stage::None, 1..) if worker.asked.is_some() => {}
+                // Its place is free when it has been noticed that it has left.
+                (Stage::None, 1..) => snapshot.ending += 1,
                 // Until it is known how, it has its place: its zygote will tell in a moment.
                 _ if worker.ended.is_some() => snapshot.ending += 1,
-                (Stage::None, 0) => snapshot.starting += 1,
+                (Stage::None, 0) | (Stage::Held, _) => snapshot.starting += 1,
                 (Stage::Idle, since) => snapshot.idle.push(Idle {
                     worker: worker.id,
                     started: worker.started,
                     since: Duration::from_nanos(since).min(snapshot.now),
-                    asked: worker.asked,
+                    asked,
                 }),
                 _ => {
                     snapshot.active += 1;
-                    snapshot.active_asked += u32::from(worker.asked.is_some());
+                    snapshot.active_asked += u32::from(asked.is_some());
                 }
             }
         }
@@ -557,7 +727,9 @@ impl Generation {
         const PATIENCE: Duration = Duration::from_secs(10);
         let Some(worker) = self.workers.get(&id) else { return };
         let refuses = |process: &Rc<Process>| process.refuses(Signal::SIGQUIT);
-        if worker.process.as_ref().is_some_and(refuses) || worker.asked.is_some_and(|at| at + PATIENCE <= now) {
+        if worker.process.as_ref().is_some_and(refuses)
+            || worker.asked.or(worker.retired).is_some_and(|at| at + PATIENCE <= now)
+        {
             worker.kill();
         }
     }

@@ -11,9 +11,11 @@ use std::rc::Rc;
 
 use nix::sys::stat::{Mode, umask};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{acl, sys, users};
+use super::saved::{Kept, Restorer, Saver};
+use super::{acl, sys, upgrade, users};
 use crate::config::{Listen, Pool};
 use crate::log::{Logger, errno};
 
@@ -132,7 +134,77 @@ pub struct Sockets {
     held: bool,
 }
 
+/// A socket, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedListener {
+    fd: Kept,
+    key: String,
+    tcp: bool,
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+/// All sockets, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedSockets {
+    /// In the order in which they came.
+    all: Vec<SavedListener>,
+    held: bool,
+}
+
+impl SavedSockets {
+    /// Whether systemd holds the sockets.
+    pub fn are_held(&self) -> bool {
+        self.held
+    }
+}
+
 impl Sockets {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedSockets {
+        let all = self.order.iter().map(|key| &self.all[key]);
+        let all = all.map(|listener| SavedListener {
+            fd: saver.keep(listener),
+            key: listener.key.clone(),
+            tcp: listener.tcp,
+            file: listener.file.clone(),
+        });
+        SavedSockets {
+            all: all.collect(),
+            held: self.held,
+        }
+    }
+
+    /// Makes them again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedSockets, fds: &mut Restorer) -> io::Result<Self> {
+        let mut sockets = Self {
+            held: saved.held,
+            ..Self::default()
+        };
+        for SavedListener { fd, key, tcp, file } in saved.all {
+            sockets.insert(Listener {
+                fd: fds.take(fd)?,
+                key,
+                tcp,
+                // Files of this life's own making only matter while it starts.
+                made: false,
+                file,
+            });
+        }
+        Ok(sockets)
+    }
+
+    /// The socket of a key.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn known(&self, key: &str) -> io::Result<Rc<Listener>> {
+        let found = self.all.get(key).cloned();
+        found.ok_or_else(|| io::Error::other(format!("there is no socket {key}")))
+    }
+
     /// Takes the sockets of a hand-over.
     pub fn adopt_all(&mut self, inherited: Inherited, log: &Logger) {
         for (fd, key) in inherited.fpm {
@@ -326,7 +398,10 @@ fn fpm_sockets() -> Vec<(RawFd, String)> {
 
 /// Whether an environment variable is about the hand-over, and none of PHP's business.
 pub fn is_hand_over(name: &str) -> bool {
-    name == "FPM_SOCKETS" || name.starts_with("FPM_SOCKETS_") || name.starts_with("LISTEN_")
+    name == upgrade::VARIABLE
+        || name == "FPM_SOCKETS"
+        || name.starts_with("FPM_SOCKETS_")
+        || name.starts_with("LISTEN_")
 }
 
 /// The key of a socket that was handed over, and whether it is TCP.

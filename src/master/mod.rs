@@ -8,6 +8,7 @@
 //! - [`pool`] (a folder: generations, what processes say, what the process manager decides, what is seen of it),
 //!   [`generation`], [`worker`]: what there is
 //! - [`desk`]: the control socket; [`systemd`]: what the service manager is told; [`cgroup`]: the pool's control groups
+//! - [`upgrade`]: another program in the same process; [`saved`]: what outlives that
 //! - [`watch`]: the tasks that turn descriptors into events
 
 mod access_log;
@@ -26,14 +27,19 @@ mod log_file;
 mod output;
 mod pid_file;
 mod pool;
+mod privileges;
 mod process;
 mod queue;
+mod recycle;
+mod saved;
+mod stamp;
 mod start;
 mod status;
 mod status_server;
 mod sys;
 mod systemd;
 mod trace;
+mod upgrade;
 mod users;
 mod watch;
 mod worker;

@@ -6,9 +6,11 @@ use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::saved::{Kept, Restorer, Saver};
 use super::sys;
 use super::watch::Watch;
 use crate::log::{Lines, Logger, Stream, WorkerOutput};
@@ -22,6 +24,34 @@ const AT_ONCE: usize = 64 << 10;
 pub struct Pipes {
     stdout: Option<PipeReader>,
     stderr: PipeReader,
+}
+
+/// The pipes of a process, for a successor.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SavedPipes {
+    stdout: Option<Kept>,
+    stderr: Kept,
+}
+
+impl Pipes {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedPipes {
+        SavedPipes {
+            stdout: self.stdout.as_ref().map(|stdout| saver.keep(stdout)),
+            stderr: saver.keep(&self.stderr),
+        }
+    }
+
+    /// Makes them again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedPipes, fds: &mut Restorer) -> io::Result<Self> {
+        Ok(Self {
+            stdout: fds.take_some(saved.stdout)?.map(PipeReader::from),
+            stderr: fds.take(saved.stderr)?.into(),
+        })
+    }
 }
 
 /// Makes the pipes of a worker; with them come its own ends, stdout and stderr.
@@ -61,6 +91,13 @@ pub struct Output {
     _watch: Watch,
 }
 
+/// The output of a process, for a successor, with the line that is not complete.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedOutput {
+    pipes: SavedPipes,
+    lines: WorkerOutput,
+}
+
 #[derive(Debug)]
 struct Shared {
     log: Logger,
@@ -77,6 +114,30 @@ impl Output {
     /// # Errors
     /// When the kernel refuses.
     pub fn start(pipes: Pipes, log: &Logger, pool: &str, worker: i32, decorate: bool) -> io::Result<Self> {
+        Self::with(pipes, log, pool, worker, WorkerOutput::new(pool, worker, decorate))
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedOutput {
+        let stdout = self.shared.stdout.as_ref();
+        SavedOutput {
+            pipes: SavedPipes {
+                stdout: stdout.map(|stdout| saver.keep(stdout.get_ref())),
+                stderr: saver.keep(self.shared.stderr.get_ref()),
+            },
+            lines: self.shared.lines.borrow().clone(),
+        }
+    }
+
+    /// Begins to read again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedOutput, log: &Logger, pool: &str, worker: i32, fds: &mut Restorer) -> io::Result<Self> {
+        Self::with(Pipes::restore(saved.pipes, fds)?, log, pool, worker, saved.lines)
+    }
+
+    fn with(pipes: Pipes, log: &Logger, pool: &str, worker: i32, lines: WorkerOutput) -> io::Result<Self> {
         let register = |pipe| sys::register(pipe, Interest::READABLE);
         let shared = Rc::new(Shared {
             log: log.clone(),
@@ -84,7 +145,7 @@ impl Output {
             worker,
             stdout: pipes.stdout.map(register).transpose()?,
             stderr: register(pipes.stderr)?,
-            lines: RefCell::new(WorkerOutput::new(pool, worker, decorate)),
+            lines: RefCell::new(lines),
         });
         let task = shared.clone();
         let watch = Watch::start(async move { task.run().await });

@@ -3,21 +3,23 @@
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::sync::mpsc;
 
 use super::foreign::{Closer, Foreign};
+use super::saved::{Kept, Restorer, Saver};
 use super::sys;
-use super::watch::{Event, Events, PoolId, Registered, Watch, register};
-use crate::control::{self, ChannelError, Handover};
+use super::watch::{self, Event, Events, PoolId, Registered, Watch, register};
+use crate::control::{self, Channel, ChannelError, Handover};
 use crate::fastcgi;
 
 /// Send buffer of a queue, bytes: some requests that have been read already, or hundreds of connections.
@@ -40,7 +42,8 @@ const MOST_SENT: usize = 8192;
 pub struct Queue {
     /// The workers' end.
     workers: OwnedFd,
-    door: mpsc::Sender<(Handover, Foreign)>,
+    ours: Registered<Handover, Handover>,
+    door: mpsc::Sender<Rc<Held>>,
     shared: Rc<Shared>,
     closer: Closer,
     _sender: Watch,
@@ -51,17 +54,37 @@ struct Shared {
     pool: PoolId,
     events: Events,
     /// Kept connections, until they are in the queue.
-    held: Cell<usize>,
+    held: RefCell<BTreeMap<u64, Rc<Held>>>,
+    next: Cell<u64>,
     /// What has been read of their requests already.
     held_bytes: Cell<usize>,
     /// Sizes of the messages that may be in the queue still, in order.
     sent: RefCell<VecDeque<usize>>,
 }
 
+/// A connection that is held.
+#[derive(Debug)]
+struct Held {
+    number: u64,
+    handover: Handover,
+    fd: Foreign,
+    /// It may be silent until then; None is for ever.
+    until: Option<Duration>,
+}
+
+/// A queue, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedQueue {
+    ours: Kept,
+    workers: Kept,
+    sent: Vec<usize>,
+    held: Vec<(Handover, Kept, Option<Duration>)>,
+}
+
 impl Queue {
     /// Whether any connection is held here.
     pub fn holds_any(&self) -> bool {
-        self.shared.held.get() > 0
+        !self.shared.held.borrow().is_empty()
     }
 
     /// Makes one.
@@ -70,22 +93,69 @@ impl Queue {
     /// When there are no descriptors left.
     pub fn new(pool: PoolId, events: &Events) -> io::Result<Self> {
         let (ours, theirs) = control::pair::<Handover, Handover>(BUFFER).map_err(io::Error::other)?;
+        Self::with(pool, events, ours, theirs.into(), VecDeque::new())
+    }
+
+    fn with(
+        pool: PoolId,
+        events: &Events,
+        ours: Channel<Handover, Handover>,
+        workers: OwnedFd,
+        sent: VecDeque<usize>,
+    ) -> io::Result<Self> {
         let shared = Rc::new(Shared {
             pool,
             events: events.clone(),
-            held: Cell::new(0),
+            held: RefCell::default(),
+            next: Cell::new(0),
             held_bytes: Cell::new(0),
-            sent: RefCell::new(VecDeque::new()),
+            sent: RefCell::new(sent),
         });
         let (door, queue) = mpsc::channel(ON_THEIR_WAY);
-        let sender = Watch::start(send_all(register(ours)?, queue, shared.clone()));
+        let ours = register(ours)?;
+        let sender = Watch::start(send_all(ours.clone(), queue, shared.clone()));
         Ok(Self {
-            workers: theirs.into(),
+            workers,
+            ours,
             door,
             shared,
             closer: Closer::default(),
             _sender: sender,
         })
+    }
+
+    /// What is to go on: all that is held, and what no worker has taken from the queue yet.
+    pub fn save(&self, saver: &mut Saver) -> SavedQueue {
+        let held = self.shared.held.borrow();
+        let held = held
+            .values()
+            .map(|held| (held.handover.clone(), saver.keep(&held.fd), held.until));
+        SavedQueue {
+            held: held.collect(),
+            ours: saver.keep(self.ours.get_ref()),
+            workers: saver.keep(&self.workers),
+            sent: self.shared.sent.borrow().iter().copied().collect(),
+        }
+    }
+
+    /// Makes it again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(pool: PoolId, events: &Events, saved: SavedQueue, fds: &mut Restorer) -> io::Result<Self> {
+        let SavedQueue {
+            ours,
+            workers,
+            sent,
+            held,
+        } = saved;
+        let (ours, workers) = (fds.take(ours)?, fds.take(workers)?);
+        let queue = Self::with(pool, events, ours.into(), workers, sent.into())?;
+        for (handover, fd, until) in held {
+            let fd = queue.closer.take(fds.take(fd)?);
+            queue.hold(handover, fd, until);
+        }
+        Ok(queue)
     }
 
     /// The end that workers read.
@@ -101,17 +171,21 @@ impl Queue {
     /// Takes a connection. It goes into the queue when it has something to say; until then it may be silent for `limit`,
     /// None is for ever.
     pub fn keep(&self, handover: Handover, fd: Foreign, limit: Option<Duration>) {
-        let Some(held) = Held::new(&self.shared, handover.bytes.len()).filter(|_| fd.is_connection()) else {
+        if fd.is_connection() {
+            self.hold(handover, fd, limit.map(|limit| watch::now() + limit));
+        }
+    }
+
+    fn hold(&self, handover: Handover, fd: Foreign, until: Option<Duration>) {
+        let Some(held) = self.shared.hold(handover, fd, until) else {
             return;
         };
-        let door = self.door.clone();
+        let (door, shared) = (self.door.clone(), self.shared.clone());
         tokio::task::spawn_local(async move {
-            let Some(fd) = until_it_speaks(&handover, fd, limit).await else {
-                return;
-            };
             // The queue closes with its pool, and the connection with it.
-            let _ = door.send((handover, fd)).await;
-            drop(held);
+            if !until_it_speaks(&held).await || door.send(held.clone()).await.is_err() {
+                shared.release(&held);
+            }
         });
     }
 
@@ -136,50 +210,70 @@ impl Queue {
     }
 }
 
-struct Held(Rc<Shared>, usize);
-
-impl Held {
+impl Shared {
     /// None when there is no room.
-    fn new(shared: &Rc<Shared>, bytes: usize) -> Option<Self> {
-        let (held, held_bytes) = (shared.held.get() + 1, shared.held_bytes.get() + bytes);
-        if held > MOST_KEPT || held_bytes > MOST_BYTES {
+    fn hold(&self, handover: Handover, fd: Foreign, until: Option<Duration>) -> Option<Rc<Held>> {
+        let mut all = self.held.borrow_mut();
+        let bytes = self.held_bytes.get() + handover.bytes.len();
+        if all.len() >= MOST_KEPT || bytes > MOST_BYTES {
             return None;
         }
-        shared.held.set(held);
-        shared.held_bytes.set(held_bytes);
-        Some(Self(shared.clone(), bytes))
+        self.held_bytes.set(bytes);
+        let number = self.next.replace(self.next.get() + 1);
+        let held = Rc::new(Held {
+            number,
+            handover,
+            fd,
+            until,
+        });
+        all.insert(number, held.clone());
+        Some(held)
+    }
+
+    /// It is in the queue, or of no use any more.
+    fn release(&self, held: &Held) {
+        self.held.borrow_mut().remove(&held.number);
+        self.held_bytes.set(self.held_bytes.get() - held.handover.bytes.len());
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.held.set(self.0.held.get() - 1);
-        self.0.held_bytes.set(self.0.held_bytes.get() - self.1);
+/// False when it is closed, or silent for too long.
+async fn until_it_speaks(held: &Rc<Held>) -> bool {
+    if has_request(&held.handover) {
+        return true;
     }
-}
-
-/// None when it is closed, or silent for too long.
-async fn until_it_speaks(handover: &Handover, fd: Foreign, limit: Option<Duration>) -> Option<Foreign> {
-    if has_request(handover) {
-        return Some(fd);
+    let Ok(registered) = sys::register(Connection(held.clone()), Interest::READABLE) else {
+        return false;
+    };
+    let spoke = tokio::select! {
+        biased;
+        ready = registered.readable() => ready.is_ok(),
+        () = watch::until_some(held.until) => false,
+    };
+    if !spoke {
+        return false;
     }
-    let registered = sys::register(fd, Interest::READABLE).ok()?;
-    let readable = registered.readable();
-    match limit {
-        None => readable.await.ok()?.retain_ready(),
-        Some(limit) => tokio::time::timeout(limit, readable).await.ok()?.ok()?.retain_ready(),
-    }
-    let fd = registered.into_inner();
     // A web server that closes an idle connection must wake no worker.
-    let mut byte = [0];
-    match recv(
-        std::os::fd::AsRawFd::as_raw_fd(&fd),
-        &mut byte,
+    let peeked = recv(
+        held.fd.as_raw_fd(),
+        &mut [0],
         MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
-    ) {
-        Ok(0) => None,
-        Ok(_) | Err(Errno::EAGAIN) => Some(fd),
-        Err(_) => None,
+    );
+    matches!(peeked, Ok(1..) | Err(Errno::EAGAIN))
+}
+
+/// What the event loop knows a held connection by.
+struct Connection(Rc<Held>);
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.fd.as_raw_fd()
     }
 }
 
@@ -201,14 +295,10 @@ fn has_request(handover: &Handover) -> bool {
     }
 }
 
-async fn send_all(
-    channel: Registered<Handover, Handover>,
-    mut queue: mpsc::Receiver<(Handover, Foreign)>,
-    shared: Rc<Shared>,
-) {
-    while let Some((handover, fd)) = queue.recv().await {
+async fn send_all(channel: Registered<Handover, Handover>, mut queue: mpsc::Receiver<Rc<Held>>, shared: Rc<Shared>) {
+    while let Some(held) = queue.recv().await {
         loop {
-            match channel.get_ref().send(&handover, &[fd.as_fd()], false) {
+            match channel.get_ref().send(&held.handover, &[held.fd.as_fd()], false) {
                 Ok(length) => {
                     let mut sent = shared.sent.borrow_mut();
                     sent.push_back(length);
@@ -225,6 +315,8 @@ async fn send_all(
                 Err(_) => break,
             }
         }
+        shared.release(&held);
+        drop(held);
         if shared.events.send(Event::Queued(shared.pool)).await.is_err() {
             return;
         }

@@ -76,6 +76,7 @@ pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, 
         loop {
             let place = places.clone().acquire_owned().await;
             let Ok(mut ready) = fd.readable().await else { return };
+            let _in_hand = server.events.gate().pass().await;
             match rustix::net::acceptfrom_with(fd.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok((connection, peer)) => {
                     let peer = peer
@@ -133,6 +134,8 @@ impl Server {
             let mut out = Vec::new();
             let mut close = false;
             let (used, event) = input.next(&bytes).map_err(io::Error::other)?;
+            // An answer that is begun is brought to its end.
+            let _in_hand = (event != fastcgi::Event::NeedMore).then(|| self.events.gate().hold());
             match event {
                 fastcgi::Event::NeedMore => {
                     bytes.drain(..used);

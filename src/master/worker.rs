@@ -3,22 +3,25 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::cgroup::Leaf;
 use super::context::Context;
 use super::foreign::Closer;
 use super::limits::Rung;
-use super::output::{self, Output, Pipes};
-use super::process::Process;
+use super::output::{self, Output, Pipes, SavedOutput, SavedPipes};
+use super::process::{Process, SavedProcess};
+use super::saved::{Kept, Restorer, Saver};
 use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
-use crate::control::{self, Exit, FromWorker, Spawn, ToWorker, ToZygote};
+use crate::control::{self, Channel, Exit, FromWorker, Spawn, ToWorker, ToZygote};
 use crate::pm::WorkerId;
 use crate::scoreboard::SlotView;
 
@@ -33,8 +36,14 @@ pub struct Worker {
     pub started: Duration,
     /// The process; None until the zygote has made it.
     pub process: Option<Rc<Process>>,
-    /// When it was asked to leave.
+    /// When it was asked to leave as one too many.
     pub asked: Option<Duration>,
+    /// When it was told to leave because it is used up.
+    pub retired: Option<Duration>,
+    /// It is a spare: ready, and accepts nothing.
+    pub held: bool,
+    /// It has left by itself, which has been noticed; it may not have ended yet.
+    pub left: bool,
     /// How it ended, by its zygote's word.
     pub exit: Option<Exit>,
     /// When its process was seen to have ended.
@@ -57,7 +66,126 @@ pub struct Worker {
     watches: Vec<Watch>,
 }
 
+/// A worker, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedWorker {
+    id: WorkerId,
+    slot: u32,
+    started: Duration,
+    process: Option<SavedProcess>,
+    asked: Option<Duration>,
+    exit: Option<Exit>,
+    ended: Option<Duration>,
+    hung_up: bool,
+    replaces: bool,
+    retired: Option<Duration>,
+    held: bool,
+    left: bool,
+    leaf: Option<PathBuf>,
+    rung: Option<Rung>,
+    traced: Option<u64>,
+    link: Kept,
+    pipes: Option<SavedPipes>,
+    output: Option<SavedOutput>,
+}
+
 impl Worker {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedWorker {
+        SavedWorker {
+            id: self.id,
+            slot: self.slot,
+            started: self.started,
+            process: self.process.as_ref().map(|process| process.save(saver)),
+            asked: self.asked,
+            exit: self.exit,
+            ended: self.ended,
+            hung_up: self.hung_up,
+            replaces: self.replaces,
+            retired: self.retired,
+            held: self.held,
+            left: self.left,
+            leaf: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
+            rung: self.rung,
+            traced: self.traced,
+            link: saver.keep(self.link.get_ref()),
+            pipes: self.pipes.as_ref().map(|pipes| pipes.save(saver)),
+            output: self.output.as_ref().map(|output| output.save(saver)),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        closer: &Closer,
+        saved: SavedWorker,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let (link, watch) = Self::listen(ctx, place, saved.id, fds.take(saved.link)?.into(), closer)?;
+        let mut worker = Self {
+            id: saved.id,
+            slot: saved.slot,
+            started: saved.started,
+            process: None,
+            asked: saved.asked,
+            exit: saved.exit,
+            ended: saved.ended,
+            hung_up: saved.hung_up,
+            replaces: saved.replaces,
+            retired: saved.retired,
+            held: saved.held,
+            left: saved.left,
+            leaf: saved
+                .leaf
+                .zip(ctx.cgroup.as_ref())
+                .map(|(path, groups)| groups.leaf(path)),
+            rung: saved.rung,
+            traced: saved.traced,
+            tracing: Arc::default(),
+            link,
+            pipes: saved.pipes.map(|pipes| Pipes::restore(pipes, fds)).transpose()?,
+            output: None,
+            watches: vec![watch],
+        };
+        if let Some(process) = saved.process {
+            let process = Process::restore(process, fds)?;
+            let pid = process.pid();
+            worker.watch(ctx, place, process)?;
+            let output = saved
+                .output
+                .map(|output| Output::restore(output, &ctx.log, &pool.name, pid, fds));
+            worker.output = output.transpose()?;
+        }
+        Ok(worker)
+    }
+
+    fn listen(
+        ctx: &Context,
+        place: Place,
+        id: WorkerId,
+        link: Channel<ToWorker, FromWorker>,
+        closer: &Closer,
+    ) -> io::Result<(Registered<ToWorker, FromWorker>, Watch)> {
+        let link = watch::register(link)?;
+        let watch = watch::messages(&link, &ctx.events, closer, move |result| {
+            Event::Worker(place, id, result)
+        });
+        Ok((link, watch))
+    }
+
+    fn watch(&mut self, ctx: &Context, place: Place, process: Process) -> io::Result<()> {
+        let process = Rc::new(process);
+        self.watches
+            .push(watch::process(&process, &ctx.events, Event::Ended(place, self.id))?);
+        self.process = Some(process);
+        Ok(())
+    }
+
     /// Prepares one, and the order by which its zygote makes it.
     ///
     /// # Errors
@@ -78,10 +206,7 @@ impl Worker {
             (None, output::null()?, output::null()?)
         };
         let fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
-        let link = watch::register(ours)?;
-        let watches = vec![watch::messages(&link, &ctx.events, closer, move |result| {
-            Event::Worker(place, id, result)
-        })];
+        let (link, watch) = Self::listen(ctx, place, id, ours, closer)?;
         let slot = spawn.slot;
         let worker = Self {
             id,
@@ -89,6 +214,9 @@ impl Worker {
             started: watch::now(),
             process: None,
             asked: None,
+            retired: None,
+            held: false,
+            left: false,
             exit: None,
             ended: None,
             hung_up: false,
@@ -100,7 +228,7 @@ impl Worker {
             link,
             pipes,
             output: None,
-            watches,
+            watches: vec![watch],
         };
         Ok((worker, (ToZygote::Spawn(spawn), fds)))
     }
@@ -111,10 +239,7 @@ impl Worker {
     /// When the kernel refuses a registration.
     pub fn go(&mut self, ctx: &Context, place: Place, pool: &Pool, process: Process) -> io::Result<()> {
         let pid = process.pid();
-        let process = Rc::new(process);
-        self.watches
-            .push(watch::process(&process, &ctx.events, Event::Ended(place, self.id))?);
-        self.process = Some(process);
+        self.watch(ctx, place, process)?;
         if let Some(pipes) = self.pipes.take() {
             let decorate = pool.decorate_workers_output;
             self.output = Some(Output::start(pipes, &ctx.log, &pool.name, pid, decorate)?);

@@ -9,7 +9,7 @@ use super::Tally;
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -42,6 +42,8 @@ pub enum Stage {
     Running = 4,
     /// Between the script and the end of the request (shutdown functions), or after fastcgi_finish_request().
     Finishing = 6,
+    /// A spare: ready, and accepts nothing.
+    Held = 7,
 }
 
 impl Stage {
@@ -52,6 +54,7 @@ impl Stage {
             3 => Self::Info,
             4 => Self::Running,
             6 => Self::Finishing,
+            7 => Self::Held,
             _ => Self::None,
         }
     }
@@ -59,12 +62,35 @@ impl Stage {
     /// The word on php-fpm's status page.
     pub fn name(self) -> &'static str {
         match self {
-            Self::None => "(null)",
+            Self::None | Self::Held => "(null)",
             Self::Idle => "Idle",
             Self::ReadingHeaders => "Reading headers",
             Self::Info => "Getting request information",
             Self::Running => "Running",
             Self::Finishing => "Finishing",
+        }
+    }
+}
+
+/// How much of its life a worker has behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Wear {
+    /// Nothing to be said.
+    #[default]
+    Fresh = 0,
+    /// It will have served `pm.max_requests` soon, and then leaves by itself.
+    Soon = 1,
+    /// It is too old or too large; it serves until it is told to leave.
+    Over = 2,
+}
+
+impl Wear {
+    fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Soon,
+            2 => Self::Over,
+            _ => Self::Fresh,
         }
     }
 }
@@ -247,6 +273,8 @@ impl Header {
 pub struct Control {
     /// Not 0: leave when the request ends.
     pub drain: AtomicU32,
+    /// Not 0: be ready, but accept nothing yet.
+    pub hold: AtomicU32,
     /// Nanoseconds of CLOCK_MONOTONIC at which the request that began at that time was told to end; 0 is never. SIGPROF
     /// and SIGTERM mean "end this request now" while it stands, and "finish, then leave" otherwise.
     pub terminate: AtomicU64,
@@ -327,6 +355,8 @@ impl<const BYTES: usize, const WORDS: usize> Field<BYTES, WORDS> {
 pub struct Slot {
     /// [`Stage`]
     pub stage: AtomicU32,
+    /// [`Wear`]
+    wear: AtomicU32,
     /// Odd while the text is being written.
     pub(super) sequence: AtomicU32,
     /// When the current request's first byte was there; of the last one while idle.
@@ -371,6 +401,16 @@ impl Slot {
         Stage::from_number(self.stage.load(Acquire))
     }
 
+    /// Says that the worker is to be replaced.
+    pub fn set_wear(&self, wear: Wear) {
+        self.wear.store(wear as u32, Release);
+    }
+
+    /// Whether it is to be replaced.
+    pub fn wear(&self) -> Wear {
+        Wear::from_number(self.wear.load(Acquire))
+    }
+
     /// The parameters of a request are known.
     pub fn begin(&self, stage: Stage, request: &Request) {
         let sequence = self.sequence.load(Relaxed) | 1;
@@ -385,6 +425,7 @@ impl Slot {
     /// A new worker takes the slot over from one that is gone.
     pub fn reset(&self) {
         self.begin(Stage::None, &Request::default());
+        self.set_wear(Wear::Fresh);
         for word in [
             &self.started,
             &self.started_epoch,

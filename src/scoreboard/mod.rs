@@ -10,7 +10,7 @@ mod tally;
 mod view;
 
 pub use layout::{
-    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout,
+    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout, Wear,
     monotonic_ns, realtime_us,
 };
 pub use ring::{Place, Ring};

@@ -65,7 +65,11 @@ const TRIES: usize = 64;
 impl SlotView {
     pub(super) fn read(slot: &Slot) -> Self {
         Self {
-            stage: slot.stage(),
+            // To all but the process manager, a spare is a worker that has not begun.
+            stage: match slot.stage() {
+                Stage::Held => Stage::None,
+                stage => stage,
+            },
             started: slot.started.load(Relaxed),
             started_epoch: slot.started_epoch.load(Relaxed),
             since: slot.since.load(Relaxed),

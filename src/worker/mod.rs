@@ -75,6 +75,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         bell,
         log_bell,
         master,
+        mapped: _,
     } = generation;
     let board: &'static _ = Box::leak(Box::new(board));
     let slot = spawn.slot as usize;
@@ -125,21 +126,20 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,
         ids: request_id::Source::new(random()),
+        recycle_age: spawn.recycle_age,
         status_page: RefCell::default(),
         access: RefCell::new(access::Access::new(&pool, board, slot, log_bell, master)),
         told: RefCell::default(),
         released: RefCell::default(),
+        spare: RefCell::default(),
         counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,
     }));
-    match serve::Loop::new(worker, wake) {
-        Ok(mut serving) => serving.run(),
-        Err(error) => {
-            print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
-            std::process::exit(70);
-        }
+    if let Err(error) = serve::Loop::new(worker, wake).and_then(|mut serving| serving.run()) {
+        print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
+        std::process::exit(70);
     }
     php::stop();
     std::process::exit(0)

@@ -162,6 +162,24 @@ impl Ledger {
     }
 }
 
+impl Account {
+    /// Short requests of the second phase take no more than three times as long as those of the first, at the 99th
+    /// percentile.
+    pub fn assert_not_stalled(&self, phases: [&str; 2]) {
+        /// Less is noise: an old worker's last request, or the scheduler's turn on a machine with other work.
+        const FLOOR: Duration = Duration::from_millis(100);
+        let p99 = |phase: &str| {
+            let found = self.short.iter().find(|(name, ..)| *name == phase);
+            found
+                .map(|(_, count, _, p99, _)| (*count, *p99))
+                .expect("short requests were answered")
+        };
+        let ((calm, before), (busy, during)) = (p99(phases[0]), p99(phases[1]));
+        assert!(calm > 100 && busy > 100, "too few to tell: {self}");
+        assert!(during <= 3 * before.max(FLOOR), "{self}");
+    }
+}
+
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(

@@ -62,7 +62,7 @@ impl Stage {
 }
 
 /// Descriptors that a process has open.
-fn descriptors(pid: i32) -> usize {
+pub fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
@@ -94,6 +94,7 @@ fn under_load() {
     println!("{reloads} reloads under load: {account}");
     assert!(reloads > 5, "only {reloads} reloads in 12 s");
     assert!(account.unattributed.is_empty(), "{account}\n{}", stage.server.log());
+    account.assert_not_stalled(shared.phases);
     // The old generations go, and take what they held in the master with them.
     let deadline = Instant::now() + PATIENCE;
     let settled = || {

@@ -15,7 +15,7 @@ use crate::support::fcgi::{Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Re
 use crate::support::process::{spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits for a condition.
 pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
@@ -39,6 +39,33 @@ impl Place {
         Self { dir }
     }
 
+    /// The same with a program of its own, `php-pool`, that can be replaced.
+    pub fn with_own_program(self) -> Self {
+        for other in ["php-pool.a", "php-pool.b"] {
+            fs::copy(executable(), self.path(other)).unwrap();
+        }
+        let worker = executable().with_file_name("php-pool-worker");
+        std::os::unix::fs::symlink(worker, self.path("php-pool-worker")).unwrap();
+        self.install();
+        fs::remove_file(self.path("php-fpm")).unwrap();
+        std::os::unix::fs::symlink(self.path("php-pool"), self.path("php-fpm")).unwrap();
+        self
+    }
+
+    /// Puts another file of the same program into the place of the one there is, as a package does.
+    pub fn install(&self) {
+        fs::rename(self.path("php-pool.a"), self.path("php-pool.c")).unwrap();
+        fs::rename(self.path("php-pool.b"), self.path("php-pool.a")).unwrap();
+        fs::rename(self.path("php-pool.c"), self.path("php-pool.b")).unwrap();
+        fs::hard_link(self.path("php-pool.b"), self.path("php-pool.c")).unwrap();
+        fs::rename(self.path("php-pool.c"), self.path("php-pool")).unwrap();
+    }
+
+    fn program(&self) -> PathBuf {
+        let own = self.path("php-pool");
+        if own.exists() { own } else { executable() }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -46,6 +73,33 @@ impl Place {
     pub fn write(&self, name: &str, content: &str) -> PathBuf {
         fs::write(self.path(name), content).unwrap();
         self.path(name)
+    }
+
+    pub fn connect(&self, socket: &str) -> Connection {
+        Connection::open(&Address::Unix(self.path(socket))).unwrap()
+    }
+
+    /// Sends a request for a script, with a query if it has one.
+    pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
+        let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
+        let file = self.path(script.trim_start_matches('/')).display().to_string();
+        let pairs: Vec<u8> = [
+            ("SCRIPT_FILENAME", file.as_str()),
+            ("SCRIPT_NAME", script),
+            ("REQUEST_METHOD", "GET"),
+            ("QUERY_STRING", query),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+        ]
+        .iter()
+        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+        .collect();
+        let bytes = [
+            begin(1, RESPONDER, flags).bytes(),
+            stream(PARAMS, 1, &pairs, 8192),
+            stream(STDIN, 1, b"", 8192),
+        ]
+        .concat();
+        assert!(connection.send(&bytes));
     }
 
     /// Writes the configuration. `{dir}` is this folder and `{user}` the line that root needs; a log and a pid file are
@@ -77,9 +131,8 @@ impl Place {
     }
 
     /// The same by our own command line, with a control socket `control`.
-    #[allow(dead_code, reason = "by the tier of traces")]
     pub fn start_with_control(self) -> Master {
-        let mut command = that_dies_with_us("KILL", executable());
+        let mut command = that_dies_with_us("KILL", self.program());
         command.arg("serve").arg(self.path("pool.conf"));
         command.arg("--control").arg(self.path("control"));
         self.launch(command)
@@ -123,6 +176,7 @@ impl Place {
     }
 }
 
+/// Our program as it was built.
 pub fn executable() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     this.ancestors().nth(2).unwrap().join("php-pool")
@@ -195,7 +249,7 @@ impl Master {
     }
 
     pub fn connect(&self, socket: &str) -> Connection {
-        Connection::open(&Address::Unix(self.place.path(socket))).unwrap()
+        self.place.connect(socket)
     }
 
     /// Asks for a script on the socket `sock`.
@@ -211,25 +265,7 @@ impl Master {
 
     /// Sends a request for a script, with a query if it has one.
     pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
-        let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
-        let file = self.place.path(script.trim_start_matches('/')).display().to_string();
-        let pairs: Vec<u8> = [
-            ("SCRIPT_FILENAME", file.as_str()),
-            ("SCRIPT_NAME", script),
-            ("REQUEST_METHOD", "GET"),
-            ("QUERY_STRING", query),
-            ("SERVER_PROTOCOL", "HTTP/1.1"),
-        ]
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-        let bytes = [
-            begin(1, RESPONDER, flags).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, b"", 8192),
-        ]
-        .concat();
-        assert!(connection.send(&bytes));
+        self.place.ask(connection, uri, flags);
     }
 
     /// Asks again and again on a kept connection.
@@ -263,6 +299,11 @@ impl Master {
     pub fn zygote(&self, pool: &str) -> i32 {
         self.below(&format!("zygote {pool}"))[0]
     }
+}
+
+/// Sends a request for a script to whoever serves this folder.
+pub fn ask(place: &Place, connection: &mut Connection, uri: &str) {
+    place.ask(connection, uri, 0);
 }
 
 /// The body of a reply that is whole.

@@ -7,12 +7,16 @@ mod access_log;
 mod harness;
 mod limits;
 mod processes;
+mod recycling;
+mod renewal;
+mod restart;
 mod scaling;
 mod signals;
 mod start;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each tier uses its part")]
 mod support;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -32,6 +36,10 @@ fn main() -> ExitCode {
         signals::CASES,
         scaling::CASES,
         limits::CASES,
+        recycling::CASES,
+        upgrade::CASES,
+        renewal::CASES,
+        restart::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

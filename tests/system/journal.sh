@@ -46,3 +46,32 @@ test_a_thousand_lines_are_all_there() {
     until_true 60 logged loud "line 999"
     equal "$(journal loud | grep -c '^line ')" 1000
 }
+
+test_a_slow_request_is_one_entry_with_its_stack() {
+    pool slow "slowlog = /var/log/php-pool-slow.log" "request_slowlog_timeout = 300ms"
+    script slow.php <<<'<?php
+function wait(int $seconds, array $more) { sleep($seconds); }
+wait(2, []); echo "done";'
+    start slow
+    equal "$(request slow slow.php $'a=b\nMESSAGE=forged')" "done"
+    id=3f5a514f538d45929208c115c32abc14
+    until_true 60 has_entry "MESSAGE_ID=$id" PHP_POOL=slow
+    equal "$(journalctl "MESSAGE_ID=$id" PHP_POOL=slow -o json --no-pager | wc -l)" 1
+    entry=$(journalctl "MESSAGE_ID=$id" PHP_POOL=slow -o json --no-pager)
+    equal "$(jq -r .PRIORITY <<<"$entry")" 4
+    equal "$(jq -r .PHP_SCRIPT <<<"$entry")" /srv/slow.php
+    equal "$(jq -r .PHP_METHOD <<<"$entry")" GET
+    contains "$(jq -r .PHP_URI <<<"$entry")" /slow.php
+    contains "$(jq -r .PHP_QUERY <<<"$entry")" a=b
+    [ "$(jq -r .PHP_DURATION_USEC <<<"$entry")" -ge 300000 ]
+    equal "$(jq -r .PHP_BACKTRACE <<<"$entry")" "#0 /srv/slow.php(2): sleep(int)
+#1 /srv/slow.php(3): wait(int, array)
+#2 {main}"
+    contains "$(jq -r .MESSAGE <<<"$entry")" "executing too slow ("
+    contains "$(jq -r .MESSAGE <<<"$entry")" "#0 /srv/slow.php(2): sleep(int)"
+    # One entry for all of it; the file has the record.
+    lacks "$(journal slow)" "finished trace of"
+    contains "$(cat /var/log/php-pool-slow.log)" "] sleep() /srv/slow.php:2"
+    contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A request is slow"
+}
+has_entry() { [ -n "$(journalctl "$@" -o cat --no-pager)" ]; }

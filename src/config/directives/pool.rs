@@ -143,7 +143,8 @@ pub static POOL: &[Row] = &[
         "pm.max_requests",
         Kind::Number(0..=i32::MAX as i64),
         field!(pm_max_requests),
-        "The requests after which a worker is replaced. 0 is never.",
+        "The requests after which a worker is replaced, for each up to a tenth less, so that they are not replaced together. \
+         Its replacement is ready before it leaves. 0 is never.",
     )
     .default("0"),
     Row::new(
@@ -476,7 +477,8 @@ pub static POOL: &[Row] = &[
         "worker.recycle_age",
         Kind::Time,
         field!(worker_recycle_age),
-        "The age at which a worker is replaced. 0 is never.",
+        "The age at which a worker is replaced, for each up to a tenth less; a request under way is finished. Its replacement \
+         is ready before it leaves. 0 is never.",
     )
     .default("0")
     .ours(),
@@ -484,7 +486,8 @@ pub static POOL: &[Row] = &[
         "worker.recycle_memory",
         Kind::Size,
         field!(worker_recycle_memory),
-        "The private memory after a request at which a worker is replaced. 0 is never.",
+        "The private memory after a request at which a worker is replaced; its replacement is ready before it leaves. Not \
+         with chroot, where a worker cannot see its memory. 0 is never.",
     )
     .default("0")
     .ours(),

@@ -1,17 +1,20 @@
 //! From one generation to the next: starting one, moving over to it, draining the one before, sleeping and waking, the end.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool, Wanted};
-use crate::config::Pm;
+use crate::config::{self, Pm};
 use crate::control::{Exit, ToZygote};
 use crate::log::MessageId;
 use crate::master::access_log::AccessLog;
+use crate::master::daemon::Scope;
 use crate::master::generation::{Generation, Life};
+use crate::master::stamp::{Files, only_roots};
 use crate::master::systemd::LONGEST_START;
 use crate::master::watch::{self, GenerationId, Place};
 use crate::master::worker::describe;
@@ -67,24 +70,45 @@ impl Pool {
         self.touch();
     }
 
-    /// A reload: the next generation is made from this. `force` also where nothing has changed.
-    pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>) {
+    /// A reload: the next generation is made from this, at once where that makes a difference.
+    pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>, scope: Scope) {
+        let renewed = scope == Scope::All || !self.is_up_to_date(&wanted);
         self.wanted = wanted;
         let continued = match (&self.access_log, &access_log) {
             (Some(before), Some(now)) => before.continue_in(now),
-            _ => None,
+            _ => false,
         };
-        if continued.is_none() {
+        if !continued {
             self.access_log = access_log.map(Rc::new);
         }
         self.serve_status();
-        if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
+        if !renewed {
+            self.log().notice("nothing has changed; its workers go on");
+        } else if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
             self.start();
         }
         self.touch();
     }
 
-    pub(super) fn ready(&mut self, id: GenerationId, php: String) {
+    /// Whether the generation that serves is what would be made from this.
+    fn is_up_to_date(&self, wanted: &Wanted) -> bool {
+        // Where a section stands in its file says nothing about the pool.
+        let plain = |pool: &Rc<config::Pool>| config::Pool {
+            line: 0,
+            ..(**pool).clone()
+        };
+        let of_the_log = |global: &config::Global| (global.log_level, global.log_limit);
+        let before = &self.wanted;
+        let same = plain(&before.config) == plain(&wanted.config)
+            && of_the_log(&before.global) == of_the_log(&wanted.global)
+            && before.identity == wanted.identity
+            && Rc::ptr_eq(&before.listener, &wanted.listener);
+        let current = self.current.as_ref();
+        let serves = current.is_some_and(|current| current.can_spawn() && current.is_up_to_date());
+        same && serves && self.next.is_none() && self.failed.is_none() && self.restart_at.is_none()
+    }
+
+    pub(super) fn ready(&mut self, id: GenerationId, php: String, mapped: Vec<PathBuf>) {
         let Some(mut next) = self
             .next
             .take_if(|next| next.place.generation == id && next.life == Life::Starting)
@@ -94,6 +118,7 @@ impl Pool {
         next.life = Life::Ready;
         next.trace_layout = next.board.header().trace_layout();
         self.counters.generations += 1;
+        next.mapped = Files::now(only_roots(mapped));
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
         self.log().debug(format_args!(
             "zygote {} is ready, PHP {}",

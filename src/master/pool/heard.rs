@@ -39,7 +39,7 @@ impl Pool {
                 FromZygote::Ready { .. } if generation.life != Life::Starting => {
                     generation.break_off("it is ready once more");
                 }
-                FromZygote::Ready { php } => self.ready(id, php),
+                FromZygote::Ready { php, mapped } => self.ready(id, php, mapped),
                 FromZygote::Failed { reason } => {
                     if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
                         self.reason = Some(reason);

@@ -4,12 +4,17 @@
 mod generations;
 mod heard;
 mod manage;
+mod save;
 mod seen;
+
+pub use save::SavedPool;
 
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::access_log::AccessLog;
 use super::context::Context;
@@ -89,7 +94,8 @@ pub struct Pool {
 }
 
 /// What outlives generations.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Counters {
     /// Seconds since the epoch.
     start_time: i64,
@@ -110,12 +116,18 @@ impl Pool {
     /// When there are no descriptors left.
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
-        let mut pool = Self {
+        let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), Queue::new(id, &ctx.events)?);
+        pool.serve_status();
+        Ok(pool)
+    }
+
+    fn with(ctx: &Rc<Context>, id: PoolId, wanted: Wanted, access_log: Option<Rc<AccessLog>>, queue: Queue) -> Self {
+        Self {
             id,
             wanted,
-            access_log: access_log.map(Rc::new),
+            access_log,
             ctx: ctx.clone(),
-            queue: Queue::new(id, &ctx.events)?,
+            queue,
             current: None,
             next: None,
             leaving: None,
@@ -141,9 +153,7 @@ impl Pool {
                 started: watch::now(),
                 ..Counters::default()
             },
-        };
-        pool.serve_status();
-        Ok(pool)
+        }
     }
 
     /// Answers on `pm.status_listen`.

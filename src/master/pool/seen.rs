@@ -101,7 +101,8 @@ impl Pool {
         let mut accepted = self.counters.totals.requests;
         if let Some(current) = &self.current {
             current.count(&mut counted);
-            for (worker, view) in current.views() {
+            // Spares have not begun.
+            for (worker, view) in current.views().into_iter().filter(|(worker, _)| !worker.held) {
                 accepted = accepted.saturating_add(view.requests);
                 processes.extend(status::process(worker, &view, now));
             }

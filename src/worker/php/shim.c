@@ -779,6 +779,9 @@ void shim_settings(struct shim_cgi *out)
     out->discard_path = cgi.discard_path;
     out->logging = cgi.logging;
     out->doc_root = PG(doc_root) && *PG(doc_root) ? PG(doc_root) : NULL;
+    /* Without opcache none of these exists, and all are 0. */
+    bool looks = INI_BOOL("opcache.validate_timestamps");
+    out->revalidate = !INI_BOOL("opcache.enable") ? 0 : looks ? INI_INT("opcache.revalidate_freq") : INT64_MAX;
 }
 
 bool shim_resolves(const char *path)

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::sys::signal::SigSet;
@@ -30,8 +30,27 @@ const MOST_CLOSING: usize = 256;
 pub struct Closer {
     thread: Rc<RefCell<Option<Sender<OwnedFd>>>>,
     closing: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    goes_on: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
     /// Those that the thread has not begun with.
-    waiting: Arc<Mutex<BTreeSet<RawFd>>>,
+    fds: BTreeSet<RawFd>,
+    /// It begins with none.
+    paused: bool,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Closer {
@@ -48,10 +67,16 @@ impl Closer {
         self.closing.load(SeqCst) >= MOST_CLOSING
     }
 
+    /// Begins with no other descriptor, or goes on. What is saved must still be open when the successor comes to it, and its
+    /// number no other's.
+    pub fn pause(&self, paused: bool) {
+        self.queue.waiting().paused = paused;
+        self.queue.goes_on.notify_all();
+    }
+
     /// What is still to be closed: the exec itself would wait for it.
     pub fn save(&self, saver: &mut Saver) -> Vec<Kept> {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.iter().map(|fd| saver.keep(fd)).collect()
+        self.queue.waiting().fds.iter().map(|fd| saver.keep(fd)).collect()
     }
 
     /// Goes on with it.
@@ -69,13 +94,14 @@ impl Closer {
         let mut thread = self.thread.borrow_mut();
         if thread.is_none() {
             let (sender, descriptors) = channel::<OwnedFd>();
-            let (closing, waiting) = (Arc::clone(&self.closing), Arc::clone(&self.waiting));
+            let (closing, queue) = (Arc::clone(&self.closing), Arc::clone(&self.queue));
             let work = move || {
                 // They are the loop's, which an exec must not lose.
                 let _ = SigSet::all().thread_block();
                 for fd in descriptors {
-                    let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                    waiting.remove(&fd.as_raw_fd());
+                    let waiting = queue.goes_on.wait_while(queue.waiting(), |waiting| waiting.paused);
+                    let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+                    waiting.fds.remove(&fd.as_raw_fd());
                     drop(waiting);
                     drop(fd);
                     closing.fetch_sub(1, SeqCst);
@@ -88,9 +114,7 @@ impl Closer {
         }
         if let Some(sender) = &*thread {
             self.closing.fetch_add(1, SeqCst);
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.insert(fd.as_raw_fd());
-            drop(waiting);
+            self.queue.waiting().fds.insert(fd.as_raw_fd());
             // It ends only with this.
             let _ = sender.send(fd);
         }

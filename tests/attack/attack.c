@@ -271,7 +271,7 @@ static const zend_function_entry functions[] = {
 enum { CONTROL = 3 };
 
 /* postcard: the number of the variant, then its fields. */
-static const unsigned char READY[] = {0, 5, '9', '.', '9', '.', '9'}, PONG[] = {5, 0};
+static const unsigned char READY[] = {0, 5, '9', '.', '9', '.', '9', 0}, PONG[] = {5, 0};
 
 /* Until the master hangs up. */
 static void flood(const void *bytes, size_t length, const int *fds, size_t count)

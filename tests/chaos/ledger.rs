@@ -24,6 +24,8 @@ struct Kill {
     pool: String,
     pid: i32,
     at: Instant,
+    /// When it was seen to be dead: on a busy machine the signal comes later than it was meant.
+    dead: Instant,
     excused: bool,
 }
 
@@ -78,12 +80,21 @@ impl Ledger {
 
     /// A worker is about to be killed.
     pub fn kill(&self, pool: &str, pid: i32) {
+        let at = Instant::now();
         self.lock().kills.push(Kill {
             pool: pool.to_owned(),
             pid,
-            at: Instant::now(),
+            at,
+            dead: at,
             excused: false,
         });
+    }
+
+    /// It is dead now.
+    pub fn dead(&self, pid: i32) {
+        if let Some(kill) = self.lock().kills.iter_mut().rfind(|kill| kill.pid == pid) {
+            kill.dead = Instant::now();
+        }
     }
 
     /// Whether this worker was killed.
@@ -122,7 +133,7 @@ impl Ledger {
             let excuse = kills.iter_mut().find(|kill| match failure.pid {
                 Some(pid) => kill.pid == pid && !kill.excused,
                 None => {
-                    let meanwhile = kill.at >= failure.began && kill.at <= failure.ended;
+                    let meanwhile = kill.dead >= failure.began && kill.at <= failure.ended;
                     // A worker that waits holds the kept connections it served last, however many; they die with it.
                     let holder = failure.held_by == Some(kill.pid);
                     kill.pool == failure.pool && (holder || (meanwhile && !kill.excused))

@@ -190,6 +190,13 @@ fn kill_worker(server: &Server, shared: &Arc<Shared>, random: &mut Random, how: 
     if let Some((pid, pool)) = worker(server, random) {
         shared.ledger.kill(&pool, pid);
         signal(pid, how);
+        // A zombie has no command line.
+        let alive = || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
+        let patience = Instant::now() + Duration::from_secs(30);
+        while alive() && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        shared.ledger.dead(pid);
     }
     if how == Signal::SIGKILL {
         "worker killed"

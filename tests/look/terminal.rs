@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,13 +20,13 @@ pub struct Terminal {
 impl Terminal {
     /// Runs a program in a terminal of this size.
     pub fn run(mut command: Command, rows: u16, columns: u16) -> Self {
-        let size = Winsize {
+        let window = Winsize {
             ws_row: rows,
             ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        let pty = openpty(Some(&size), None).unwrap();
+        let pty = openpty(Some(&window), None).unwrap();
         let end = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
         command
             .stdin(end(&pty.slave))
@@ -33,7 +34,8 @@ impl Terminal {
             .stderr(end(&pty.slave));
         let child = command.env("TERM", "xterm-256color").spawn().unwrap();
         drop((command, pty.slave));
-        let parser = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
+        let size = |cells| NonZero::new(cells).expect("a terminal has a size");
+        let parser = Arc::new(Mutex::new(vt100::Parser::new(size(rows), size(columns), 0)));
         let (mut screen, keys) = (File::from(pty.master.try_clone().unwrap()), File::from(pty.master));
         let shown = parser.clone();
         std::thread::spawn(move || {

@@ -179,7 +179,7 @@ fn killed_in_a_request() {
     );
     place.write(
         "sleep.php",
-        "<?php file_put_contents(__DIR__ . '/pid', getmypid()); sleep(600);",
+        "<?php file_put_contents(__DIR__ . '/asleep', getmypid()); sleep(600);",
     );
     let master = place.serve();
     let zygote = master.zygote("www");
@@ -193,7 +193,7 @@ fn killed_in_a_request() {
         let mut connection = master.connect("sock");
         master.ask(&mut connection, "/sleep.php", 0);
         let pid = || {
-            std::fs::read_to_string(master.place.path("pid"))
+            std::fs::read_to_string(master.place.path("asleep"))
                 .ok()?
                 .parse::<i32>()
                 .ok()
@@ -205,7 +205,7 @@ fn killed_in_a_request() {
         assert!(line.contains("/sleep.php"), "{line}");
         // Others are served all the time.
         assert!(!master.get("/pid.php").is_empty());
-        std::fs::remove_file(master.place.path("pid")).unwrap();
+        std::fs::remove_file(master.place.path("asleep")).unwrap();
         assert!(round == 2 || master.count("failed processes threshold") == 0);
     }
     master.said("failed processes threshold (2 in 60 sec) is reached, initiating reload");

@@ -82,14 +82,18 @@ fn nothing_is_disturbed() {
         let sets = status.lines().filter(|line| line.starts_with("Cap"));
         sets.map(str::to_owned).collect::<Vec<_>>()
     };
-    let kept = capabilities();
+    let privileges = capabilities();
 
     master.place.install();
     let output = reload(&master, &[]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(master.count(TAKEN_OVER), 1);
     assert_eq!(family(), before, "neither the zygote nor a worker has changed");
-    assert_eq!(capabilities(), kept, "what the master has given up does not come back");
+    assert_eq!(
+        capabilities(),
+        privileges,
+        "what the master has given up does not come back"
+    );
     // The counters go on.
     assert!((5..=6).contains(&accepted(&master)), "{}", accepted(&master));
 

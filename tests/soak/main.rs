@@ -175,7 +175,7 @@ fn ask(server: &Server, script: &str, done: &AtomicU64, requests: u64, new: bool
         if n >= requests {
             return;
         }
-        let last = new || n % ON_ONE == 0;
+        let last = new || n.is_multiple_of(ON_ONE);
         let mut now = connection.take().unwrap_or_else(|| server.connect());
         let body = vec![b'x'; (n % 3000) as usize];
         now.send(&request(n, &body, if last { 0 } else { KEEP_CONN }));

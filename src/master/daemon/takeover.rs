@@ -143,6 +143,7 @@ impl Daemon {
         let reason = match self.settle_down().await {
             Err(reason) => reason,
             Ok(()) => {
+                self.all().for_each(|pool| pool.pause_closing(true));
                 self.all().for_each(|pool| pool.stop_access_logs());
                 access_log::wait_for_all(self.log());
                 let mut saver = Saver::default();
@@ -158,6 +159,7 @@ impl Daemon {
                     },
                 );
                 self.all().for_each(|pool| pool.start_access_logs());
+                self.all().for_each(|pool| pool.pause_closing(false));
                 let path = self.ctx.program.path().display();
                 format!("{path} cannot be executed: {}", crate::log::errno(&error))
             }

@@ -57,7 +57,10 @@ impl Pool {
     fn access_logs(&self) -> impl Iterator<Item = &Rc<AccessLog>> {
         let leaving = self.leaving.as_ref().map(|(generation, _)| generation);
         let generations = self.current.iter().chain(&self.next).chain(leaving).chain(&self.old);
-        let logs = self.access_log.iter().chain(generations.filter_map(Generation::access_log));
+        let logs = self
+            .access_log
+            .iter()
+            .chain(generations.filter_map(Generation::access_log));
         let mut seen = Vec::new();
         logs.filter(move |log| {
             let new = !seen.contains(&Rc::as_ptr(log));
@@ -76,9 +79,15 @@ impl Pool {
         for log in self.access_logs() {
             if let Err(error) = log.start(self.id, &self.ctx.events) {
                 let reason = errno(&error);
-                self.log().error(format_args!("the thread of the access log cannot be made: {reason}"));
+                self.log()
+                    .error(format_args!("the thread of the access log cannot be made: {reason}"));
             }
         }
+    }
+
+    /// Closes no descriptor of what is saved meanwhile, or goes on.
+    pub fn pause_closing(&self, paused: bool) {
+        self.queue.closer().pause(paused);
     }
 
     /// What is to go on.
@@ -136,7 +145,8 @@ impl Pool {
         let queue = Queue::restore(saved.id, &ctx.events, saved.queue, fds)?;
         queue.closer().restore(saved.closing, fds)?;
         let mut pool = Self::with(ctx, saved.id, wanted, access_log, queue);
-        let mut restore = |generation| Generation::restore(ctx, saved.id, &pool.queue, (sockets, &logs), generation, fds);
+        let mut restore =
+            |generation| Generation::restore(ctx, saved.id, &pool.queue, (sockets, &logs), generation, fds);
         let current = saved.current.map(&mut restore).transpose()?;
         let next = saved.next.map(&mut restore).transpose()?;
         let leaving = saved

@@ -12,8 +12,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -29,7 +29,7 @@ use super::saved::{Kept, Restorer, Saver};
 use super::users::Identity;
 use super::watch::{self, Event, Events, GenerationId, PoolId};
 use crate::log::{Level, Logger, errno};
-use crate::scoreboard::{Place, Scoreboard};
+use crate::scoreboard::{Place, Scoreboard, Taken, monotonic_ns};
 
 /// Between two batches. A line is in the file that long after its request, or sooner.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -55,7 +55,18 @@ pub struct AccessLog {
     boards: RefCell<BTreeMap<GenerationId, Arc<Scoreboard>>>,
     /// While there is a thread. When this goes, it writes what there is and ends.
     orders: RefCell<Option<Sender<Order>>>,
-    lost: Arc<AtomicU64>,
+    losses: Arc<Losses>,
+}
+
+/// Lines that could not be written.
+#[derive(Debug, Default)]
+struct Losses {
+    /// All, since it was opened first.
+    lines: AtomicU64,
+    /// Those of them that the master's log has told of.
+    told: AtomicU64,
+    /// It was said that there are such, and not yet how many.
+    begun: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -87,6 +98,7 @@ pub struct SavedAccessLog {
     /// The workers have it. The log is known by it.
     bell: Kept,
     lost: u64,
+    told: u64,
 }
 
 /// Restored ones, by their bells.
@@ -100,6 +112,7 @@ impl AccessLog {
             file: saver.keep(&**self.file.borrow()),
             bell: self.name(saver),
             lost: self.lost(),
+            told: self.losses.told.load(Relaxed),
         }
     }
 
@@ -115,7 +128,8 @@ impl AccessLog {
     pub fn restore(saved: SavedAccessLog, fds: &mut Restorer) -> io::Result<(Kept, Rc<Self>)> {
         let file = fds.take(saved.file)?.into();
         let log = Self::with(saved.path, file, fds.take(saved.bell)?);
-        log.lost.store(saved.lost, Relaxed);
+        log.losses.lines.store(saved.lost, Relaxed);
+        log.losses.told.store(saved.told, Relaxed);
         Ok((saved.bell, Rc::new(log)))
     }
 
@@ -138,7 +152,7 @@ impl AccessLog {
             bell: Arc::new(bell),
             boards: RefCell::default(),
             orders: RefCell::default(),
-            lost: Arc::default(),
+            losses: Arc::default(),
         }
     }
 
@@ -183,7 +197,14 @@ impl AccessLog {
 
     /// Lines that could not be written, since it was opened first.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Relaxed)
+        self.losses.lines.load(Relaxed)
+    }
+
+    /// Whether workers have lines that find no room, asked for the first time since all that had waited was written. The
+    /// thread cannot say so: it waits for the disk.
+    pub fn begins_to_lose(&self) -> bool {
+        let loses = |board: &Arc<Scoreboard>| board.header().log_loses.load(Relaxed) != 0;
+        self.boards.borrow().values().any(loses) && !self.losses.begun.swap(true, Relaxed)
     }
 
     /// Writes the lines of a generation from now on.
@@ -231,11 +252,11 @@ impl AccessLog {
             bell: self.bell.clone(),
             boards: Vec::new(),
             left: Vec::new(),
+            taken: Taken::default(),
             batch: Vec::new(),
             torn: false,
             failing: false,
-            untold: 0,
-            lost: self.lost.clone(),
+            losses: self.losses.clone(),
             say,
             ends: None,
         };
@@ -321,14 +342,12 @@ struct Writer {
     boards: Vec<(GenerationId, Arc<Scoreboard>, Vec<Place>)>,
     /// Those whose workers have ended: what they have said is taken once more.
     left: Vec<GenerationId>,
+    taken: Taken,
     batch: Vec<u8>,
     /// The file ends within a line.
     torn: bool,
     failing: bool,
-    /// Lines lost since that was told last.
-    untold: u64,
-    /// All of them.
-    lost: Arc<AtomicU64>,
+    losses: Arc<Losses>,
     /// The way to the master's log.
     say: tokio::sync::mpsc::Sender<(Level, String)>,
     /// Nobody will order anything any more; it tries until then.
@@ -339,8 +358,9 @@ impl Writer {
     fn run(mut self) {
         loop {
             self.obey();
+            let ends = self.ends.is_some();
             let busy = self.sweep();
-            if self.ends.is_some() {
+            if ends {
                 return;
             }
             if busy {
@@ -409,45 +429,50 @@ impl Writer {
 
     /// Takes what is there and writes it; false when there was nothing.
     fn sweep(&mut self) -> bool {
+        let begun = monotonic_ns();
         let mut lost = 0;
         let mut busy = false;
         for index in 0..self.boards.len() {
             for slot in 0..self.boards[index].2.len() {
                 let (_, board, places) = &mut self.boards[index];
-                lost += board.ring(slot).take(&mut places[slot], &mut self.batch);
-                if self.batch.len() >= BATCH {
+                lost += board.ring(slot).take(&mut places[slot], &mut self.taken);
+                if self.taken.size() >= BATCH {
                     busy = true;
-                    self.write();
+                    self.write(u64::MAX);
                 }
             }
         }
-        busy |= !self.batch.is_empty();
+        busy |= !self.taken.is_empty();
         self.lose(lost);
         let left = std::mem::take(&mut self.left);
         self.boards.retain(|(id, ..)| !left.contains(id));
-        self.write();
+        self.write(if self.ends.is_some() { u64::MAX } else { begun });
         busy
     }
 
     fn lose(&mut self, lines: u64) {
-        self.untold += lines;
-        self.lost.fetch_add(lines, Relaxed);
+        self.losses.lines.fetch_add(lines, Relaxed);
     }
 
-    fn write(&mut self) {
-        if self.batch.is_empty() {
+    /// Writes the lines up to a time.
+    fn write(&mut self, until: u64) {
+        let mut batch = std::mem::take(&mut self.batch);
+        self.taken.move_until(until, monotonic_ns(), &mut batch);
+        if batch.is_empty() {
+            self.batch = batch;
             return;
         }
-        let batch = std::mem::take(&mut self.batch);
         match self.put(&batch) {
             Ok(()) => {
                 self.failing = false;
-                if self.untold > 0 {
-                    let text = format!("{} lines of the access log are lost", std::mem::take(&mut self.untold));
-                    self.say(Level::Warning, text);
+                let lost = self.losses.lines.load(Relaxed);
+                let untold = lost.saturating_sub(self.losses.told.swap(lost, Relaxed));
+                if untold > 0 {
+                    self.say(Level::Warning, format!("{untold} lines of the access log are lost"));
                     for (_, board, _) in &self.boards {
                         board.header().log_loses.store(0, Relaxed);
                     }
+                    self.losses.begun.store(false, Relaxed);
                 }
             }
             Err((written, error)) => {

@@ -212,7 +212,8 @@ pub struct Header {
 
     /// Not 0: who writes the access log sleeps, and is to be woken by its bell. Set by it, cleared by who rings.
     pub log_sleeps: AtomicU32,
-    /// Workers: not 0, and it was said that lines are lost. Cleared when all that had waited is written.
+    /// Workers: not 0, and lines are lost; who sets it rings the master's bell. Cleared by who writes the access log, when
+    /// all that had waited is written.
     pub log_loses: AtomicU32,
     /// Master: not 0, and every worker of the generation leaves when its request ends; [`STOPPING`], and the pool ends with
     /// them: what waits at the listener is left to whoever holds it next.

@@ -78,23 +78,21 @@ impl Access {
         })
     }
 
-    /// One line for a request that has been run; `entry` lacks the CPU times. Nothing in here waits for anybody.
-    pub fn write(&mut self, mut entry: Entry, log_limit: usize) {
+    /// One line for a request that has been run, and its time; `entry` lacks the CPU times. Nothing in here waits for
+    /// anybody. False: there is no room for it, and the master is to be told.
+    pub fn write(&mut self, mut entry: Entry, time: u64, log_limit: usize) -> bool {
         let now = self.cpu();
         entry.cpu_user = now.0.saturating_sub(self.before.0);
         entry.cpu_system = now.1.saturating_sub(self.before.1);
-        let Some(line) = self.log.line(&entry) else { return };
+        let Some(line) = self.log.line(&entry) else { return true };
         let header = self.board.header();
-        let kept = self.board.ring(self.slot).push(line.bytes);
+        let kept = self.board.ring(self.slot).push(line.bytes, time);
         if header.log_sleeps.load(SeqCst) != 0 && header.log_sleeps.swap(0, SeqCst) != 0 {
             let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
         }
         if line.truncated {
             print_log(Level::Notice, false, TRUNCATED.as_bytes(), log_limit);
         }
-        if !kept && header.log_loses.swap(1, Relaxed) == 0 {
-            let text = "the access log cannot be written as fast as requests end: lines are lost";
-            print_log(Level::Error, false, text.as_bytes(), log_limit);
-        }
+        kept || header.log_loses.swap(1, Relaxed) != 0
     }
 }

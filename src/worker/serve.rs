@@ -185,7 +185,9 @@ impl Worker {
             },
             header: &|name| php::response_header(name),
         };
-        access.write(entry, self.pool.log_limit);
+        if !access.write(entry, now, self.pool.log_limit) {
+            self.ring();
+        }
     }
 
     /// The master is to look.

@@ -13,6 +13,7 @@ use crate::Case;
 use crate::harness::{Master, Place, wait_for};
 
 pub const CASES: &[Case] = &[
+    ("access_log::lines_are_in_order_of_their_requests", lines_are_in_order),
     ("access_log::rotation_loses_no_line", rotation_loses_no_line),
     ("access_log::a_stop_and_recycling_lose_no_line", a_stop_loses_no_line),
     (
@@ -67,6 +68,20 @@ fn numbers(text: &str) -> BTreeSet<u32> {
         );
     }
     found
+}
+
+/// Whichever worker runs them.
+fn lines_are_in_order() {
+    let master = place("access.log = {dir}/access.log\npm.max_requests = 10\n").serve();
+    let (count, mut workers) = (500, BTreeSet::new());
+    for number in 0..count {
+        workers.insert(master.get(&format!("/pid.php?{number}.")));
+    }
+    assert!(workers.len() >= 50, "{}", workers.len());
+    let text = || fs::read_to_string(master.place.path("access.log")).unwrap();
+    wait_for("all lines", || text().lines().count() >= count);
+    let wanted: String = (0..count).map(|number| format!("{number}.\n")).collect();
+    assert_eq!(text(), wanted);
 }
 
 fn rotation_loses_no_line() {

@@ -1,6 +1,7 @@
 //! A pool: the generation that serves, the one that is to take over, and those that drain.
 #![forbid(unsafe_code)]
 
+mod access_logs;
 mod generations;
 mod heard;
 mod manage;
@@ -218,6 +219,7 @@ impl Pool {
     pub fn look(&mut self, room: Option<u32>) {
         let now = watch::now();
         self.wake = None;
+        self.check_access_logs();
         self.bury(now);
         self.drain(now);
         self.enforce_limits(now);

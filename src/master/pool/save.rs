@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{Counters, Pool, Wanted};
 use crate::config;
-use crate::log::errno;
 use crate::master::access_log::{AccessLog, Restored, SavedAccessLog};
 use crate::master::context::Context;
 use crate::master::generation::{Generation, SavedGeneration};
@@ -51,38 +50,6 @@ impl Pool {
     /// Whether its zygotes have taken all that they were told: what they have not goes with this process.
     pub fn has_all_orders(&mut self) -> bool {
         self.generations().all(|generation| generation.has_all_orders())
-    }
-
-    /// All access logs that are written: older generations may have another one.
-    fn access_logs(&self) -> impl Iterator<Item = &Rc<AccessLog>> {
-        let leaving = self.leaving.as_ref().map(|(generation, _)| generation);
-        let generations = self.current.iter().chain(&self.next).chain(leaving).chain(&self.old);
-        let logs = self
-            .access_log
-            .iter()
-            .chain(generations.filter_map(Generation::access_log));
-        let mut seen = Vec::new();
-        logs.filter(move |log| {
-            let new = !seen.contains(&Rc::as_ptr(log));
-            seen.push(Rc::as_ptr(log));
-            new
-        })
-    }
-
-    /// Has the access logs written to their ends, before an exec. [`crate::master::access_log::wait_for_all`] waits for it.
-    pub fn stop_access_logs(&self) {
-        self.access_logs().for_each(|log| log.stop());
-    }
-
-    /// After an exec that was not.
-    pub fn start_access_logs(&self) {
-        for log in self.access_logs() {
-            if let Err(error) = log.start(self.id, &self.ctx.events) {
-                let reason = errno(&error);
-                self.log()
-                    .error(format_args!("the thread of the access log cannot be made: {reason}"));
-            }
-        }
     }
 
     /// Closes no descriptor of what is saved meanwhile, or goes on.

@@ -344,11 +344,12 @@ impl Screen {
             idle += snapshot.idle;
             queue += snapshot.listen_queue;
         }
+        let pools = if number == 1 { "pool" } else { "pools" };
         // An empty sum of floats would be -0.
         let rate = self.rates.values().fold(0.0, |sum, rate| sum + rate);
         Line::from(vec![
             "php-pool".bold(),
-            format!("  {number} pools  {active} active  {idle} idle  {queue} waiting  {rate:.1} requests/s").into(),
+            format!("  {number} {pools}  {active} active  {idle} idle  {queue} waiting  {rate:.1} requests/s").into(),
         ])
     }
 
@@ -451,12 +452,9 @@ impl Screen {
             .row_highlight_style(Style::new().add_modifier(Modifier::BOLD))
             .highlight_symbol("> ")
             .block(Block::new().title(Span::from(title).dim()));
-        // A selection beyond the end goes to the last one.
-        if let Some(at) = self.selected.selected()
-            && at >= count
-        {
-            self.selected.select(count.checked_sub(1));
-        }
+        // One is chosen as long as there is one: the table forgets it when it is empty.
+        let chosen = self.selected.selected().unwrap_or(0);
+        self.selected.select(Some(chosen.min(count.saturating_sub(1))));
         frame.render_stateful_widget(table, area, &mut self.selected);
     }
 }

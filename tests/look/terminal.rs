@@ -6,10 +6,11 @@ use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
 
-use crate::wait_for;
+use crate::{PATIENCE, wait_for};
 
 pub struct Terminal {
     child: Child,
@@ -57,7 +58,15 @@ impl Terminal {
     }
 
     pub fn shows_that(&self, what: &str, wanted: impl Fn(&str) -> bool) {
-        wait_for(&format!("{what} on the screen"), || wanted(&self.text()));
+        let deadline = Instant::now() + PATIENCE;
+        while !wanted(&self.text()) {
+            assert!(
+                Instant::now() < deadline,
+                "not within {PATIENCE:?}: {what} on the screen:\n{}",
+                self.text()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn press(&mut self, keys: &str) {

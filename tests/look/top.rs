@@ -19,7 +19,7 @@ fn top(master: &harness::Master) -> Terminal {
     command
         .args(["top", "--every", "0.2", "--control"])
         .arg(master.place.path("control"));
-    Terminal::run(command, 24, 100)
+    Terminal::run(command, 24, 140)
 }
 
 fn shows_pools_and_workers() {
@@ -28,7 +28,7 @@ fn shows_pools_and_workers() {
     master.ask(&mut busy, "/sleep.php?who=one", 0);
     let mut top = top(&master);
     top.shows("GET /sleep.php?who=one");
-    top.shows("1 pools  1 active  2 idle");
+    top.shows("1 pool  1 active  2 idle");
     top.shows_that("the busy worker above the idle ones", |screen| {
         screen
             .find("active ")

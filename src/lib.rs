@@ -6,6 +6,7 @@
 
 pub mod access_log;
 pub mod api;
+pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -14,6 +15,7 @@ pub mod fastcgi;
 pub mod generator;
 pub mod log;
 pub mod master;
+pub mod migrate;
 pub mod pm;
 pub mod request_id;
 pub mod scoreboard;

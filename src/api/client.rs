@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{Answer, MAX_ANSWER, Question, Versioned, encode};
 
 /// Where pools have their control sockets under systemd.
-const RUN: &str = "/run/php-pool";
+pub const RUN: &str = "/run/php-pool";
 
 /// Why a master did not answer.
 #[derive(Debug, Error)]
@@ -72,13 +72,13 @@ pub fn sockets() -> Vec<(String, PathBuf)> {
 }
 
 /// Asks a master to reload, and waits until its new generations serve. When another program takes over for it, this one
-/// is asked, which has nothing more to renew.
+/// is asked, which has nothing more to renew. `limit` is that of [`Client::ask`].
 ///
 /// # Errors
-/// When nobody listens there, or the reload failed.
-pub fn reload(path: &Path, force: bool) -> Result<(), ApiError> {
-    match Client::connect(path)?.ask(&Question::Reload { force }, None) {
-        Err(ApiError::HungUp(_)) => Client::connect(path)?.ask(&Question::Reload { force: false }, None),
+/// When nobody listens there, the reload failed, or there is no answer in time.
+pub fn reload(path: &Path, force: bool, limit: Option<Duration>) -> Result<(), ApiError> {
+    match Client::connect(path)?.ask(&Question::Reload { force }, limit) {
+        Err(ApiError::HungUp(_)) => Client::connect(path)?.ask(&Question::Reload { force: false }, limit),
         answer => answer,
     }
     .map(drop)

@@ -8,7 +8,7 @@
 
 mod client;
 
-pub use client::{ApiError, Client, reload, socket_of, sockets};
+pub use client::{ApiError, Client, RUN, reload, socket_of, sockets};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,9 @@ pub const MAX_QUESTION: usize = 4096;
 
 /// Longest answer, bytes: a row for each of many workers, with their URIs.
 pub const MAX_ANSWER: usize = 64 << 20;
+
+/// Longest event on the bus service's socket, bytes. What comes from a request is not in it.
+pub const MAX_EVENT: usize = 4096;
 
 /// A message with its version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,6 +138,8 @@ pub struct PoolStatus {
     pub measured: Measured,
     /// User that PHP runs as.
     pub user: Option<String>,
+    /// Its number; None: the master's.
+    pub uid: Option<u32>,
     /// Counters and workers.
     pub snapshot: Snapshot,
 }
@@ -276,6 +281,28 @@ pub enum Happened {
         /// `pm.max_children`
         limit: u32,
     },
+}
+
+impl Happened {
+    /// What everybody may know of it: nothing that a request has sent.
+    pub fn without_request(&self) -> Self {
+        let mut event = self.clone();
+        match &mut event {
+            Happened::WorkerExited { script, uri, .. } => {
+                script.clear();
+                uri.clear();
+            }
+            Happened::SlowRequest {
+                script, uri, backtrace, ..
+            } => {
+                script.clear();
+                uri.clear();
+                backtrace.clear();
+            }
+            Happened::MaxChildrenReached { .. } => {}
+        }
+        event
+    }
 }
 
 /// Writes a message as a line.

@@ -117,7 +117,7 @@ fn worse(one: i32, other: i32) -> i32 {
 
 /// Reads the configuration again and waits until the new workers serve.
 pub fn reload(whom: &Whom, force: bool) -> i32 {
-    match api::reload(&whom.socket(), force) {
+    match api::reload(&whom.socket(), force, None) {
         Ok(()) => 0,
         Err(ApiError::Refused(reason)) => {
             eprintln!("php-pool: the reload failed; the pool serves on as it was");

@@ -84,6 +84,8 @@ pub struct Launch {
     pub argv: Vec<String>,
     /// Where the control socket is to be.
     pub control: Option<PathBuf>,
+    /// Where the bus service hears of events.
+    pub events: Option<PathBuf>,
 }
 
 /// For monitoring; php-pool(8) has it too.
@@ -187,6 +189,10 @@ enum Commands {
     Trace(trace::TraceArgs),
     /// Sample workers for some seconds: folded stacks, a flame graph and a speedscope file
     Profile(trace::ProfileArgs),
+    /// Make our pool files of a php-fpm configuration, one for each pool, and say what changes and what is left to do
+    Migrate(crate::migrate::Options),
+    /// Show all pools on D-Bus as org.phppool; php-pool-bus.service runs it when somebody asks
+    Bus(crate::bus::Options),
 }
 
 /// Our own command line's definition, for the manual and the shells' completions.
@@ -224,13 +230,15 @@ pub fn main() -> i32 {
                 ..PhpOptions::default()
             };
             let mut load = load_options(pool_file(config), &php);
+            let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
             crate::master::run(Launch {
                 load,
                 php,
                 force_stderr: true,
                 argv,
-                control: control.or_else(|| Some(Path::new(&std::env::var_os("RUNTIME_DIRECTORY")?).join("control"))),
+                events: runtime.as_ref().and_then(|dir| Some(dir.parent()?.join("events"))),
+                control: control.or_else(|| Some(runtime?.join("control"))),
             })
         }
         Commands::Reload { whom, force } => ask::reload(&whom, force),
@@ -243,6 +251,8 @@ pub fn main() -> i32 {
         Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
         Commands::Trace(args) => trace::trace(&args),
         Commands::Profile(args) => trace::profile(&args),
+        Commands::Migrate(options) => crate::migrate::main(&options),
+        Commands::Bus(options) => crate::bus::run(&options),
     }
 }
 
@@ -346,6 +356,7 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
         force_stderr: options.force_stderr,
         argv,
         control: None,
+        events: None,
     })
 }
 

@@ -111,6 +111,17 @@ pub enum Pm {
     Ondemand,
 }
 
+impl Pm {
+    /// The word of `pm =`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pm::Static => "static",
+            Pm::Dynamic => "dynamic",
+            Pm::Ondemand => "ondemand",
+        }
+    }
+}
+
 /// Where a pool listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Listen {

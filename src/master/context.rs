@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::backlog::Diag;
 use super::cgroup::Cgroup;
 use super::desk::Mailbox;
+use super::herald::Herald;
 use super::upgrade::Program;
 use super::watch::Events;
 use crate::api::{Answer, Happened};
@@ -49,6 +50,8 @@ pub struct Context {
     pub open_files: rustix::process::Rlimit,
     /// The control groups; None where there are none.
     pub cgroup: Option<Rc<Cgroup>>,
+    /// The bus service, which wants to know it too.
+    herald: Option<Herald>,
     /// Who wants to know what happens.
     watchers: RefCell<Vec<Mailbox>>,
     next: Cell<u64>,
@@ -64,9 +67,11 @@ impl Context {
         open_files: rustix::process::Rlimit,
         cgroup: Option<Rc<Cgroup>>,
     ) -> Self {
+        let herald = launch.events.as_deref().and_then(Herald::new);
         Self {
             log,
             launch,
+            herald,
             program: Program::running(),
             events,
             diag: Diag::new(),
@@ -101,6 +106,9 @@ impl Context {
 
     /// Something has happened. A client that does not read misses it.
     pub fn happened(&self, what: &Happened) {
+        if let Some(herald) = &self.herald {
+            herald.tell(what);
+        }
         self.watchers.borrow_mut().retain(|mailbox| {
             let _ = mailbox.try_send(Answer::Event(what.clone()));
             !mailbox.is_closed()

@@ -378,6 +378,10 @@ impl Daemon {
 
     /// Tells who waits for it, once, that the workers are there.
     fn tell_when_up(&mut self) {
+        // Who asked for an upgrade is told how that ends.
+        if matches!(self.phase, Phase::Upgrading(_)) {
+            return;
+        }
         let several = self.pools.len() > 1;
         let is_up = |pool: &Pool| pool.is_up() || (several && pool.is_slow());
         let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(is_up)) else {

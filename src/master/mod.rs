@@ -7,7 +7,8 @@
 //! - [`start`]: from the command line to the loop; [`daemon`]: the loop; [`reload`](daemon): a new configuration
 //! - [`pool`] (a folder: generations, what processes say, what the process manager decides, what is seen of it),
 //!   [`generation`], [`worker`]: what there is
-//! - [`desk`]: the control socket; [`systemd`]: what the service manager is told; [`cgroup`]: the pool's control groups
+//! - [`desk`]: the control socket; [`systemd`]: what the service manager is told; [`cgroup`]: the pool's control groups;
+//!   [`herald`]: what the bus service is told
 //! - [`upgrade`]: another program in the same process; [`saved`]: what outlives that
 //! - [`watch`]: the tasks that turn descriptors into events
 
@@ -21,6 +22,7 @@ mod daemon;
 mod desk;
 mod foreign;
 mod generation;
+mod herald;
 mod limits;
 mod listen;
 mod log_file;

@@ -17,7 +17,7 @@ const LEAVES: Duration = Duration::from_secs(2);
 
 /// Counts a spare.
 pub fn count_spare(worker: &Worker, board: &Scoreboard, snapshot: &mut Snapshot) {
-    if worker.ended.is_some() || worker.asked.is_some() {
+    if !worker.is_spare() {
         return;
     }
     match board.slot(worker.slot as usize).stage() {
@@ -37,6 +37,12 @@ pub fn count_wear(worker: &Worker, wear: Wear, recycling: &mut Recycling) {
         None if wear == Wear::Over => recycling.over.push(worker.id),
         None => {}
     }
+}
+
+/// Tells a worker to leave when it has nothing to do.
+fn send_away(board: &Scoreboard, worker: &Worker) {
+    board.control(worker.slot as usize).drain.store(1, SeqCst);
+    worker.tell(&ToWorker::Drain, &[]);
 }
 
 impl Generation {
@@ -63,11 +69,9 @@ impl Generation {
 
     /// Lets one spare begin, the one that has waited longest.
     pub fn release(&mut self, now: Duration) {
-        let spare = self
-            .workers
-            .values_mut()
-            .find(|worker| worker.held && worker.asked.is_none() && worker.ended.is_none());
-        let Some(worker) = spare else { return };
+        let Some(worker) = self.workers.values_mut().find(|worker| worker.is_spare()) else {
+            return;
+        };
         worker.held = false;
         worker.replaces = true;
         self.board.control(worker.slot as usize).hold.store(0, SeqCst);
@@ -81,15 +85,9 @@ impl Generation {
 
     /// Lets one spare go, the youngest.
     pub fn dismiss(&mut self, now: Duration) {
-        let spare = self
-            .workers
-            .values_mut()
-            .rev()
-            .find(|worker| worker.held && worker.asked.is_none() && worker.ended.is_none());
-        if let Some(worker) = spare {
+        if let Some(worker) = self.workers.values_mut().rev().find(|worker| worker.is_spare()) {
             worker.asked = Some(now);
-            self.board.control(worker.slot as usize).drain.store(1, SeqCst);
-            worker.tell(&ToWorker::Drain, &[]);
+            send_away(&self.board, worker);
         }
     }
 
@@ -97,8 +95,7 @@ impl Generation {
     pub fn retire(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.retired = Some(watch::now());
-            self.board.control(worker.slot as usize).drain.store(1, SeqCst);
-            worker.tell(&ToWorker::Drain, &[]);
+            send_away(&self.board, worker);
         }
     }
 }

@@ -271,6 +271,11 @@ impl Worker {
         self.process.as_ref().map(|process| process.pid())
     }
 
+    /// Whether it is a spare that can take a place.
+    pub fn is_spare(&self) -> bool {
+        self.held && self.asked.is_none() && self.ended.is_none()
+    }
+
     /// Sends it a message. One that does not read will not hold up the master; what it is to know stands in the
     /// scoreboard too, or is asked for again.
     pub fn tell(&self, message: &ToWorker, fds: &[OwnedFd]) {

@@ -1,6 +1,6 @@
 //! The status page for a person: it renews itself, and is read on a telephone as well.
 
-use super::render::{add, markup, or_dash, pm_name};
+use super::render::{add, markup, or_dash};
 use super::{ProcessStatus, Snapshot};
 use crate::log::Clock;
 use crate::scoreboard::Stage;
@@ -54,7 +54,7 @@ fn head(out: &mut String, s: &Snapshot, clock: &mut Clock) {
         out,
         format_args!(
             "</h1><p>{}, up {} since {}</p></header>\n",
-            pm_name(s.pm),
+            s.pm.name(),
             span(s.start_since),
             clock.at(s.start_time),
         ),

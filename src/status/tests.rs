@@ -286,6 +286,7 @@ fn status(snapshot: Snapshot) -> PoolStatus {
         max_children: 5,
         measured,
         user: None,
+        uid: None,
         snapshot,
     }
 }

@@ -1,11 +1,13 @@
 //! php-pool as an ordinary user: it serves, and says what it then ignores.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
 use nix::unistd::User;
+use tempfile::TempDir;
 
 use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, STDIN, begin, pair, stream};
 
@@ -29,11 +31,42 @@ pub fn trials() -> Vec<Trial> {
     cases.into_iter().map(trial).collect()
 }
 
-fn serves_and_says_what_it_ignores() {
+fn nobody() -> User {
+    User::from_name("nobody").unwrap().unwrap()
+}
+
+/// A folder of the ordinary user's.
+fn folder() -> TempDir {
     let dir = tempfile::Builder::new().prefix("php-pool-ordinary-").tempdir().unwrap();
-    let user = User::from_name("nobody").unwrap().unwrap();
+    let user = nobody();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    dir
+}
+
+/// A master of the ordinary user's with this configuration, which ends with its test.
+fn master(dir: &Path, configuration: &str) -> Command {
+    let path = |name: &str| dir.join(name).display().to_string();
+    fs::write(path("pool.conf"), configuration).unwrap();
+    symlink(env!("CARGO_BIN_EXE_php-pool"), path("php-fpm")).unwrap();
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--reuid",
+            "nobody",
+            "--regid",
+            "nogroup",
+            "--clear-groups",
+            "--pdeathsig",
+            "KILL",
+        ])
+        .args(["--", &path("php-fpm"), "-F", "-O", "-n", "-y", &path("pool.conf")])
+        .stdin(Stdio::null());
+    command
+}
+
+fn serves_and_says_what_it_ignores() {
+    let dir = folder();
     let path = |name: &str| dir.path().join(name).display().to_string();
     fs::write(path("index.php"), "<?php echo 'uid ', fileowner('/proc/self/status'), ' ', preg_match('/CapEff:\\s*0+$/m', file_get_contents('/proc/self/status'));").unwrap();
     let text = format!(
@@ -43,22 +76,7 @@ fn serves_and_says_what_it_ignores() {
         path("error.log"),
         path("sock")
     );
-    fs::write(path("pool.conf"), text).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_php-pool"), path("php-fpm")).unwrap();
-    let mut child = Command::new("setpriv")
-        .args([
-            "--reuid",
-            "nobody",
-            "--regid",
-            "nogroup",
-            "--clear-groups",
-            "--pdeathsig",
-            "KILL",
-            "--",
-            &path("php-fpm"),
-        ])
-        .args(["-F", "-O", "-n", "-y", &path("pool.conf")])
-        .stdin(Stdio::null())
+    let mut child = master(dir.path(), &text)
         .stderr(fs::File::create(path("stderr")).unwrap())
         .spawn()
         .unwrap();
@@ -91,7 +109,7 @@ fn serves_and_says_what_it_ignores() {
     let answer = connection.reply(1).text();
     let _ = child.kill();
     let _ = child.wait();
-    assert_eq!(answer, format!("uid {} 1", user.uid));
+    assert_eq!(answer, format!("uid {} 1", nobody().uid));
     for directive in [
         "'user' directive is ignored",
         "'group' directive is ignored",
@@ -107,32 +125,14 @@ fn serves_and_says_what_it_ignores() {
 
 /// As with php-fpm: who may connect is no matter for a guess.
 fn a_socket_that_cannot_be_given_away_is_an_error() {
-    let dir = tempfile::Builder::new().prefix("php-pool-ordinary-").tempdir().unwrap();
-    let user = User::from_name("nobody").unwrap().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    let dir = folder();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let text = format!(
         "[global]\nerror_log = {}\n[www]\nlisten = {}\nlisten.owner = www-data\npm = static\npm.max_children = 1\n",
         path("error.log"),
         path("sock")
     );
-    fs::write(path("pool.conf"), text).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_php-pool"), path("php-fpm")).unwrap();
-    let output = Command::new("setpriv")
-        .args([
-            "--reuid",
-            "nobody",
-            "--regid",
-            "nogroup",
-            "--clear-groups",
-            "--",
-            &path("php-fpm"),
-        ])
-        .args(["-F", "-O", "-n", "-y", &path("pool.conf")])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = master(dir.path(), &text).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let socket = path("sock");
     assert_eq!(output.status.code(), Some(78), "{said}");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +17,10 @@ pub const CASES: &[Case] = &[
     ("access_log::lines_are_in_order_of_their_requests", lines_are_in_order),
     ("access_log::rotation_loses_no_line", rotation_loses_no_line),
     ("access_log::a_stop_and_recycling_lose_no_line", a_stop_loses_no_line),
+    (
+        "access_log::an_upgrade_in_place_loses_no_line",
+        an_upgrade_loses_no_line,
+    ),
     (
         "access_log::a_killed_worker_loses_no_line",
         a_killed_worker_loses_no_line,
@@ -120,6 +125,45 @@ fn a_stop_loses_no_line() {
     assert_eq!(numbers(&text), (0..60).collect());
 }
 
+/// Neither a line nor what is counted, whether or not the workers are renewed with it.
+fn an_upgrade_loses_no_line() {
+    let place = place("access.log = {dir}/access.log\n").with_own_program();
+    let master = place.start_with_control();
+    master.said("ready to handle connections");
+    let over = AtomicBool::new(false);
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(master.place.path("php-pool"));
+        command
+            .args(arguments)
+            .arg("--control")
+            .arg(master.place.path("control"));
+        command.output().unwrap()
+    };
+    let count = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&master, &over));
+        for (round, arguments) in [&["reload"][..], &["reload", "--force"], &["reload"]]
+            .iter()
+            .enumerate()
+        {
+            master.place.install();
+            let output = command(arguments);
+            assert!(output.status.success(), "{output:?}");
+            master.said_often("has taken over", round + 1);
+        }
+        over.store(true, SeqCst);
+        asked.join().unwrap()
+    });
+    let text = || fs::read_to_string(master.place.path("access.log")).unwrap();
+    wait_for("all lines", || text().lines().count() as u32 >= count);
+    assert_eq!(numbers(&text()), (0..count).collect());
+    let status: serde_json::Value = serde_json::from_slice(&command(&["status", "--json"]).stdout).unwrap();
+    let measured = &status[0]["measured"];
+    let durations = measured["measures"]["durations"]["counts"].as_array().unwrap();
+    let durations: u64 = durations.iter().filter_map(serde_json::Value::as_u64).sum();
+    assert_eq!(durations, u64::from(count), "{measured}");
+    assert_eq!(measured["spawned"], 4, "{measured}");
+}
+
 fn a_killed_worker_loses_no_line() {
     let master = place("access.log = {dir}/access.log\n").serve_with(2);
     for number in 0..20 {
@@ -216,7 +260,7 @@ fn json_is_one_object_a_line() {
     // Read by a program that nobody here wrote.
     let script = "import json, sys\nfor line in sys.stdin:\n  o = json.loads(line)\n  print(o['query'].split('=')[0], \
                   len(o['request_id']), o['status'], o['method'])\n";
-    let mut child = std::process::Command::new("python3")
+    let mut child = Command::new("python3")
         .args(["-c", script])
         .stdin(File::open(&log).unwrap())
         .stdout(std::process::Stdio::piped())

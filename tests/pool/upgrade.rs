@@ -16,6 +16,10 @@ pub const CASES: &[Case] = &[
         "upgrade::a_program_that_cannot_take_over_changes_nothing",
         cannot_take_over,
     ),
+    (
+        "upgrade::who_asks_during_the_start_hears_how_it_ends",
+        asked_for_during_the_start,
+    ),
     ("upgrade::the_next_stop_is_as_graceful_as_ever", stops),
 ];
 
@@ -180,6 +184,25 @@ fn cannot_take_over() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(master.count(TAKEN_OVER), 1);
     assert_eq!((master.zygote("www"), master.workers("www")), before);
+}
+
+/// That all workers of the start are up meanwhile is no answer to whoever asked for an upgrade.
+fn asked_for_during_the_start() {
+    const BROKEN: &[u8] = b"#!/bin/sh\nsleep 1\necho broken >&2\nexit 1\n";
+    let master = place(&POOL.replace("max_children = 2", "max_children = 40")).start_with_control();
+    let new = master.place.path("new");
+    fs::write(&new, BROKEN).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    master.said("ready to handle connections");
+    fs::rename(&new, master.place.path("php-pool")).unwrap();
+    let mut command = Command::new(crate::harness::executable());
+    command.arg("reload").arg("--control").arg(master.place.path("control"));
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("broken"), "{output:?}");
+    wait_for("the workers of the start", || master.workers("www").len() == 40);
+    assert!(!master.get("/pid.php").is_empty());
+    assert_eq!(master.count(TAKEN_OVER), 0);
 }
 
 fn stops() {

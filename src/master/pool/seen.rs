@@ -48,6 +48,7 @@ impl Pool {
             max_children: self.wanted.config.pm_max_children,
             measured: self.measured(),
             user: self.wanted.identity.name.clone(),
+            uid: self.wanted.identity.user.as_ref().map(|(uid, ..)| *uid),
             snapshot: self.snapshot(),
         }
     }

@@ -750,7 +750,7 @@ bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t v
 
 bool shim_load_extension(const char *name)
 {
-    bool loaded = false;
+    volatile bool loaded = false;
     zend_interned_strings_switch_storage(0); /* its strings live as long as the process, as if it had been there at start-up */
     zend_first_try {
         loaded = php_load_extension(name, MODULE_PERSISTENT, 1) == SUCCESS;

@@ -102,6 +102,7 @@ pub fn render(snapshot: &Snapshot) {
                     max_children: 5,
                     measured: Measured::default(),
                     user: None,
+                    uid: None,
                     snapshot: snapshot.clone(),
                 }),
                 resources: Resources::default(),

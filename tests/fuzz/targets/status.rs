@@ -33,6 +33,7 @@ pub fn pages(data: &[u8]) {
         &mut process.query,
         &mut process.user,
         &mut process.script,
+        &mut process.request_id,
     ] {
         *text = cursor.string();
     }
@@ -47,11 +48,20 @@ pub fn pages(data: &[u8]) {
 /// Renders everything, and compares its structure with that of a harmless snapshot.
 pub fn render(snapshot: &Snapshot) {
     let mut harmless = quiet();
-    // Which parts there are depends on what is empty and on what the worker does.
+    // Which parts there are depends on what is empty, which a dash stands for, and on what the worker does.
     let (theirs, ours) = (&snapshot.processes[0], &mut harmless.processes[0]);
-    let like = |text: &str| if text.is_empty() { String::new() } else { "x".to_owned() };
+    let like = |text: &str| {
+        if matches!(text, "" | "-") {
+            text.to_owned()
+        } else {
+            "x".to_owned()
+        }
+    };
     (ours.method, ours.uri, ours.query) = (like(&theirs.method), like(&theirs.uri), like(&theirs.query));
     (ours.user, ours.script, ours.stage) = (like(&theirs.user), like(&theirs.script), theirs.stage);
+    ours.request_id = like(&theirs.request_id);
+    (ours.content_length, ours.last_request_memory) = (theirs.content_length, theirs.last_request_memory);
+    ours.last_request_cpu = theirs.last_request_cpu;
     let mut page = StatusPage::default();
     for format in [
         Format::Text,
@@ -162,6 +172,6 @@ pub fn snapshot_of(view: &SlotView) -> Snapshot {
     process.last_request_memory = view.memory;
     let text = view.text.clone().unwrap_or_default();
     (process.method, process.uri, process.query) = (text.method, text.uri, text.query);
-    (process.user, process.script) = (text.user, text.script);
+    (process.user, process.script, process.request_id) = (text.user, text.script, text.id);
     snapshot
 }

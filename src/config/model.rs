@@ -321,9 +321,9 @@ pub struct Pool {
     pub worker_memory_max: Option<u64>,
     /// Limits of the pool's `workers/` cgroup, verbatim for the kernel, by file name (`memory.max`, `cpu.weight`…).
     pub cgroup: Vec<IniEntry>,
-    /// Waiting connections the master holds for a full pool at most.
+    /// Most requests that wait while every worker is busy; 0 is without limit.
     pub queue_max: u32,
-    /// Longest wait there before the client is told FCGI_OVERLOADED; zero is without limit.
+    /// Longest wait for a worker; zero is without limit.
     pub queue_timeout: Duration,
     /// Texts as they were written (`$pool` and relative paths expanded), by directive (`env[NAME]` for one of an array),
     /// for `-tt`.

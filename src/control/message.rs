@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -224,6 +224,9 @@ pub struct Handover {
     pub kept: bool,
     /// When the first of those bytes came, CLOCK_MONOTONIC ns; 0 when there are none.
     pub since: u64,
+    /// Since when its request waits in the pool's queue, the same clock; 0 is not yet.
+    #[serde(default)]
+    pub queued: u64,
 }
 
 /// One worker to the master.

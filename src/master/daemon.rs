@@ -286,7 +286,8 @@ impl Daemon {
             Event::Zygote(place, _) | Event::Worker(place, ..) | Event::Ended(place, _) | Event::Rang(place) => {
                 place.pool
             }
-            Event::Waiting(pool) | Event::Queued(pool) | Event::AccessLog(pool, ..) | Event::Status(pool, _) => *pool,
+            Event::Waiting(pool) | Event::Alarm(pool) | Event::Queued(pool) => *pool,
+            Event::AccessLog(pool, ..) | Event::Status(pool, _) => *pool,
             Event::Asked(..) | Event::Checked(_) => PoolId(0),
         };
         let event = match event {
@@ -302,6 +303,7 @@ impl Daemon {
             Event::Rang(_) => pool.touch(),
             Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
             Event::AccessLog(_, level, text) => pool.log().log(level, text),
+            Event::Alarm(_) => pool.on_alarm(),
             Event::Asked(..) | Event::Checked(_) => {}
             // Who asked may have gone.
             Event::Status(_, answer) => drop(answer.send(pool.answer())),

@@ -713,6 +713,18 @@ impl Generation {
         }
     }
 
+    /// When a worker last began anything, of those that have a request.
+    pub fn last_begin(&self) -> Duration {
+        let slots = self
+            .workers
+            .values()
+            .map(|worker| self.board.slot(worker.slot as usize));
+        let busy = slots.filter(|slot| !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle));
+        // What a worker writes may be of the future.
+        let since = busy.map(|slot| Duration::from_nanos(slot.since.load(SeqCst)).min(watch::now()));
+        since.max().unwrap_or_default()
+    }
+
     /// Asks a surplus worker to leave.
     pub fn ask(&mut self, id: WorkerId, now: Duration) {
         if let Some(worker) = self.workers.get_mut(&id) {

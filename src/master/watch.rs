@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -57,6 +58,8 @@ pub enum Event {
     Rang(Place),
     /// A connection waits at the pool's listener.
     Waiting(PoolId),
+    /// A connection came to the pool's listener while no worker waited for one.
+    Alarm(PoolId),
     /// A kept connection has something to say and has been put into the pool's queue.
     Queued(PoolId),
     /// A client of the control socket has asked something.
@@ -310,6 +313,33 @@ pub fn bell(bell: &Rc<OwnedFd>, events: &Events, place: Place) -> io::Result<Wat
             if rang && events.send(Event::Rang(place)).await.is_err() {
                 return;
             }
+        }
+    }))
+}
+
+/// Becomes readable when a connection comes for which no worker waits. It costs nothing as long as one does: the kernel wakes
+/// those that wait for a listener exclusively in the order in which they came, up to the first that really sleeps; so this is to
+/// be made after the workers were.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn nobody_waits(listener: &Listener) -> io::Result<AsyncFd<OwnedFd>> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+    epoll.add(listener, EpollEvent::new(exclusive, 0))?;
+    sys::register(epoll.0, Interest::READABLE)
+}
+
+/// Tells that once.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn alarm(listener: &Rc<Listener>, events: &Events, pool: PoolId) -> io::Result<Watch> {
+    let fd = nobody_waits(listener)?;
+    let events = events.clone();
+    Ok(Watch::start(async move {
+        if fd.readable().await.is_ok() {
+            let _ = events.send(Event::Alarm(pool)).await;
         }
     }))
 }

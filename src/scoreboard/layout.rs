@@ -224,6 +224,8 @@ pub struct Header {
     pub active: AtomicI64,
     /// Workers: the most that `active` has been since the master last took it.
     pub peak: AtomicI64,
+    /// Master: not 0, and requests wait in the pool's queue that came before those at the listener.
+    pub line: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);

@@ -265,6 +265,14 @@ impl Conn {
         }
     }
 
+    /// Whether nobody is there any more to read an answer. Over TCP that is not known before something is sent.
+    pub fn is_abandoned(&self) -> bool {
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+            && polled[0].revents().is_some_and(|events| events.intersects(gone))
+    }
+
     /// Ends our side, so that the peer sees the end of the reply while we go on reading.
     pub fn shut_down(&self) {
         let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);

@@ -12,7 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{SockFlag, accept4};
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
-use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
+use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
 use php_pool::request_id;
@@ -243,7 +243,13 @@ impl Worker {
         let bytes = conn.since_last();
         let (fd, memory) = conn.into_parts();
         self.put_by(memory);
-        let message = FromWorker::Keep(Handover { bytes, kept, since });
+        let handover = Handover {
+            bytes,
+            kept,
+            since,
+            queued: 0,
+        };
+        let message = FromWorker::Keep(handover);
         if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
             let text = format!("a kept connection could not be handed to the master: {error}");
             print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
@@ -379,7 +385,10 @@ impl Loop {
         while !self.must_leave() {
             // Under load there is nothing to wait for; but kept connections must not starve.
             let mut accepted = None;
-            if self.pressed && self.rounds < MOST_ROUNDS {
+            if self.rounds < MOST_ROUNDS {
+                accepted = self.next_in_line();
+            }
+            if accepted.is_none() && self.pressed && self.rounds < MOST_ROUNDS {
                 accepted = self.accept();
                 self.pressed = accepted.is_some();
             }
@@ -390,6 +399,12 @@ impl Loop {
                 }
                 None => self.wait(),
             }
+        }
+        // Those in the queue have been taken from the listener: nobody would find them there.
+        while self.is_the_end()
+            && let Some(conn) = self.next_in_queue()
+        {
+            self.attend(conn, None);
         }
         slot.set_stage(Stage::None, monotonic_ns());
         if worker.board.header().draining.load(SeqCst) == 0 {
@@ -461,6 +476,38 @@ impl Loop {
         }
     }
 
+    /// Who has waited longest at a full pool.
+    fn next_in_line(&mut self) -> Option<Conn> {
+        if self.worker.board.header().line.load(Relaxed) == 0 {
+            return None;
+        }
+        self.next_in_queue()
+    }
+
+    /// The next one in the queue whose client has not left meanwhile: a script must not run for nobody.
+    fn next_in_queue(&mut self) -> Option<Conn> {
+        loop {
+            let received = self.worker.queue.receive(false).ok()?;
+            let conn = self.resume(received)?;
+            if !conn.is_abandoned() {
+                return Some(conn);
+            }
+            self.worker.put_by(conn.into_memory());
+        }
+    }
+
+    /// Whether no worker comes after this one: the pool stops, or the master is gone.
+    fn is_the_end(&self) -> bool {
+        while !self.worker.orphaned.get() {
+            match self.worker.link.receive(false) {
+                Ok(received) => self.worker.told.borrow_mut().push(received.message),
+                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(_) => break,
+            }
+        }
+        self.worker.orphaned.get() || self.worker.board.header().draining.load(SeqCst) == STOPPING
+    }
+
     /// A connection as somebody else has left it.
     fn resume(&mut self, received: Received<Handover>) -> Option<Conn> {
         let fd = received.fds.into_iter().next()?;
@@ -468,7 +515,7 @@ impl Loop {
         if self.worker.tcp && self.worker.pool.access_log {
             conn.ask_peer();
         }
-        let Handover { bytes, kept, since } = received.message;
+        let Handover { bytes, kept, since, .. } = received.message;
         conn.resume(&bytes, kept);
         // What has begun has a limit, whoever began to read it.
         conn.began = if since == 0 && !bytes.is_empty() {
@@ -831,12 +878,12 @@ impl Loop {
                         self.attend(conn, None);
                     }
                 }
-                Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },
             LINK => match self.worker.link.receive(false) {
                 Ok(received) => self.worker.told.borrow_mut().push(received.message),
-                Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },
             WAKE => signals::clear_wake(),

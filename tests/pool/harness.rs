@@ -81,6 +81,12 @@ impl Place {
 
     /// Sends a request for a script, with a query if it has one.
     pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
+        let bytes = [begin(1, RESPONDER, flags).bytes(), self.rest_of_request(uri)].concat();
+        assert!(connection.send(&bytes));
+    }
+
+    /// What follows the first record of a request.
+    pub fn rest_of_request(&self, uri: &str) -> Vec<u8> {
         let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
         let file = self.path(script.trim_start_matches('/')).display().to_string();
         let pairs: Vec<u8> = [
@@ -93,13 +99,7 @@ impl Place {
         .iter()
         .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
         .collect();
-        let bytes = [
-            begin(1, RESPONDER, flags).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, b"", 8192),
-        ]
-        .concat();
-        assert!(connection.send(&bytes));
+        [stream(PARAMS, 1, &pairs, 8192), stream(STDIN, 1, b"", 8192)].concat()
     }
 
     /// Writes the configuration. `{dir}` is this folder and `{user}` the line that root needs; a log and a pid file are

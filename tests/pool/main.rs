@@ -4,6 +4,7 @@
 //! `cargo test --test pool -- FILTER`
 
 mod access_log;
+mod full;
 mod harness;
 mod limits;
 mod processes;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         upgrade::CASES,
         renewal::CASES,
         restart::CASES,
+        full::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

@@ -406,15 +406,16 @@ pub static POOL: &[Row] = &[
         "queue.max",
         Kind::Number(0..=1_048_576),
         field!(queue_max),
-        "The most connections that the master holds while every worker is busy; further ones wait in the socket's queue.",
+        "The most requests that wait while every worker is busy; further ones are refused at once: 503 for the browser, \
+         FCGI_OVERLOADED for the web server. 0 is without limit.",
     )
-    .default("4096")
+    .default("0")
     .ours(),
     Row::new(
         "queue.timeout",
         Kind::Time,
         field!(queue_timeout),
-        "How long a connection waits there before the web server is told that the pool is overloaded. 0 is without limit.",
+        "How long a request waits for a worker before it is refused in the same way. 0 is without limit.",
     )
     .default("0")
     .ours(),

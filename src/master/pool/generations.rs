@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::front;
 use super::{PING_EVERY, Pool, Wanted};
 use crate::config::{self, Pm};
 use crate::control::{Exit, ToZygote};
@@ -73,6 +74,9 @@ impl Pool {
     /// A reload: the next generation is made from this, at once where that makes a difference.
     pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>, scope: Scope) {
         let renewed = scope == Scope::All || !self.is_up_to_date(&wanted);
+        if !Rc::ptr_eq(&self.wanted.listener, &wanted.listener) {
+            self.leave_the_front();
+        }
         self.wanted = wanted;
         let continued = match (&self.access_log, &access_log) {
             (Some(before), Some(now)) => before.continue_in(now),
@@ -82,6 +86,8 @@ impl Pool {
             self.access_log = access_log.map(Rc::new);
         }
         self.serve_status();
+        self.queue
+            .set_rules(front::rules(self.id, &self.wanted.config, &self.ctx.events));
         if !renewed {
             self.log().notice("nothing has changed; its workers go on");
         } else if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
@@ -263,6 +269,7 @@ impl Pool {
     pub fn stop(&mut self, limit: Duration) {
         self.stopping = true;
         (self.listening, self.status) = (None, None);
+        self.leave_the_front();
         if let Some(next) = self.next.take() {
             self.retire(next);
         }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use super::Pool;
+use super::{Pool, TRY_AGAIN};
 use crate::api::Happened;
 use crate::config::{self, Pm};
 use crate::log::{MessageId, errno};
@@ -13,9 +13,6 @@ use crate::master::generation::{Death, Errand};
 use crate::master::watch;
 use crate::pm::{self, Line};
 
-/// Wait after an order that could not be given.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
-
 impl Pool {
     pub(super) fn manage(&mut self, now: Duration, room: Option<u32>) {
         let config = self.wanted.config.clone();
@@ -23,6 +20,7 @@ impl Pool {
         let draining = earlier.map(|generation| generation.workers.len() as u32).sum::<u32>();
         let Some(current) = &mut self.current else {
             // Asleep, or not yet awake: a connection wakes it.
+            self.leave_the_front();
             if self.next.is_none() && self.restart_at.is_none() {
                 if self.queue.waiting() > 0 {
                     self.start();
@@ -46,12 +44,16 @@ impl Pool {
         // has finished its request. Who needs that place waits, as in a pool that is full.
         let overlap = config.reload_overlap.unwrap_or(limits.max_children);
         limits.max_children = limits.max_children.saturating_sub(draining.saturating_sub(overlap));
+        let can_spawn = current.can_spawn();
+        let all_made = snapshot.total() >= limits.max_children || room == Some(0) || !can_spawn;
+        self.attend_the_front(now, &snapshot, all_made);
+        let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         if limits.style != Pm::Static {
             snapshot.waiting = self.ctx.diag.backlog(&current.listener).unwrap_or_default().waiting;
             snapshot.waiting += self.queue.waiting();
         }
-        if !current.can_spawn() || self.ctx.state.get() != State::Normal {
+        if !can_spawn || self.ctx.state.get() != State::Normal {
             return;
         }
         let decision = pm::decide(&limits, &mut self.memory, &snapshot);

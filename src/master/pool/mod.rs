@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod access_logs;
+mod front;
 mod generations;
 mod heard;
 mod manage;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::front::Front;
 use super::access_log::AccessLog;
 use super::context::Context;
 use super::generation::{Generation, Totals};
@@ -32,6 +34,9 @@ use crate::scoreboard::realtime_us;
 
 /// How often a zygote is asked whether it is well.
 const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// Wait after an order that could not be given.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a generation is made from.
 #[derive(Clone, Debug)]
@@ -89,6 +94,7 @@ pub struct Pool {
     stopping: bool,
     crashes: VecDeque<Duration>,
     listening: Option<Watch>,
+    front: Front,
     status: Option<Watch>,
     wake: Option<Duration>,
     counters: Counters,
@@ -117,7 +123,8 @@ impl Pool {
     /// When there are no descriptors left.
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
-        let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), Queue::new(id, &ctx.events)?);
+        let queue = Queue::new(id, &ctx.events, front::rules(id, &wanted.config, &ctx.events))?;
+        let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), queue);
         pool.serve_status();
         Ok(pool)
     }
@@ -147,6 +154,7 @@ impl Pool {
             stopping: false,
             crashes: VecDeque::new(),
             listening: None,
+            front: Front::Away,
             status: None,
             wake: Some(Duration::ZERO),
             counters: Counters {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Pool, Wanted};
+use super::{Counters, Pool, Wanted, front};
 use crate::config;
 use crate::master::access_log::{AccessLog, Restored, SavedAccessLog};
 use crate::master::context::Context;
@@ -44,6 +44,9 @@ pub struct SavedPool {
     stopping: bool,
     crashes: Vec<Duration>,
     counters: Counters,
+    /// The master takes what waits at the listener.
+    #[serde(default)]
+    open: bool,
 }
 
 impl Pool {
@@ -90,6 +93,7 @@ impl Pool {
             stopping: self.stopping,
             crashes: self.crashes.iter().copied().collect(),
             counters: self.counters.clone(),
+            open: self.front.is_open(),
         }
     }
 
@@ -109,7 +113,8 @@ impl Pool {
         let logs = saved.access_logs.into_iter().map(|log| AccessLog::restore(log, fds));
         let logs = logs.collect::<io::Result<Restored>>()?;
         let access_log = saved.access_log.and_then(|log| logs.get(&log)).cloned();
-        let queue = Queue::restore(saved.id, &ctx.events, saved.queue, fds)?;
+        let rules = front::rules(saved.id, &wanted.config, &ctx.events);
+        let queue = Queue::restore(saved.id, &ctx.events, rules, saved.queue, fds)?;
         queue.closer().restore(saved.closing, fds)?;
         let mut pool = Self::with(ctx, saved.id, wanted, access_log, queue);
         let mut restore =
@@ -130,6 +135,9 @@ impl Pool {
         (pool.up, pool.stopping) = (saved.up, saved.stopping);
         pool.crashes = saved.crashes.into();
         pool.counters = saved.counters;
+        if saved.open {
+            pool.open_the_front()?;
+        }
         if !pool.stopping {
             pool.serve_status();
         }

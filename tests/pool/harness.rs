@@ -133,7 +133,7 @@ impl Place {
     /// The same by our own command line, with a control socket `control`.
     pub fn start_with_control(self) -> Master {
         let mut command = that_dies_with_us("KILL", self.program());
-        command.arg("serve").arg(self.path("pool.conf"));
+        command.arg("serve").arg(self.log_to_stderr());
         command.arg("--control").arg(self.path("control"));
         self.launch(command)
     }
@@ -142,8 +142,23 @@ impl Place {
     #[allow(dead_code, reason = "by the tier of the bus")]
     pub fn start_with_runtime_directory(self, name: &str) -> Master {
         let mut command = that_dies_with_us("KILL", executable());
-        command.arg("serve").arg(self.path("pool.conf"));
+        command.arg("serve").arg(self.log_to_stderr());
         command.env("RUNTIME_DIRECTORY", self.path(name));
+        self.launch(command)
+    }
+
+    /// The configuration without a log of its own: `php-pool serve` logs to stderr then.
+    fn log_to_stderr(&self) -> PathBuf {
+        let text = fs::read_to_string(self.path("pool.conf")).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
+        self.write("pool.conf", &(lines.join("\n") + "\n"))
+    }
+
+    /// By our own command line, with the configuration as it is.
+    #[allow(dead_code, reason = "by this tier alone")]
+    pub fn start_as_configured(self) -> Master {
+        let mut command = that_dies_with_us("KILL", self.program());
+        command.arg("serve").arg(self.path("pool.conf"));
         self.launch(command)
     }
 

@@ -125,18 +125,25 @@ test_signals_reach_a_monitor_that_was_there_first() {
     kill $monitor
 }
 
-test_without_a_bus_a_pool_goes_on() {
+test_without_the_service_a_pool_goes_on() {
     pool alone
     script die.php <<<'<?php posix_kill(getmypid(), 9);'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     start alone
+    # With nobody at the socket, and with a service that cannot start.
     systemctl stop php-pool-bus.socket php-pool-bus.service
     request alone die.php || true
     equal "$(request alone hello.php)" "hello from fpm-fcgi"
+    mkdir -p /run/systemd/system/php-pool-bus.service.d
+    printf '[Service]\nExecStart=\nExecStart=/bin/false\n' >/run/systemd/system/php-pool-bus.service.d/false.conf
+    systemctl daemon-reload
     systemctl start php-pool-bus.socket
-    systemctl stop dbus.socket dbus.service
     request alone die.php || true
     equal "$(request alone hello.php)" "hello from fpm-fcgi"
-    systemctl start dbus.socket
     equal "$(systemctl show -P NRestarts php-pool@alone)" 0
+    rm -r /run/systemd/system/php-pool-bus.service.d
+    systemctl daemon-reload
+    systemctl reset-failed php-pool-bus.socket php-pool-bus.service
+    systemctl start php-pool-bus.socket
+    equal "$(property alone State)" '"running"'
 }

@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,8 @@ pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
 /// A folder with scripts and a configuration.
 pub struct Place {
     dir: tempfile::TempDir,
+    /// The configuration names no log.
+    log_to_stderr: AtomicBool,
 }
 
 impl Place {
@@ -36,7 +40,10 @@ impl Place {
         let dir = tempfile::Builder::new().prefix("php-pool-test").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         std::os::unix::fs::symlink(executable(), dir.path().join("php-fpm")).unwrap();
-        Self { dir }
+        Self {
+            dir,
+            log_to_stderr: AtomicBool::new(false),
+        }
     }
 
     /// The same with a program of its own, `php-pool`, that can be replaced.
@@ -114,7 +121,14 @@ impl Place {
         let text = text
             .replace("{user}", user)
             .replace("{dir}", &self.dir.path().display().to_string());
-        self.write("pool.conf", &text);
+        self.configure_as(&text);
+    }
+
+    fn configure_as(&self, text: &str) -> PathBuf {
+        // `php-pool serve` logs to stderr then.
+        let named = |line: &&str| line.starts_with("error_log") && self.log_to_stderr.load(Relaxed);
+        let lines: Vec<&str> = text.lines().filter(|line| !named(line)).collect();
+        self.write("pool.conf", &(lines.join("\n") + "\n"))
     }
 
     /// Starts a master in the foreground.
@@ -147,11 +161,10 @@ impl Place {
         self.launch(command)
     }
 
-    /// The configuration without a log of its own: `php-pool serve` logs to stderr then.
+    /// The configuration, from now on without a log of its own.
     fn log_to_stderr(&self) -> PathBuf {
-        let text = fs::read_to_string(self.path("pool.conf")).unwrap();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
-        self.write("pool.conf", &(lines.join("\n") + "\n"))
+        self.log_to_stderr.store(true, Relaxed);
+        self.configure_as(&fs::read_to_string(self.path("pool.conf")).unwrap())
     }
 
     /// By our own command line, with the configuration as it is.

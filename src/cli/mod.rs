@@ -69,6 +69,17 @@ impl PhpOptions {
     }
 }
 
+/// Where a master in the foreground writes its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    /// To `error_log`, unless stderr is a terminal, at which a person looks: php-fpm's rule.
+    ErrorLog,
+    /// To stderr, whatever it is.
+    Stderr,
+    /// To `error_log` where the configuration has that line, else to stderr: under systemd the journal.
+    Named,
+}
+
 /// A master to be run.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -76,8 +87,8 @@ pub struct Launch {
     pub load: LoadOptions,
     /// PHP.
     pub php: PhpOptions,
-    /// Keep logging to stderr in the foreground, whatever it is.
-    pub force_stderr: bool,
+    /// Where its log goes.
+    pub log_to: LogTo,
     /// The command line, for the log and for the process's title.
     pub argv: Vec<String>,
     /// Where the control socket is to be.
@@ -203,7 +214,7 @@ pub fn main() -> i32 {
             crate::master::run(Launch {
                 load,
                 php,
-                force_stderr: true,
+                log_to: LogTo::Named,
                 argv,
                 events: runtime.as_ref().and_then(|dir| Some(dir.parent()?.join("events"))),
                 control: control.or_else(|| Some(runtime?.join("control"))),
@@ -304,7 +315,11 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
     crate::master::run(Launch {
         load,
         php,
-        force_stderr: options.force_stderr,
+        log_to: if options.force_stderr {
+            LogTo::Stderr
+        } else {
+            LogTo::ErrorLog
+        },
         argv,
         control: None,
         events: None,

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
@@ -149,12 +149,6 @@ impl Logger {
         let mut state = self.0.borrow_mut();
         state.format.threshold = level;
         state.format.limit = limit;
-    }
-
-    /// Whether lines go to `error_log` and no longer to stderr: in the background, or when stderr is no terminal (a
-    /// person looks at one) and `-O` does not force it.
-    pub fn replaces_stderr(daemonize: bool, force_stderr: bool) -> bool {
-        daemonize || (!io::stderr().is_terminal() && !force_stderr)
     }
 
     /// Opens the error log; without `replace_stderr` it is only made sure that it can be opened. Until [`Self::started`],

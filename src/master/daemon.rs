@@ -626,7 +626,7 @@ impl Daemon {
                 access_log,
             ));
         }
-        let replace = Logger::replaces_stderr(self.config.global.daemonize, ctx.launch.force_stderr);
+        let replace = start::replaces_stderr(&ctx.launch, &config.global, self.config.global.daemonize);
         ctx.log.open(&Settings::from(&config.global), replace)?;
         Ok((config, pools))
     }

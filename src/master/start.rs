@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -30,7 +30,7 @@ use super::upgrade::{self, Called};
 use super::users::{self, UserError};
 use super::watch::{Event, Events};
 use super::{output, sys};
-use crate::cli::Launch;
+use crate::cli::{Launch, LogTo};
 use crate::config::{self, Config, Global, Rlimit};
 use crate::log::{LogError, Logger, Settings, errno};
 
@@ -210,7 +210,7 @@ fn prepare(
 
     let config = load(&launch, log)?;
     let global = &config.global;
-    let replace_stderr = Logger::replaces_stderr(global.daemonize, launch.force_stderr);
+    let replace_stderr = replaces_stderr(&launch, global, global.daemonize);
     // In the background nothing of the caller's terminal or pipe may stay open.
     let stderr = (!global.daemonize)
         .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
@@ -268,6 +268,16 @@ impl Start {
     fn run(self, report: Option<Report>, early: SigSet) -> i32 {
         let log = self.log.clone();
         run_loop(&log, early, |sender, events| Daemon::new(self, sender, events, report))
+    }
+}
+
+/// Whether lines go to `error_log` and no longer to stderr.
+pub fn replaces_stderr(launch: &Launch, global: &Global, daemonized: bool) -> bool {
+    match launch.log_to {
+        _ if daemonized => true,
+        LogTo::ErrorLog => !io::stderr().is_terminal(),
+        LogTo::Stderr => false,
+        LogTo::Named => global.error_log_named,
     }
 }
 

@@ -423,11 +423,16 @@ impl Loop {
                 None => self.wait(),
             }
         }
-        // Those in the queue have been taken from the listener: nobody would find them there.
+        // Those in the queue have been taken from the listener: nobody would find them there. Who comes later finds others, if
+        // this worker alone was told to stop.
+        let end = monotonic_ns();
         while self.is_the_end()
-            && let Some(conn) = self.next_in_queue()
+            && let Some((conn, queued)) = self.next_in_queue()
         {
             self.attend(conn, None);
+            if queued > end {
+                break;
+            }
         }
         slot.set_stage(Stage::None, monotonic_ns());
         if worker.board.header().draining.load(SeqCst) == 0 {
@@ -504,22 +509,25 @@ impl Loop {
         if self.worker.board.header().line.load(Relaxed) == 0 {
             return None;
         }
-        self.next_in_queue()
+        self.next_in_queue().map(|(conn, _)| conn)
     }
 
-    /// The next one in the queue whose client has not left meanwhile: a script must not run for nobody.
-    fn next_in_queue(&mut self) -> Option<Conn> {
+    /// The next one in the queue whose client has not left meanwhile (a script must not run for nobody), and since when it
+    /// waits there.
+    fn next_in_queue(&mut self) -> Option<(Conn, u64)> {
         loop {
             let received = self.worker.queue.receive(false).ok()?;
+            let queued = received.message.queued;
             let conn = self.resume(received)?;
             if !conn.is_abandoned() {
-                return Some(conn);
+                return Some((conn, queued));
             }
             self.worker.put_by(conn.into_memory());
         }
     }
 
-    /// Whether no worker comes after this one: the pool stops, or the master is gone.
+    /// Whether no worker may come after this one: the pool stops, or the master is gone. SIGTERM says that, too, and may be
+    /// here before the master has wholly ended.
     fn is_the_end(&self) -> bool {
         while !self.worker.orphaned.get() {
             match self.worker.link.receive(false) {
@@ -528,7 +536,8 @@ impl Loop {
                 Err(_) => break,
             }
         }
-        self.worker.orphaned.get() || self.worker.board.header().draining.load(SeqCst) == STOPPING
+        let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
+        stopping || self.worker.orphaned.get()
     }
 
     /// A connection as somebody else has left it.

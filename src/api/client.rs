@@ -52,6 +52,25 @@ pub fn socket_of(pool: &str) -> PathBuf {
     Path::new(RUN).join(pool).join("control")
 }
 
+/// The control sockets of all pools of systemd's that are awake, with their names, in order.
+pub fn sockets() -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(RUN) else {
+        return Vec::new();
+    };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .map(|entry| {
+            (
+                entry.file_name().to_string_lossy().into_owned(),
+                entry.path().join("control"),
+            )
+        })
+        .filter(|(_, path)| path.exists())
+        .collect();
+    found.sort();
+    found
+}
+
 /// Asks a master to reload, and waits until its new generations serve. When another program takes over for it, this one
 /// is asked, which has nothing more to renew. `limit` is that of [`Client::ask`].
 ///

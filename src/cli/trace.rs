@@ -137,6 +137,7 @@ fn below(named: i32, depth: u32) -> Result<Vec<Traced>, String> {
                 pool: None,
                 pid,
                 milliseconds: None,
+                request_id: None,
                 backtrace: result.ok(),
                 problem,
             });
@@ -158,13 +159,16 @@ fn backtrace_of(pid: i32, limits: Limits) -> Result<Backtrace, TraceError> {
 }
 
 /// As PHP prints a backtrace, with types in the place of arguments.
-fn show(traced: &Traced, depth: usize) -> String {
+pub(super) fn show(traced: &Traced, depth: usize) -> String {
     let mut out = traced.pid.to_string();
     if let Some(pool) = &traced.pool {
         let _ = write!(out, ", pool {pool}");
     }
     if let Some(milliseconds) = &traced.milliseconds {
         let _ = write!(out, ", {milliseconds} ms");
+    }
+    if let Some(id) = &traced.request_id {
+        let _ = write!(out, ", request {}", id.escape_debug());
     }
     let Some(trace) = &traced.backtrace else {
         return format!("{out}: {}\n", traced.problem.as_deref().unwrap_or_default());

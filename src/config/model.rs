@@ -61,6 +61,9 @@ pub struct Global {
     pub pid: Option<PathBuf>,
     /// Error log.
     pub error_log: LogTarget,
+    /// Whether the file has that line, or it is the default.
+    #[serde(default)]
+    pub error_log_named: bool,
     /// syslog's tag.
     pub syslog_ident: String,
     /// syslog's facility as its number in `<syslog.h>` (LOG_DAEMON is 24).
@@ -69,6 +72,8 @@ pub struct Global {
     pub log_level: Level,
     /// Longest line, bytes with everything.
     pub log_limit: usize,
+    /// `log_request_id`
+    pub log_request_id: bool,
     /// One write a line.
     pub log_buffering: bool,
     /// Crashes within the interval that make a new generation; 0 is off.

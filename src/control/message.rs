@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -78,7 +78,7 @@ pub struct PoolSettings {
     pub allowed_clients: Option<Vec<Network>>,
     /// Entries of it that are no address.
     pub allowed_clients_wrong: Vec<String>,
-    /// Whether an access log was sent with [`ToZygote::Spawn`].
+    /// Whether there is an access log.
     pub access_log: bool,
     /// `access.format`
     pub access_format: String,
@@ -109,7 +109,7 @@ pub struct PoolSettings {
 }
 
 /// Everything a zygote needs. With it come, in this order: the listener, the scoreboard, the workers' end of the queue, the
-/// eventfd to ring.
+/// eventfd to ring, and the one that wakes who writes the access log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ZygoteConfig {
     /// [`VERSION`]
@@ -142,7 +142,7 @@ pub struct Spawn {
 pub enum ToZygote {
     /// The first message.
     Configure(Box<ZygoteConfig>),
-    /// Fork. With it come: the worker's end of its link, its stdout, its stderr, and the access log where there is one.
+    /// Fork. With it come: the worker's end of its link, its stdout, its stderr.
     Spawn(Spawn),
     /// Answer with [`FromZygote::Pong`].
     Ping(u64),
@@ -211,8 +211,6 @@ pub enum ToWorker {
     Serve,
     /// Leave, after the request under way if there is one.
     Drain,
-    /// The access log was reopened; its new descriptor comes with it.
-    AccessLog,
     /// Answer to [`FromWorker::Status`], a [`crate::status::Snapshot`].
     Status(Box<crate::status::Snapshot>),
 }

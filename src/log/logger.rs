@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ pub struct Settings {
     pub level: Level,
     /// `log_limit`
     pub limit: usize,
+    /// `log_request_id`
+    pub request_ids: bool,
     /// `syslog.ident`
     pub ident: String,
     /// `syslog.facility`
@@ -69,6 +71,7 @@ impl From<&Global> for Settings {
             target: global.error_log.clone(),
             level: global.log_level,
             limit: global.log_limit,
+            request_ids: global.log_request_id,
             ident: global.syslog_ident.clone(),
             facility: global.syslog_facility,
         }
@@ -151,12 +154,6 @@ impl Logger {
         state.format.limit = limit;
     }
 
-    /// Whether lines go to `error_log` and no longer to stderr: in the background, or when stderr is no terminal (a
-    /// person looks at one) and `-O` does not force it.
-    pub fn replaces_stderr(daemonize: bool, force_stderr: bool) -> bool {
-        daemonize || (!io::stderr().is_terminal() && !force_stderr)
-    }
-
     /// Opens the error log; without `replace_stderr` it is only made sure that it can be opened. Until [`Self::started`],
     /// what is NOTICE or above goes to stderr as well. Opening it again with other settings is a reload.
     ///
@@ -168,6 +165,7 @@ impl Logger {
         state.opened = Some((settings.clone(), replace_stderr));
         state.format.threshold = settings.level;
         state.format.limit = settings.limit;
+        state.format.request_ids = settings.request_ids;
         Ok(())
     }
 
@@ -226,6 +224,7 @@ impl Logger {
         let fields = Fields {
             pool: Some(pool),
             worker: Some(worker),
+            request_id: said.request,
             ..Fields::default()
         };
         let otherwise = if said.stream == Stream::Stderr { 5 } else { 6 };
@@ -534,6 +533,7 @@ mod tests {
             target,
             level: Level::Notice,
             limit: 1024,
+            request_ids: false,
             ident: "php-fpm".to_owned(),
             facility: 24,
         }

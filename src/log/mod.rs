@@ -16,7 +16,7 @@ pub use clock::{Clock, read_time_zone};
 pub use line::{LineFormat, MESSAGE_BUFFER, Stamp};
 pub use logger::{About, LogError, Logger, SavedLog, Settings, errno};
 pub use message_id::MessageId;
-pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
+pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput, mark};
 
 use serde::{Deserialize, Serialize};
 

@@ -143,6 +143,11 @@ impl Cgroup {
         })
     }
 
+    /// The service's own group.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// Puts the limits of a pool's file into force, and lifts those that are no longer there. Returns what could not be.
     pub fn limit(&self, before: &[IniEntry], now: &[IniEntry]) -> Vec<CgroupError> {
         let workers = self.base.join("workers");

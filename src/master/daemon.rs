@@ -286,7 +286,8 @@ impl Daemon {
             Event::Zygote(place, _) | Event::Worker(place, ..) | Event::Ended(place, _) | Event::Rang(place) => {
                 place.pool
             }
-            Event::Waiting(pool) | Event::Alarm(pool) | Event::Queued(pool) | Event::Status(pool, _) => *pool,
+            Event::Waiting(pool) | Event::Alarm(pool) | Event::Queued(pool) => *pool,
+            Event::AccessLog(pool, ..) | Event::Status(pool, _) => *pool,
             Event::Asked(..) | Event::Checked(_) => PoolId(0),
         };
         let event = match event {
@@ -301,6 +302,7 @@ impl Daemon {
             Event::Ended(place, worker) => pool.worker_ended(place.generation, worker),
             Event::Rang(_) => pool.touch(),
             Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
+            Event::AccessLog(_, level, text) => pool.log().log(level, text),
             Event::Alarm(_) => pool.on_alarm(),
             Event::Asked(..) | Event::Checked(_) => {}
             // Who asked may have gone.
@@ -561,12 +563,9 @@ impl Daemon {
         let mut opened = None;
         for pool in self.all() {
             let identity = pool.wanted.identity.clone();
-            let Some(log) = &mut pool.access_log else { continue };
+            let Some(log) = &pool.access_log else { continue };
             match log.reopen(&identity, ctx.stderr.as_ref()) {
-                Ok(()) => {
-                    opened = opened.or(Some(true));
-                    pool.pass_access_log_on();
-                }
+                Ok(()) => opened = opened.or(Some(true)),
                 Err(error) => {
                     ctx.log.error(error);
                     opened = Some(false);
@@ -626,7 +625,7 @@ impl Daemon {
                 access_log,
             ));
         }
-        let replace = Logger::replaces_stderr(self.config.global.daemonize, ctx.launch.force_stderr);
+        let replace = start::replaces_stderr(&ctx.launch, &config.global, self.config.global.daemonize);
         ctx.log.open(&Settings::from(&config.global), replace)?;
         Ok((config, pools))
     }

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::access_log::{self, AccessLog, Following};
 use super::cgroup::Leaf;
 use super::context::{Context, State};
 use super::foreign::{Closer, Foreign};
@@ -25,7 +26,7 @@ use super::users::Identity;
 use super::watch::{self, GenerationId, Place, PoolId, Watch};
 use super::worker::{SavedWorker, Worker, describe, describe_request};
 use super::zygote::{Parts, SavedZygote, Zygote, ZygoteError};
-use crate::api::Happened;
+use crate::api::{Exits, Happened, Measures};
 use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
 use crate::log::{Fields, Level, MessageId};
@@ -94,6 +95,10 @@ pub enum Errand {
 pub struct Totals {
     /// Requests begun.
     pub requests: u64,
+    /// Why they are gone.
+    pub exits: Exits,
+    /// What they have measured.
+    pub measures: Measures,
 }
 
 /// A generation. Its workers see their links close when this goes, finish their requests and leave.
@@ -112,7 +117,9 @@ pub struct Generation {
     /// When its start began.
     pub begun: Duration,
     /// Its scoreboard.
-    pub board: Scoreboard,
+    pub board: Arc<Scoreboard>,
+    /// Its lines are written to the access log.
+    following: Option<Following>,
     /// Its workers.
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Set while it drains.
@@ -148,6 +155,8 @@ pub struct SavedGeneration {
     life: Life,
     begun: Duration,
     board: Kept,
+    /// The name of its access log.
+    log: Option<Kept>,
     bell: Kept,
     workers: Vec<SavedWorker>,
     drain: Option<Drain>,
@@ -165,6 +174,7 @@ impl Generation {
     ///
     /// # Errors
     /// When its zygote cannot be executed.
+    #[allow(clippy::too_many_arguments, reason = "a generation is made from all that a pool has")]
     pub fn start(
         ctx: &Rc<Context>,
         place: Place,
@@ -173,6 +183,7 @@ impl Generation {
         identity: &Identity,
         listener: &Rc<Listener>,
         queue: &Queue,
+        access_log: Option<&Rc<AccessLog>>,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
         // Spares are beyond it, and those that leave may still be there when their replacements come.
@@ -186,6 +197,10 @@ impl Generation {
             clone(board.fd())?,
             clone(queue.workers().as_fd())?,
             clone(bell.as_fd())?,
+            match access_log {
+                Some(log) => log.bell().map_err(make("a descriptor"))?,
+                None => clone(bell.as_fd())?,
+            },
         ];
         let parts = Parts {
             global,
@@ -195,6 +210,11 @@ impl Generation {
             fds,
             closer: queue.closer(),
         };
+        let board = Arc::new(board);
+        let following = access_log
+            .map(|log| log.follow(place, &board, &ctx.events))
+            .transpose()
+            .map_err(make("the thread of its access log"))?;
         let zygote = Zygote::start(ctx, place, parts)?;
         let bell = Rc::new(OwnedFd::from(bell));
         let ringing = watch::bell(&bell, &ctx.events, place).map_err(make("a registration"))?;
@@ -206,6 +226,7 @@ impl Generation {
             life: Life::Starting,
             begun: watch::now(),
             board,
+            following,
             workers: BTreeMap::new(),
             drain: None,
             quit: None,
@@ -233,6 +254,7 @@ impl Generation {
             life: self.life,
             begun: self.begun,
             board: saver.keep(&self.board.fd()),
+            log: self.access_log().map(|log| log.name(saver)),
             bell: saver.keep(&*self.bell),
             workers: self.workers.values().map(|worker| worker.save(saver)).collect(),
             drain: self.drain,
@@ -254,14 +276,16 @@ impl Generation {
         ctx: &Rc<Context>,
         pool: PoolId,
         queue: &Queue,
-        sockets: &Sockets,
+        (sockets, logs): (&Sockets, &access_log::Restored),
         saved: SavedGeneration,
         fds: &mut Restorer,
     ) -> io::Result<Self> {
         let generation = saved.id;
         let place = Place { pool, generation };
         let (config, closer) = (Rc::new(saved.config), queue.closer());
-        let board = Scoreboard::open(fds.take(saved.board)?).map_err(io::Error::other)?;
+        let board = Arc::new(Scoreboard::open(fds.take(saved.board)?).map_err(io::Error::other)?);
+        let log = saved.log.and_then(|log| logs.get(&log));
+        let following = log.map(|log| log.follow(place, &board, &ctx.events)).transpose()?;
         let zygote = Zygote::restore(ctx, place, &config, closer, saved.zygote, fds)?;
         let bell = Rc::new(fds.take(saved.bell)?);
         let ringing = watch::bell(&bell, &ctx.events, place)?;
@@ -283,6 +307,7 @@ impl Generation {
             life: saved.life,
             begun: saved.begun,
             board,
+            following,
             workers,
             drain: saved.drain,
             quit: saved.quit,
@@ -298,6 +323,11 @@ impl Generation {
             bell,
             _ringing: ringing,
         })
+    }
+
+    /// Where its workers' lines go.
+    pub fn access_log(&self) -> Option<&Rc<AccessLog>> {
+        self.following.as_ref().map(Following::log)
     }
 
     /// Whether one that is started now would be the same: no file that it was made from has changed.
@@ -341,7 +371,7 @@ impl Generation {
     ///
     /// # Errors
     /// A sentence.
-    pub fn spawn(&mut self, access_log: Option<&File>, errand: Errand) -> Result<(), String> {
+    pub fn spawn(&mut self, errand: Errand) -> Result<(), String> {
         let slot = self
             .free
             .first()
@@ -354,7 +384,7 @@ impl Generation {
             max_requests: self.max_requests(),
             recycle_age: self.config.worker_recycle_age.mul_f64(1.0 - self.ctx.jitter() / 10.0),
         };
-        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn, &self.closer)
+        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, spawn, &self.closer)
             .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
         self.zygote
             .orders
@@ -577,6 +607,7 @@ impl Generation {
                 worker: Some(pid),
                 script: Some(&*request.script).filter(|script| !script.is_empty()),
                 uri: Some(&*request.uri).filter(|uri| !uri.is_empty()),
+                request_id: Some(&*request.id).filter(|id| !id.is_empty()),
                 message_id: match starved {
                     true => Some(MessageId::WorkerOom),
                     false => (!orderly).then_some(MessageId::WorkerDied),
@@ -591,10 +622,22 @@ impl Generation {
                     how: describe(exit),
                     script: request.script,
                     uri: request.uri,
+                    request_id: request.id,
                 });
             }
         }
         totals.requests = totals.requests.saturating_add(view.requests);
+        totals.measures.add(&view);
+        let exits = &mut totals.exits;
+        *match exit {
+            _ if starved => &mut exits.oom,
+            _ if !orderly && worker.rung.is_some() => &mut exits.timeout,
+            _ if leaving => &mut exits.surplus,
+            _ if orderly && self.drain.is_some() => &mut exits.drained,
+            _ if orderly => &mut exits.recycled,
+            Some(Exit::Signal { .. }) => &mut exits.signal,
+            _ => &mut exits.code,
+        } += 1;
         let death = Death {
             unasked: !leaving && !worker.held && !worker.left && self.drain.is_none(),
             suspect: match exit {

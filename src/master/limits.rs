@@ -17,7 +17,8 @@ use super::generation::Generation;
 use super::trace;
 use super::worker::{Worker, describe_request};
 use crate::config::Pool;
-use crate::scoreboard::{Scoreboard, Slot, Stage, TraceLayout};
+use crate::log::Fields;
+use crate::scoreboard::{Scoreboard, Slot, SlotView, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
 const ENGINE: Duration = Duration::from_millis(100);
@@ -95,9 +96,9 @@ impl Current<'_> {
     }
 
     /// php-fpm's line for a request that is slow, or over its time.
-    fn line(&self, worker: &Worker, now: Duration, what: &str) -> String {
+    fn line(&self, worker: &Worker, view: &SlotView, now: Duration, what: &str) -> String {
         let took = now.saturating_sub(self.begin());
-        let request = describe_request(&self.board.view(worker.slot as usize));
+        let request = describe_request(view);
         let pid = worker.pid().unwrap_or_default();
         let (seconds, micros) = (took.as_secs(), took.subsec_micros());
         format!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)")
@@ -124,9 +125,9 @@ impl Current<'_> {
             return (false, Some(due));
         }
         worker.traced = Some(self.started);
-        let line = self.line(worker, now, "executing too slow") + ", logging";
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
+        let line = self.line(worker, &view, now, "executing too slow") + ", logging";
         let found = trace::Found {
             worker,
             view,
@@ -154,8 +155,18 @@ impl Current<'_> {
             return Some(due);
         }
         if worker.rung.is_none() {
-            let line = self.line(worker, now, "execution timed out") + ", terminating";
-            self.ctx.log.pool(&self.pool.name).warning(line);
+            let view = self.board.view(worker.slot as usize);
+            let line = self.line(worker, &view, now, "execution timed out") + ", terminating";
+            let told = view.text.unwrap_or_default();
+            let about = Fields {
+                pool: Some(&self.pool.name),
+                worker: worker.pid(),
+                script: Some(&told.script),
+                uri: Some(&told.uri),
+                request_id: Some(&told.id),
+                ..Fields::default()
+            };
+            self.ctx.log.about(about).warning(line);
         }
         self.climb(worker, now);
         worker.rung.map(|rung| rung.next)

@@ -62,10 +62,11 @@ pub enum ListenError {
     Name(String, #[source] users::UserError),
 }
 
-/// What makes systemd read a pool's `listen*` lines again. Both units at once, for a socket cannot be restarted under a
-/// service that runs; clients that wait in the old socket are turned away.
+/// What makes systemd read a pool's `listen*` lines again; clients that wait in the old socket are turned away. `restart` of
+/// both is no way: the jobs go on side by side, and systemd listens on no socket whose service runs still.
 fn systemd_commands(pool: &str) -> String {
-    format!("systemctl daemon-reload && systemctl restart php-pool@{pool}.socket php-pool@{pool}.service")
+    let units = format!("php-pool@{pool}.socket php-pool@{pool}.service");
+    format!("systemctl daemon-reload && systemctl stop {units} && systemctl start {units}")
 }
 
 /// A listening socket. Its file, if it made one, goes with it.

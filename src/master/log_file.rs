@@ -62,6 +62,8 @@ pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
 fn appending() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o600);
+    // Nobody waits for a pipe to get a reader.
+    options.custom_flags(libc::O_NONBLOCK);
     options
 }
 

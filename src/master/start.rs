@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use super::access_log::{AccessLog, AccessLogError};
+use super::access_log::{self, AccessLog, AccessLogError};
 use super::background::{self, Report, Side};
 use super::daemon::{self, Daemon};
 use super::listen::{Inherited, ListenError, Sockets};
@@ -30,7 +30,7 @@ use super::upgrade::{self, Called};
 use super::users::{self, UserError};
 use super::watch::{Event, Events};
 use super::{output, sys};
-use crate::cli::Launch;
+use crate::cli::{Launch, LogTo};
 use crate::config::{self, Config, Global, Rlimit};
 use crate::log::{LogError, Logger, Settings, errno};
 
@@ -147,7 +147,7 @@ fn run_loop(
         Ok(runtime) => runtime,
         Err(error) => return failed("the event loop", error),
     };
-    LocalSet::new().block_on(&runtime, async {
+    let status = LocalSet::new().block_on(&runtime, async {
         let (sender, events) = mpsc::channel(EVENTS);
         match make(Events::new(sender), events) {
             Ok(daemon) => {
@@ -156,7 +156,9 @@ fn run_loop(
             }
             Err(error) => failed("a descriptor", error),
         }
-    })
+    });
+    access_log::wait_for_all(log);
+    status
 }
 
 fn give_up_privileges(sockets_are_held: bool, log: &Logger) {
@@ -210,7 +212,7 @@ fn prepare(
 
     let config = load(&launch, log)?;
     let global = &config.global;
-    let replace_stderr = Logger::replaces_stderr(global.daemonize, launch.force_stderr);
+    let replace_stderr = replaces_stderr(&launch, global, global.daemonize);
     // In the background nothing of the caller's terminal or pipe may stay open.
     let stderr = (!global.daemonize)
         .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
@@ -268,6 +270,16 @@ impl Start {
     fn run(self, report: Option<Report>, early: SigSet) -> i32 {
         let log = self.log.clone();
         run_loop(&log, early, |sender, events| Daemon::new(self, sender, events, report))
+    }
+}
+
+/// Whether lines go to `error_log` and no longer to stderr.
+pub fn replaces_stderr(launch: &Launch, global: &Global, daemonized: bool) -> bool {
+    match launch.log_to {
+        _ if daemonized => true,
+        LogTo::ErrorLog => !io::stderr().is_terminal(),
+        LogTo::Stderr => false,
+        LogTo::Named => global.error_log_named,
     }
 }
 

@@ -136,6 +136,7 @@ pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, layout: TraceLa
             pid,
             script: request.script,
             uri: request.uri,
+            request_id: request.id,
             milliseconds: took.as_millis() as u64,
             backtrace: trace.map(|trace| calls(&trace, depth)).unwrap_or_default(),
         });
@@ -180,6 +181,7 @@ pub fn ask(
     let target = target(worker, layout)?;
     let (pool, pid) = (pool.to_owned(), target.pid());
     let took = now.saturating_sub(Duration::from_nanos(view.started));
+    let request_id = view.text.as_ref().map(|text| text.id.clone());
     let done = aside(worker, move || target.backtrace(limits));
     Some(async move {
         let trace = done.await.unwrap_or(Err(TraceError::HeldUp(pid)));
@@ -188,6 +190,7 @@ pub fn ask(
             pool: Some(pool),
             pid,
             milliseconds: Some(took.as_millis() as u64),
+            request_id,
             backtrace: trace.ok(),
             problem,
         }

@@ -24,6 +24,7 @@ use super::status_server::Answer;
 use super::sys;
 use crate::api::Question;
 use crate::control::{Channel, ChannelError, FromWorker, FromZygote};
+use crate::log::Level;
 use crate::pm::WorkerId;
 use crate::scoreboard::monotonic_ns;
 
@@ -63,6 +64,8 @@ pub enum Event {
     Queued(PoolId),
     /// A client of the control socket has asked something.
     Asked(Question, Mailbox),
+    /// The writer of a pool's access log has something to say.
+    AccessLog(PoolId, Level, String),
     /// What the program that is to take over says of the state.
     Checked(Result<(), String>),
     /// Somebody wants to know how the pool is.

@@ -1,7 +1,6 @@
 //! One worker, as the master knows it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -195,7 +194,6 @@ impl Worker {
         ctx: &Context,
         place: Place,
         pool: &Pool,
-        access_log: Option<&File>,
         spawn: Spawn,
         closer: &Closer,
     ) -> io::Result<(Self, (ToZygote, Vec<OwnedFd>))> {
@@ -207,10 +205,7 @@ impl Worker {
         } else {
             (None, output::null()?, output::null()?)
         };
-        let mut fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
-        if let Some(log) = access_log {
-            fds.push(log.as_fd().try_clone_to_owned()?);
-        }
+        let fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
         let (link, watch) = Self::listen(ctx, place, id, ours, closer)?;
         let slot = spawn.slot;
         let worker = Self {

@@ -131,8 +131,8 @@ pub struct Parts<'a> {
     pub identity: &'a Identity,
     /// The listener.
     pub listener: &'a Listener,
-    /// The scoreboard, the workers' end of the queue, the bell.
-    pub fds: [OwnedFd; 3],
+    /// The scoreboard, the workers' end of the queue, the bell, the bell of the access log.
+    pub fds: [OwnedFd; 4],
     /// Closes what it sends.
     pub closer: &'a Closer,
 }
@@ -209,11 +209,11 @@ impl Zygote {
         let output = Output::start(pipes, &ctx.log, &pool.name, pid, true).map_err(make("a registration"))?;
         let zygote = Self::with(ctx, place, pool, process, ours, output, closer, (says, files));
         let zygote = zygote.map_err(make("a registration"))?;
-        let [board, workers, bell] = fds;
+        let [board, workers, bell, log_bell] = fds;
         let listener = listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"))?;
         let first = (
             ToZygote::Configure(Box::new(config)),
-            vec![listener, board, workers, bell],
+            vec![listener, board, workers, bell, log_bell],
         );
         zygote.orders.try_send(first).expect("a new queue has room");
         Ok(zygote)

@@ -4,10 +4,12 @@ use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
+use super::Tally;
+
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -208,9 +210,11 @@ pub struct Header {
     /// [`TraceLayout`], for the tracer; written by the zygote before it says Ready.
     pub trace: [AtomicU64; TraceLayout::WORDS],
 
-    /// Master: raised when new access logs have been sent on the workers' links; a worker that has not seen
-    /// this number yet reads its link before it logs.
-    pub log_epoch: AtomicU32,
+    /// Not 0: who writes the access log sleeps, and is to be woken by its bell. Set by it, cleared by who rings.
+    pub log_sleeps: AtomicU32,
+    /// Workers: not 0, and lines are lost; who sets it rings the master's bell. Cleared by who writes the access log, when
+    /// all that had waited is written.
+    pub log_loses: AtomicU32,
     /// Master: not 0, and every worker of the generation leaves when its request ends; [`STOPPING`], and the pool ends with
     /// them: what waits at the listener is left to whoever holds it next.
     pub draining: AtomicU32,
@@ -315,8 +319,8 @@ text! {
     script: 1024,
     /// User of Basic authentication
     user: 64,
-    /// Request id
-    id: 64
+    /// Request id, of at most [`crate::request_id::MAX`] bytes.
+    id: 136
 }
 
 /// A string of at most `BYTES - 1` bytes, kept in words: one store for eight of them.
@@ -378,6 +382,12 @@ pub struct Slot {
     pub content_length: AtomicU64,
     /// Total time of all requests, nanoseconds.
     pub busy: AtomicU64,
+    /// How long requests took, in [`super::TIMES`].
+    pub durations: Tally,
+    /// How long they had waited before, as far as the web server says when it had them, likewise.
+    pub waits: Tally,
+    /// Their peak memory, in [`super::SIZES`].
+    pub memories: Tally,
     /// The strings.
     pub(super) text: Text,
 }
@@ -431,6 +441,9 @@ impl Slot {
             &self.busy,
         ] {
             word.store(0, Relaxed);
+        }
+        for tally in [&self.durations, &self.waits, &self.memories] {
+            tally.reset();
         }
         self.stage.store(Stage::None as u32, Release);
     }

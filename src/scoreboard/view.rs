@@ -5,7 +5,7 @@ use std::sync::atomic::fence;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Slot, Stage};
+use super::{Histogram, Slot, Stage};
 
 /// The strings of a request, made valid UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,12 @@ pub struct SlotView {
     pub content_length: u64,
     /// Total time of all requests, ns.
     pub busy: u64,
+    /// How long requests took, µs.
+    pub durations: Histogram,
+    /// How long they had waited, µs.
+    pub waits: Histogram,
+    /// Their peak memory, bytes.
+    pub memories: Histogram,
     /// None when the writer gave us no quiet moment.
     pub text: Option<TextView>,
 }
@@ -74,6 +80,9 @@ impl SlotView {
             memory: slot.memory.load(Relaxed),
             content_length: slot.content_length.load(Relaxed),
             busy: slot.busy.load(Relaxed),
+            durations: slot.durations.read(),
+            waits: slot.waits.read(),
+            memories: slot.memories.read(),
             text: (0..TRIES).find_map(|_| read_text(slot)),
         }
     }

@@ -124,7 +124,7 @@ fn plain(out: &mut String, text: &str) {
     }
 }
 
-/// As htmlspecialchars() does, for text and for attributes in double quotes; what XML 1.0 does not allow becomes U+FFFD.
+/// As htmlspecialchars() does, for text and for attributes in double quotes; what XML 1.0 or HTML do not allow becomes U+FFFD.
 pub(super) fn markup(out: &mut String, text: &str) {
     for c in text.chars() {
         match c {
@@ -133,7 +133,7 @@ pub(super) fn markup(out: &mut String, text: &str) {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\t' | '\n' | '\r' => out.push(c),
-            '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
             _ => out.push(c),
         }
     }

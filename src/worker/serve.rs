@@ -15,7 +15,8 @@ use php_pool::config::IniEntry;
 use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, Wear, monotonic_ns, realtime_us};
+use php_pool::request_id;
+use php_pool::scoreboard::{Control, SIZES, STOPPING, Scoreboard, Slot, Stage, TIMES, Wear, monotonic_ns, realtime_us};
 use php_pool::status::{Snapshot, StatusPage};
 
 use super::access::Access;
@@ -65,14 +66,14 @@ pub struct Worker {
     pub script_settings: (Settings, bool),
     /// Requests after which it leaves; 0 is never.
     pub max_requests: u64,
+    /// Names of requests that come without.
+    pub ids: request_id::Source,
     /// Age at which it is to be replaced; zero is never.
     pub recycle_age: Duration,
     /// Renders the pool's state.
     pub status_page: RefCell<StatusPage>,
     /// The access log.
     pub access: RefCell<Option<Access>>,
-    /// The scoreboard's `log_epoch` up to which reopened logs have been received.
-    pub log_epoch: Cell<u32>,
     /// What the master said while something else was awaited.
     pub told: RefCell<Vec<ToWorker>>,
     /// Connections that a script let go of before it ended.
@@ -142,39 +143,13 @@ impl Worker {
             let received = self.link.receive(false).ok()?;
             match received.message {
                 ToWorker::Status(snapshot) => return Some(*snapshot),
-                other => self.note(other, received.fds),
-            }
-        }
-    }
-
-    /// What the master says unasked: the new log at once, the rest when there is time.
-    fn note(&self, message: ToWorker, fds: Vec<OwnedFd>) {
-        match message {
-            ToWorker::AccessLog => {
-                if let (Some(access), Some(file)) = (&mut *self.access.borrow_mut(), fds.into_iter().next()) {
-                    access.replace(file);
-                }
-            }
-            other => self.told.borrow_mut().push(other),
-        }
-    }
-
-    /// After this, lines go to the log that was opened last.
-    fn catch_up_with_logs(&self) {
-        let epoch = self.board.header().log_epoch.load(Relaxed);
-        if self.log_epoch.replace(epoch) != epoch {
-            while let Ok(received) = self.link.receive(false) {
-                self.note(received.message, received.fds);
+                other => self.told.borrow_mut().push(other),
             }
         }
     }
 
     /// One line for a request that has been run.
     pub fn log_access(&self, exchange: &Exchange, now: u64, memory: u64) {
-        if self.access.borrow().is_none() {
-            return;
-        }
-        self.catch_up_with_logs();
         let mut access = self.access.borrow_mut();
         let Some(access) = &mut *access else { return };
         let get = |name| exchange.params.get(name).unwrap_or_default();
@@ -198,7 +173,7 @@ impl Worker {
             },
             script: exchange.script.path.as_deref().unwrap_or_default(),
             user: &user,
-            id: get("HTTP_X_REQUEST_ID"),
+            id: exchange.id.as_bytes(),
             remote: exchange.peer,
             status: exchange.status,
             content_length: exchange.content_length,
@@ -210,7 +185,9 @@ impl Worker {
             },
             header: &|name| php::response_header(name),
         };
-        access.write(entry, self.pool.log_limit);
+        if !access.write(entry, now, self.pool.log_limit) {
+            self.ring();
+        }
     }
 
     /// The master is to look.
@@ -423,11 +400,16 @@ impl Loop {
                 None => self.wait(),
             }
         }
-        // Those in the queue have been taken from the listener: nobody would find them there.
+        // Those in the queue have been taken from the listener: nobody would find them there. Who comes later finds others, if
+        // this worker alone was told to stop.
+        let end = monotonic_ns();
         while self.is_the_end()
-            && let Some(conn) = self.next_in_queue()
+            && let Some((conn, queued)) = self.next_in_queue()
         {
             self.attend(conn, None);
+            if queued > end {
+                break;
+            }
         }
         slot.set_stage(Stage::None, monotonic_ns());
         if worker.board.header().draining.load(SeqCst) == 0 {
@@ -504,31 +486,35 @@ impl Loop {
         if self.worker.board.header().line.load(Relaxed) == 0 {
             return None;
         }
-        self.next_in_queue()
+        self.next_in_queue().map(|(conn, _)| conn)
     }
 
-    /// The next one in the queue whose client has not left meanwhile: a script must not run for nobody.
-    fn next_in_queue(&mut self) -> Option<Conn> {
+    /// The next one in the queue whose client has not left meanwhile (a script must not run for nobody), and since when it
+    /// waits there.
+    fn next_in_queue(&mut self) -> Option<(Conn, u64)> {
         loop {
             let received = self.worker.queue.receive(false).ok()?;
+            let queued = received.message.queued;
             let conn = self.resume(received)?;
             if !conn.is_abandoned() {
-                return Some(conn);
+                return Some((conn, queued));
             }
             self.worker.put_by(conn.into_memory());
         }
     }
 
-    /// Whether no worker comes after this one: the pool stops, or the master is gone.
+    /// Whether no worker may come after this one: the pool stops, or the master is gone. SIGTERM says that, too, and may be
+    /// here before the master has wholly ended.
     fn is_the_end(&self) -> bool {
         while !self.worker.orphaned.get() {
             match self.worker.link.receive(false) {
-                Ok(received) => self.worker.note(received.message, received.fds),
+                Ok(received) => self.worker.told.borrow_mut().push(received.message),
                 Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => break,
             }
         }
-        self.worker.orphaned.get() || self.worker.board.header().draining.load(SeqCst) == STOPPING
+        let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
+        stopping || self.worker.orphaned.get()
     }
 
     /// A connection as somebody else has left it.
@@ -568,7 +554,7 @@ impl Loop {
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::Serve | ToWorker::AccessLog | ToWorker::Status(_) => {}
+            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) => {}
         }
     }
 
@@ -716,6 +702,9 @@ impl Loop {
         }
         let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
         exchange.publish();
+        if let Some(wait) = exchange.waited() {
+            slot.waits.add(&TIMES, wait);
+        }
         worker.counts.set(true);
         if header.request_begins() {
             worker.ring();
@@ -727,6 +716,8 @@ impl Loop {
         let duration = now.saturating_sub(started);
         slot.duration.store(duration, Relaxed);
         slot.busy.fetch_add(duration, Relaxed);
+        slot.durations.add(&TIMES, duration / 1000);
+        slot.memories.add(&SIZES, slot.memory.load(Relaxed));
         slot.finished.fetch_add(1, Relaxed);
         slot.cpu.store(self.cpu.of_request(duration), Relaxed);
         worker.stop_counting();
@@ -900,7 +891,7 @@ impl Loop {
                 Err(_) => {}
             },
             LINK => match self.worker.link.receive(false) {
-                Ok(received) => self.worker.note(received.message, received.fds),
+                Ok(received) => self.worker.told.borrow_mut().push(received.message),
                 Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },

@@ -34,6 +34,8 @@ pub struct Generation {
     pub queue: OwnedFd,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
+    /// Wakes who writes the access log.
+    pub log_bell: OwnedFd,
     /// Pid of the master, for the access log.
     pub master: u32,
     /// The files that this process's code comes from.
@@ -74,9 +76,9 @@ fn start(control: &Control) -> Result<Generation, String> {
             config.version
         ));
     }
-    let [listener, board, queue, bell]: [OwnedFd; 4] = fds
+    let [listener, board, queue, bell, log_bell]: [OwnedFd; 5] = fds
         .try_into()
-        .map_err(|_| "Configure came without its four descriptors".to_owned())?;
+        .map_err(|_| "Configure came without its five descriptors".to_owned())?;
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
     let complain = |text: String| print_log(Level::Error, false, text.as_bytes(), usize::MAX);
@@ -111,6 +113,7 @@ fn start(control: &Control) -> Result<Generation, String> {
         board,
         queue,
         bell,
+        log_bell,
         master,
         mapped,
     })

@@ -42,5 +42,16 @@ fn main() -> ExitCode {
             Err(format!("{sum} system calls, not 1 to {limit}: {calls:.2?}").into())
         })
     });
-    libtest_mimic::run(&arguments, trials.into()).exit_code()
+    let path = root.path().to_owned();
+    let logged = Trial::test("an_access_log_costs_at_most_the_waking_of_its_writer", move || {
+        let log = "access.log = {home}/access.log\n";
+        let with = Subject::start_with(Kind::under_test(), &path, "strace-log", log)?.calls(How::New)?;
+        let without = Subject::start_with(Kind::under_test(), &path, "strace-none", "")?.calls(How::New)?;
+        if total(&with) <= total(&without) + 1 {
+            return Ok(());
+        }
+        Err(format!("with {with:.2?}, without {without:.2?}").into())
+    });
+    let trials = trials.into_iter().chain([logged]).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,8 @@ pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
 /// A folder with scripts and a configuration.
 pub struct Place {
     dir: tempfile::TempDir,
+    /// The configuration names no log.
+    log_to_stderr: AtomicBool,
 }
 
 impl Place {
@@ -36,7 +40,10 @@ impl Place {
         let dir = tempfile::Builder::new().prefix("php-pool-test").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         std::os::unix::fs::symlink(executable(), dir.path().join("php-fpm")).unwrap();
-        Self { dir }
+        Self {
+            dir,
+            log_to_stderr: AtomicBool::new(false),
+        }
     }
 
     /// The same with a program of its own, `php-pool`, that can be replaced.
@@ -114,7 +121,14 @@ impl Place {
         let text = text
             .replace("{user}", user)
             .replace("{dir}", &self.dir.path().display().to_string());
-        self.write("pool.conf", &text);
+        self.configure_as(&text);
+    }
+
+    fn configure_as(&self, text: &str) -> PathBuf {
+        // `php-pool serve` logs to stderr then.
+        let named = |line: &&str| line.starts_with("error_log") && self.log_to_stderr.load(Relaxed);
+        let lines: Vec<&str> = text.lines().filter(|line| !named(line)).collect();
+        self.write("pool.conf", &(lines.join("\n") + "\n"))
     }
 
     /// Starts a master in the foreground.
@@ -133,7 +147,7 @@ impl Place {
     /// The same by our own command line, with a control socket `control`.
     pub fn start_with_control(self) -> Master {
         let mut command = that_dies_with_us("KILL", self.program());
-        command.arg("serve").arg(self.path("pool.conf"));
+        command.arg("serve").arg(self.log_to_stderr());
         command.arg("--control").arg(self.path("control"));
         self.launch(command)
     }
@@ -142,8 +156,22 @@ impl Place {
     #[allow(dead_code, reason = "by the tier of the bus")]
     pub fn start_with_runtime_directory(self, name: &str) -> Master {
         let mut command = that_dies_with_us("KILL", executable());
-        command.arg("serve").arg(self.path("pool.conf"));
+        command.arg("serve").arg(self.log_to_stderr());
         command.env("RUNTIME_DIRECTORY", self.path(name));
+        self.launch(command)
+    }
+
+    /// The configuration, from now on without a log of its own.
+    fn log_to_stderr(&self) -> PathBuf {
+        self.log_to_stderr.store(true, Relaxed);
+        self.configure_as(&fs::read_to_string(self.path("pool.conf")).unwrap())
+    }
+
+    /// By our own command line, with the configuration as it is.
+    #[allow(dead_code, reason = "by this tier alone")]
+    pub fn start_as_configured(self) -> Master {
+        let mut command = that_dies_with_us("KILL", self.program());
+        command.arg("serve").arg(self.path("pool.conf"));
         self.launch(command)
     }
 

@@ -3,6 +3,7 @@
 //!
 //! `cargo test --test pool -- FILTER`
 
+mod access_log;
 mod full;
 mod harness;
 mod limits;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     // They wait more than they compute.
     arguments.test_threads.get_or_insert(6);
     let cases = [
+        access_log::CASES,
         start::CASES,
         processes::CASES,
         signals::CASES,

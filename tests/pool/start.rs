@@ -34,6 +34,7 @@ pub const CASES: &[Case] = &[
         "start::the_socket_has_the_mode_that_was_asked_for",
         the_socket_has_its_mode,
     ),
+    ("start::serve_writes_the_log_that_the_file_names", the_log_that_is_named),
     ("start::sockets_are_taken_over", sockets_are_taken_over),
     ("start::a_socket_of_systemd_is_taken_over", systemd_socket),
     ("start::a_socket_is_for_those_on_its_list", acl),
@@ -353,4 +354,24 @@ fn test_lines() {
         format!("NOTICE: configuration file {file} test is successful")
     );
     assert!(!exists(&place.path("sock")) && !exists(&place.path("pid")));
+}
+
+/// Under systemd stderr is the journal: with `error_log` the lines are in that file, and there alone.
+fn the_log_that_is_named() {
+    let place = Place::new();
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let master = place.start_as_configured();
+    let log = || fs::read_to_string(master.place.path("error.log")).unwrap_or_default();
+    wait_for("the start in the file", || {
+        log().contains("ready to handle connections")
+    });
+    master.signal(Signal::SIGUSR2);
+    wait_for("a reload in the file", || {
+        log().matches("ready to handle connections").count() == 2
+    });
+    // The file of a rotated log is opened anew.
+    fs::rename(master.place.path("error.log"), master.place.path("error.log.1")).unwrap();
+    master.signal(Signal::SIGUSR1);
+    wait_for("the new file", || log().contains("error log file re-opened"));
+    assert_eq!(master.count("Reloading in progress"), 0, "{:?}", master.log());
 }

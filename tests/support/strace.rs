@@ -44,12 +44,17 @@ pub struct Subject {
 
 impl Subject {
     pub fn start(kind: Kind, root: &Path) -> Result<Self, String> {
+        Self::start_with(kind, root, "strace", "")
+    }
+
+    /// With more lines for the pool; `name` is its folder's.
+    pub fn start_with(kind: Kind, root: &Path, name: &'static str, pool: &str) -> Result<Self, String> {
         let setup: &'static Setup = Box::leak(Box::new(Setup {
-            name: "strace",
+            name,
+            pool: Box::leak(format!("ping.path = /ping\n{pool}").into_boxed_str()),
             workers: 1,
             listen: Listen::Unix,
             opcache: false, // as Debian's settings have it
-            pool: "ping.path = /ping\n",
             ini: "opcache.file_update_protection = 0\n",
             environment: debian_extensions(),
             ..Setup::BASE

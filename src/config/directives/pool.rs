@@ -172,7 +172,7 @@ pub static POOL: &[Row] = &[
         "access.format",
         Kind::Text,
         field!(access_format),
-        "What a line of the access log holds; the word json is one object a line.",
+        "What a line of the access log holds: php-fpm's tokens, and %L, the request's id. The word json is one object a line.",
     )
     .hidden_default(super::super::access_format::DEFAULT, "undefined"),
     Row::list(

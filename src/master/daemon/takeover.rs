@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::{Daemon, Phase, Scope, Signals};
 use crate::cli::Launch;
 use crate::log::{Logger, Settings};
+use crate::master::access_log;
 use crate::master::cgroup::Cgroup;
 use crate::master::context::{Context, State};
 use crate::master::desk::Desk;
@@ -143,6 +144,8 @@ impl Daemon {
             Err(reason) => reason,
             Ok(()) => {
                 self.all().for_each(|pool| pool.pause_closing(true));
+                self.all().for_each(|pool| pool.stop_access_logs());
+                access_log::wait_for_all(self.log());
                 let mut saver = Saver::default();
                 let state = self.save(scope, &mut saver).write();
                 self.log().last_words();
@@ -155,6 +158,7 @@ impl Daemon {
                         error
                     },
                 );
+                self.all().for_each(|pool| pool.start_access_logs());
                 self.all().for_each(|pool| pool.pause_closing(false));
                 let path = self.ctx.program.path().display();
                 format!("{path} cannot be executed: {}", crate::log::errno(&error))

@@ -48,7 +48,8 @@ impl Pool {
             pool: self.id,
             generation: GenerationId(self.ctx.number()),
         };
-        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue) {
+        let log = self.access_log.as_ref();
+        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue, log) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -77,13 +78,18 @@ impl Pool {
             self.leave_the_front();
         }
         self.wanted = wanted;
-        self.access_log = access_log;
+        let continued = match (&self.access_log, &access_log) {
+            (Some(before), Some(now)) => before.continue_in(now),
+            _ => false,
+        };
+        if !continued {
+            self.access_log = access_log.map(Rc::new);
+        }
         self.serve_status();
         self.queue
             .set_rules(front::rules(self.id, &self.wanted.config, &self.ctx.events));
         if !renewed {
             self.log().notice("nothing has changed; its workers go on");
-            self.pass_access_log_on();
         } else if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
             self.start();
         }

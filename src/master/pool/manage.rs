@@ -8,7 +8,6 @@ use super::{Pool, TRY_AGAIN};
 use crate::api::Happened;
 use crate::config::{self, Pm};
 use crate::log::{MessageId, errno};
-use crate::master::access_log::AccessLog;
 use crate::master::context::State;
 use crate::master::generation::{Death, Errand};
 use crate::master::watch;
@@ -59,7 +58,6 @@ impl Pool {
         }
         let decision = pm::decide(&limits, &mut self.memory, &snapshot);
         self.counters.max_children_reached += u32::from(decision.max_children_reached);
-        let access_log = self.access_log.as_ref().map(AccessLog::file);
         let mut trouble = None;
         (0..decision.release).for_each(|_| current.release(now));
         (0..decision.dismiss).for_each(|_| current.dismiss(now));
@@ -70,10 +68,11 @@ impl Pool {
             _ => Errand::Grow,
         });
         for errand in errands.take(current.free_slots() as usize) {
-            if let Err(reason) = current.spawn(access_log, errand) {
+            if let Err(reason) = current.spawn(errand) {
                 trouble = Some(reason);
                 break;
             }
+            self.counters.spawned += 1;
         }
         for id in &decision.ask {
             current.ask(*id, now);

@@ -1,6 +1,7 @@
 //! A pool: the generation that serves, the one that is to take over, and those that drain.
 #![forbid(unsafe_code)]
 
+mod access_logs;
 mod front;
 mod generations;
 mod heard;
@@ -13,7 +14,6 @@ pub use save::SavedPool;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,6 @@ use super::status_server;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
-use crate::control::ToWorker;
 use crate::log::{About, errno};
 use crate::pm::{self, Backoff};
 use crate::scoreboard::realtime_us;
@@ -62,7 +61,7 @@ pub struct Pool {
     /// What the next generation is made from.
     pub wanted: Wanted,
     /// The access log.
-    pub access_log: Option<AccessLog>,
+    pub access_log: Option<Rc<AccessLog>>,
     ctx: Rc<Context>,
     queue: Queue,
     current: Option<Generation>,
@@ -114,6 +113,7 @@ struct Counters {
     max_queue: u32,
     slow: u64,
     generations: u64,
+    spawned: u64,
 }
 
 impl Pool {
@@ -124,12 +124,12 @@ impl Pool {
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
         let queue = Queue::new(id, &ctx.events, front::rules(id, &wanted.config, &ctx.events))?;
-        let mut pool = Self::with(ctx, id, wanted, access_log, queue);
+        let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), queue);
         pool.serve_status();
         Ok(pool)
     }
 
-    fn with(ctx: &Rc<Context>, id: PoolId, wanted: Wanted, access_log: Option<AccessLog>, queue: Queue) -> Self {
+    fn with(ctx: &Rc<Context>, id: PoolId, wanted: Wanted, access_log: Option<Rc<AccessLog>>, queue: Queue) -> Self {
         Self {
             id,
             wanted,
@@ -183,7 +183,8 @@ impl Pool {
         }
     }
 
-    fn log(&self) -> About<'_> {
+    /// Its part of the log.
+    pub fn log(&self) -> About<'_> {
         self.ctx.log.pool(&self.wanted.config.name)
     }
 
@@ -222,25 +223,11 @@ impl Pool {
         self.generations().for_each(|generation| generation.read_output());
     }
 
-    /// The access log was opened again.
-    pub fn pass_access_log_on(&mut self) {
-        let Some(log) = self.access_log.take() else { return };
-        for generation in self.generations() {
-            for worker in generation.workers.values() {
-                if let Ok(fd) = log.try_clone() {
-                    worker.tell(&ToWorker::AccessLog, &[fd]);
-                }
-            }
-            // Raised after the descriptors are on their way: who sees it finds them.
-            generation.board.header().log_epoch.fetch_add(1, SeqCst);
-        }
-        self.access_log = Some(log);
-    }
-
     /// Looks at everything and does what there is to do. `room` is what `process.max` leaves.
     pub fn look(&mut self, room: Option<u32>) {
         let now = watch::now();
         self.wake = None;
+        self.check_access_logs();
         self.bury(now);
         self.drain(now);
         self.enforce_limits(now);

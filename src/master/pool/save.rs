@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Counters, Pool, Wanted, front};
 use crate::config;
-use crate::master::access_log::{AccessLog, SavedAccessLog};
+use crate::master::access_log::{AccessLog, Restored, SavedAccessLog};
 use crate::master::context::Context;
 use crate::master::generation::{Generation, SavedGeneration};
 use crate::master::listen::Sockets;
@@ -29,7 +29,9 @@ pub struct SavedPool {
     /// The keys of its sockets.
     listener: String,
     status_listener: Option<String>,
-    access_log: Option<SavedAccessLog>,
+    access_logs: Vec<SavedAccessLog>,
+    /// The name of that of them which the next generation takes.
+    access_log: Option<Kept>,
     queue: SavedQueue,
     closing: Vec<Kept>,
     current: Option<SavedGeneration>,
@@ -61,6 +63,8 @@ impl Pool {
     /// What is to go on.
     pub fn save(&self, saver: &mut Saver) -> SavedPool {
         let wanted = &self.wanted;
+        let access_logs = self.access_logs().map(|log| log.save(saver)).collect();
+        let access_log = self.access_log.as_ref().map(|log| log.name(saver));
         let mut save = |generation: &Generation| generation.save(saver);
         let (current, next) = (self.current.as_ref().map(&mut save), self.next.as_ref().map(&mut save));
         let leaving = self
@@ -75,7 +79,8 @@ impl Pool {
             identity: wanted.identity.clone(),
             listener: wanted.listener.key.clone(),
             status_listener: wanted.status_listener.as_ref().map(|listener| listener.key.clone()),
-            access_log: self.access_log.as_ref().map(|log| log.save(saver)),
+            access_logs,
+            access_log,
             queue: self.queue.save(saver),
             closing: self.queue.closer().save(saver),
             current,
@@ -105,12 +110,15 @@ impl Pool {
             listener: sockets.known(&saved.listener)?,
             status_listener,
         };
-        let access_log = saved.access_log.map(|log| AccessLog::restore(log, fds)).transpose()?;
+        let logs = saved.access_logs.into_iter().map(|log| AccessLog::restore(log, fds));
+        let logs = logs.collect::<io::Result<Restored>>()?;
+        let access_log = saved.access_log.and_then(|log| logs.get(&log)).cloned();
         let rules = front::rules(saved.id, &wanted.config, &ctx.events);
         let queue = Queue::restore(saved.id, &ctx.events, rules, saved.queue, fds)?;
         queue.closer().restore(saved.closing, fds)?;
         let mut pool = Self::with(ctx, saved.id, wanted, access_log, queue);
-        let mut restore = |generation| Generation::restore(ctx, saved.id, &pool.queue, sockets, generation, fds);
+        let mut restore =
+            |generation| Generation::restore(ctx, saved.id, &pool.queue, (sockets, &logs), generation, fds);
         let current = saved.current.map(&mut restore).transpose()?;
         let next = saved.next.map(&mut restore).transpose()?;
         let leaving = saved

@@ -97,7 +97,9 @@ pub fn upgrade(server: &Server) {
     // The end of an earlier reload is not the end of this one.
     server.wait_for_log("that the new program has taken over and serves", |log| {
         log.matches(TAKEN_OVER).count() > before
-            && log.rsplit_once(TAKEN_OVER).is_some_and(|(_, since)| since.contains(READY))
+            && log
+                .rsplit_once(TAKEN_OVER)
+                .is_some_and(|(_, since)| since.contains(READY))
     });
 }
 

@@ -10,17 +10,19 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -29,10 +31,13 @@ use super::saved::{Kept, Restorer, Saver};
 use super::users::Identity;
 use super::watch::{self, Event, Events, GenerationId, PoolId};
 use crate::log::{Level, Logger, errno};
-use crate::scoreboard::{Place, Scoreboard, Taken, monotonic_ns};
+use crate::scoreboard::{Place, Scoreboard, Sleep, Taken, monotonic_ns};
 
-/// Between two batches. A line is in the file that long after its request, or sooner.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Between two batches, milliseconds. A line is in the file twice that long after its request, or sooner.
+const PAUSE: u8 = 20;
+
+/// Between two batches at least, whoever rings.
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// Bytes of a batch.
 const BATCH: usize = 256 << 10;
@@ -265,6 +270,8 @@ impl AccessLog {
         }
         let alive = Alive::new();
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            // They are the loop's, which an exec must not lose.
+            let _ = SigSet::all().thread_block();
             writer.run();
             drop(alive);
         })?;
@@ -291,6 +298,17 @@ impl Drop for Following {
         self.log.boards.borrow_mut().remove(&self.generation);
         self.log.order(Order::Leave(self.generation));
     }
+}
+
+/// How much of some lines is written at once: others may write to the same pipe, and the kernel keeps together what is no
+/// longer than PIPE_BUF.
+fn at_once(file: &File, lines: &[u8]) -> usize {
+    const PIPE_BUF: usize = 4096;
+    if lines.len() <= PIPE_BUF || !file.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
+        return lines.len();
+    }
+    let end = lines[..PIPE_BUF].iter().rposition(|byte| *byte == b'\n');
+    end.map_or(PIPE_BUF, |at| at + 1)
 }
 
 fn ring(bell: &OwnedFd) {
@@ -356,6 +374,7 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
+        let mut woken = false;
         loop {
             self.obey();
             let ends = self.ends.is_some();
@@ -363,31 +382,32 @@ impl Writer {
             if ends {
                 return;
             }
-            if busy {
-                // Lines come together while it waits; orders do not.
-                match self.orders.recv_timeout(PAUSE) {
-                    Ok(order) => self.carry_out(order),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => self.end(),
-                }
-                continue;
+            if busy || std::mem::take(&mut woken) {
+                // Lines come together while it waits, until a ring gets full. Whoever rings for nothing cannot keep it busy.
+                thread::sleep(A_MOMENT);
+                self.sleep(Sleep::Pause, PollTimeout::from(PAUSE));
+            } else {
+                self.sleep(Sleep::Long, PollTimeout::NONE);
+                woken = true;
             }
-            self.sleeps(1);
-            if !self.has_more() {
-                let _ = poll(
-                    &mut [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)],
-                    PollTimeout::NONE,
-                );
-            }
-            self.sleeps(0);
-            let _ = nix::unistd::read(&self.bell, &mut [0; 8]);
         }
     }
 
-    fn sleeps(&self, sleeps: u32) {
-        for (_, board, _) in &self.boards {
-            board.header().log_sleeps.store(sleeps, SeqCst);
+    /// Until somebody rings.
+    fn sleep(&self, how: Sleep, limit: PollTimeout) {
+        let say = |word: u32| {
+            for (_, board, _) in &self.boards {
+                board.header().log_sleeps.store(word, SeqCst);
+            }
+        };
+        say(how as u32);
+        let bell = &mut [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        if how == Sleep::Long && self.has_more() {
+            say(0);
+        } else if poll(bell, limit).is_ok_and(|rang| rang > 0) {
+            watch::empty(&self.bell);
         }
+        say(0);
     }
 
     fn has_more(&self) -> bool {
@@ -430,6 +450,8 @@ impl Writer {
     /// Takes what is there and writes it; false when there was nothing.
     fn sweep(&mut self) -> bool {
         let begun = monotonic_ns();
+        // Those that leave while this writes are taken once more by the next one.
+        let left = std::mem::take(&mut self.left);
         let mut lost = 0;
         let mut busy = false;
         for index in 0..self.boards.len() {
@@ -444,7 +466,6 @@ impl Writer {
         }
         busy |= !self.taken.is_empty();
         self.lose(lost);
-        let left = std::mem::take(&mut self.left);
         self.boards.retain(|(id, ..)| !left.contains(id));
         self.write(if self.ends.is_some() { u64::MAX } else { begun });
         busy
@@ -503,7 +524,7 @@ impl Writer {
                     Err(error) => return Err((from, error)),
                 }
             }
-            match (&*self.file).write(&batch[from..]) {
+            match (&*self.file).write(&batch[from..from + at_once(&self.file, &batch[from..])]) {
                 Ok(0) => return Err((from, io::ErrorKind::WriteZero.into())),
                 Ok(count) => from += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -299,6 +299,13 @@ pub fn process(process: &Rc<Process>, events: &Events, event: Event) -> io::Resu
     }))
 }
 
+/// Takes what was rung; false when nothing was. It never waits, whatever a worker, who shares the bell, has done to its flags.
+pub fn empty(bell: impl AsFd) -> bool {
+    let mut count = [0; 8];
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    rustix::io::preadv2(bell, &mut [io::IoSliceMut::new(&mut count)], u64::MAX, flags).is_ok()
+}
+
 /// Tells each ring of a bell.
 ///
 /// # Errors
@@ -308,7 +315,7 @@ pub fn bell(bell: &Rc<OwnedFd>, events: &Events, place: Place) -> io::Result<Wat
     let events = events.clone();
     Ok(Watch::start(async move {
         while let Ok(mut ready) = fd.readable().await {
-            let rang = nix::unistd::read(fd.get_ref(), &mut [0; 8]).is_ok();
+            let rang = empty(fd.get_ref());
             ready.clear_ready();
             if rang && events.send(Event::Rang(place)).await.is_err() {
                 return;

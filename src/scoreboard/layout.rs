@@ -210,7 +210,7 @@ pub struct Header {
     /// [`TraceLayout`], for the tracer; written by the zygote before it says Ready.
     pub trace: [AtomicU64; TraceLayout::WORDS],
 
-    /// Not 0: who writes the access log sleeps, and is to be woken by its bell. Set by it, cleared by who rings.
+    /// Not 0: who writes the access log sleeps, and is to be woken by its bell (a [`super::Sleep`]). Set by it, cleared by who rings.
     pub log_sleeps: AtomicU32,
     /// Workers: not 0, and lines are lost; who sets it rings the master's bell. Cleared by who writes the access log, when
     /// all that had waited is written.

@@ -13,7 +13,7 @@ pub use layout::{
     Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout, Wear,
     monotonic_ns, realtime_us,
 };
-pub use ring::{Place, Ring, Taken};
+pub use ring::{Place, Ring, Sleep, Taken};
 pub use tally::{Histogram, SIZES, TIMES, Tally};
 pub use view::{SlotView, TextView};
 

@@ -31,6 +31,16 @@ pub struct Ring {
 #[derive(Debug)]
 struct Tail(AtomicU64);
 
+/// How the reader sleeps, as the scoreboard's header tells it to the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Sleep {
+    /// Until somebody rings.
+    Long = 1,
+    /// For a moment: to be woken when a ring is half full.
+    Pause = 2,
+}
+
 /// How far a reader has got, and what it has heard of lost lines.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Place {
@@ -122,6 +132,12 @@ impl Ring {
 
     fn word(&self, place: u64) -> &AtomicU64 {
         &self.words[(place % WORDS as u64) as usize]
+    }
+
+    /// Worker: whether the reader had better come.
+    pub fn is_half_full(&self) -> bool {
+        let taken = self.tail.0.load(Acquire).max(self.front.load(Relaxed));
+        self.head.load(Relaxed).saturating_sub(taken) > WORDS as u64 / 2
     }
 
     /// Reader: whether there is something to take.

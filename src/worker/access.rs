@@ -9,7 +9,7 @@ use php_pool::access_log::{AccessLog, Entry, TRUNCATED};
 use php_pool::config::access_format::{Format, Token, compile};
 use php_pool::control::PoolSettings;
 use php_pool::log::Level;
-use php_pool::scoreboard::Scoreboard;
+use php_pool::scoreboard::{Scoreboard, Sleep};
 
 use super::print_log;
 
@@ -26,6 +26,8 @@ pub struct Access {
     /// Whether a line shows CPU times, which cost two system calls.
     needs_cpu: bool,
     before: Cpu,
+    /// Pid of the worker, `%p`.
+    pub worker: u32,
     /// Pid of the master, `%P`.
     pub master: u32,
 }
@@ -52,6 +54,7 @@ impl Access {
             bell,
             needs_cpu,
             before: (0, 0),
+            worker: std::process::id(),
             master,
         })
     }
@@ -87,7 +90,12 @@ impl Access {
         let Some(line) = self.log.line(&entry) else { return true };
         let header = self.board.header();
         let kept = self.board.ring(self.slot).push(line.bytes, time);
-        if header.log_sleeps.load(SeqCst) != 0 && header.log_sleeps.swap(0, SeqCst) != 0 {
+        let wanted = match header.log_sleeps.load(SeqCst) {
+            0 => false,
+            sleep if sleep == Sleep::Pause as u32 => self.board.ring(self.slot).is_half_full(),
+            _ => true,
+        };
+        if wanted && header.log_sleeps.swap(0, SeqCst) != 0 {
             let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
         }
         if line.truncated {

@@ -332,3 +332,9 @@ pub struct Pool {
     /// for `-tt`.
     pub written: Vec<IniEntry>,
 }
+
+/// A limit of which 0 means that there is none, as a time that nobody waits out.
+pub fn or_never(limit: Duration) -> Duration {
+    const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    if limit.is_zero() { NEVER } else { limit }
+}

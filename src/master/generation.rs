@@ -725,6 +725,13 @@ impl Generation {
         since.max().unwrap_or_default()
     }
 
+    /// Has idle workers look at the queue: whatever they are told, they look there first.
+    pub fn wake_idle(&self) {
+        let is_idle = |worker: &&Worker| !worker.held && self.board.slot(worker.slot as usize).stage() == Stage::Idle;
+        let idle = self.workers.values().filter(is_idle);
+        idle.for_each(|worker| worker.tell(&ToWorker::Serve, &[]));
+    }
+
     /// Asks a surplus worker to leave.
     pub fn ask(&mut self, id: WorkerId, now: Duration) {
         if let Some(worker) = self.workers.get_mut(&id) {

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::listen::Listener;
 use super::sys;
 use super::watch::{Event, Events, PoolId, Watch};
-use crate::config::{Network, Pool};
+use crate::config::{Network, Pool, or_never};
 use crate::fastcgi::{
     self, Input, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_record,
     append_unknown_type,
@@ -143,7 +143,7 @@ pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, 
         log: log.clone(),
         allowed: pool.listen_allowed_clients.clone(),
         pages,
-        patience: pool.request_header_timeout,
+        patience: or_never(pool.request_header_timeout),
     });
     Ok(Watch::start(async move {
         let places = Arc::new(Semaphore::new(MOST));

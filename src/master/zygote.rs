@@ -27,7 +27,7 @@ use super::users::Identity;
 use super::watch::{self, Event, Place, Registered, Watch};
 use crate::cli::worker;
 use crate::config::phpini::PhpIni;
-use crate::config::{Global, Pool};
+use crate::config::{Global, Pool, or_never};
 use crate::control::{
     self, Channel, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig,
 };
@@ -417,9 +417,9 @@ fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
         catch_output: pool.catch_workers_output,
         log_level: global.log_level,
         log_limit: global.log_limit,
-        request_header_timeout: pool.request_header_timeout,
-        request_body_timeout: pool.request_body_timeout,
-        response_write_timeout: pool.response_write_timeout,
+        request_header_timeout: or_never(pool.request_header_timeout),
+        request_body_timeout: or_never(pool.request_body_timeout),
+        response_write_timeout: or_never(pool.response_write_timeout),
         linger_timeout: pool.linger_timeout,
         connection_idle_timeout: pool.connection_idle_timeout,
         request_terminate_timeout: pool.request_terminate_timeout,

@@ -161,7 +161,7 @@ impl Worker {
             duration: now.saturating_sub(slot.started.load(Relaxed)) / 1000,
             cpu_user: 0,
             cpu_system: 0,
-            pid: std::process::id(),
+            pid: access.worker,
             parent: access.master,
             pool: &self.pool.name,
             method: get("REQUEST_METHOD"),
@@ -215,6 +215,7 @@ impl Worker {
             return;
         }
         if keep {
+            forked::unwatch(conn.as_fd().as_raw_fd());
             self.hand_over(conn);
         } else if !conn.is_over() {
             conn.shut_down();
@@ -389,6 +390,8 @@ impl Loop {
                 accepted = self.next_in_line();
             }
             if accepted.is_none() && self.pressed && self.rounds < MOST_ROUNDS {
+                // The web server that was just answered may need this core for its next step.
+                let _ = nix::sched::sched_yield();
                 accepted = self.accept();
                 self.pressed = accepted.is_some();
             }
@@ -850,7 +853,12 @@ impl Loop {
         let events = &mut events[..count];
         // Nobody else was woken for what waits there, and a kept connection can be passed on.
         events.sort_unstable_by_key(EpollEvent::data);
+        let line = self.worker.board.header().line.load(Relaxed) != 0;
         for event in events {
+            // This look was for the kept ones; those in line come next, and then who comes.
+            if busy && line && matches!(event.data(), LISTENER | QUEUE) {
+                continue;
+            }
             self.handle(event.data());
         }
         let now = Instant::now();

@@ -10,6 +10,10 @@ use crate::harness::{Place, exists, lives, sleeps, wait_for};
 
 pub const CASES: &[Case] = &[
     (
+        "processes::a_kept_connection_outlives_scripts_that_let_go_of_it",
+        let_go_of,
+    ),
+    (
         "processes::a_dead_worker_is_replaced_and_its_request_named",
         a_dead_worker_is_replaced,
     ),
@@ -276,4 +280,21 @@ fn titles() {
     // As `ps` and `pgrep` name them without their arguments.
     let name = std::fs::read_to_string(format!("/proc/{}/comm", master.pid())).unwrap();
     assert_eq!(name.trim_end(), "php-fpm");
+}
+
+/// It goes to the master while the script works on, and comes back to the same worker.
+fn let_go_of() {
+    let place = Place::new();
+    place.write("plain.php", "<?php echo $_GET['n'];");
+    place.write("finish.php", "<?php echo $_GET['n']; fastcgi_finish_request();");
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let master = place.serve_with(1);
+    let mut connection = master.connect("sock");
+    for n in 0..12 {
+        let script = if n % 3 == 1 { "finish" } else { "plain" };
+        assert_eq!(
+            master.ask_kept(&mut connection, &format!("/{script}.php?n={n}")),
+            n.to_string()
+        );
+    }
 }

@@ -51,7 +51,8 @@ impl Pool {
         let busy = all_made && pool.starting == 0 && pool.idle.iter().all(|idle| idle.asked.is_some());
         let stuck_at = current.last_begin() + STUCK;
         let next = match std::mem::replace(&mut self.front, Front::Away) {
-            _ if !all_made => Ok(Front::Away),
+            // A bounded queue's front stays where it is: it is made behind the workers, those that are still to come too.
+            _ if !all_made || (self.queue.is_bounded() && pool.starting > 0) => Ok(Front::Away),
             // A limit is to hold however quickly the workers go on.
             Front::Open(watch) if self.queue.is_bounded() => Ok(Front::Open(watch)),
             _ if self.queue.is_bounded() => self.open(),
@@ -84,6 +85,11 @@ impl Pool {
             current.board.header().line.store(waiting, SeqCst);
         }
         if waiting > 0 {
+            // The one that was woken for it may have taken something else instead, and nobody else was.
+            let is_stale = self.queue.oldest().is_some_and(|since| since + STUCK <= now);
+            if let Some(current) = self.current.as_ref().filter(|_| !busy && is_stale) {
+                current.wake_idle();
+            }
             // Somebody takes them; then the workers need not look there first any more.
             self.wake_at(now + CALM);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
+use crate::config::or_never;
 use crate::control::{ChannelError, FromWorker, FromZygote, ToWorker};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
@@ -79,11 +80,11 @@ impl Pool {
                     let limit = match handover.since {
                         0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
                         // One that has never said a word is no kept connection.
-                        0 => Some(config.request_header_timeout),
+                        0 => Some(or_never(config.request_header_timeout)),
                         // A request that has begun has what is left of its time, whoever waits for it.
                         since => {
                             let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
-                            Some(config.request_header_timeout.saturating_sub(spent))
+                            Some(or_never(config.request_header_timeout).saturating_sub(spent))
                         }
                     };
                     self.queue.keep(handover, fd, limit);

@@ -45,7 +45,9 @@ impl Pool {
         let overlap = config.reload_overlap.unwrap_or(limits.max_children);
         limits.max_children = limits.max_children.saturating_sub(draining.saturating_sub(overlap));
         let can_spawn = current.can_spawn();
-        let all_made = snapshot.total() >= limits.max_children || room == Some(0) || !can_spawn;
+        // Without a worker nobody would empty the queue: then the socket is the safer place.
+        let serves = snapshot.active > 0 || !snapshot.idle.is_empty();
+        let all_made = serves && (snapshot.total() >= limits.max_children || room == Some(0) || !can_spawn);
         self.attend_the_front(now, &snapshot, all_made);
         let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
@@ -139,7 +141,9 @@ impl Pool {
             self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
             self.touch();
         } else if starting > 0 {
-            self.wake_at(now + TRY_AGAIN);
+            // A queue with limits waits for them.
+            let soon = Duration::from_millis(20);
+            self.wake_at(now + if self.queue.is_bounded() { soon } else { TRY_AGAIN });
         }
         self.listen(limits.style != Pm::Static && available == 0 && total < limits.max_children);
     }

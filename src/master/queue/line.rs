@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Connection, Held, Shared};
-use crate::config::{Network, Pool};
+use crate::config::{Network, Pool, or_never};
 use crate::control::Handover;
 use crate::fastcgi::{Event, Input, ProtocolStatus};
 use crate::log::{Logger, errno};
@@ -59,7 +59,7 @@ impl Rules {
             allowed: pool.listen_allowed_clients.clone(),
             most: Some(pool.queue_max).filter(|most| *most > 0),
             patience: limit(pool.queue_timeout),
-            header_patience: pool.request_header_timeout,
+            header_patience: or_never(pool.request_header_timeout),
             idle_patience: limit(pool.connection_idle_timeout),
         }
     }

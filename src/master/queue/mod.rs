@@ -255,6 +255,11 @@ impl Queue {
         self.shared.waiting()
     }
 
+    /// Since when the first of those in line waits.
+    pub fn oldest(&self) -> Option<Duration> {
+        self.shared.sent.borrow().front().map(|(_, since)| *since)
+    }
+
     /// Refuses who has waited for `queue.timeout`. When to do it again.
     pub fn expire(&self, now: Duration) -> Option<Duration> {
         let shared = &self.shared;

@@ -55,7 +55,10 @@ pub struct AccessLogError(PathBuf, #[source] io::Error);
 pub struct AccessLog {
     path: PathBuf,
     file: RefCell<Arc<File>>,
+    /// The workers ring it, and may do with it what they like: the master's loop never touches it.
     bell: Arc<OwnedFd>,
+    /// Wakes the thread for an order.
+    call: Arc<OwnedFd>,
     /// The scoreboards of the generations that it follows.
     boards: RefCell<BTreeMap<GenerationId, Arc<Scoreboard>>>,
     /// While there is a thread. When this goes, it writes what there is and ends.
@@ -132,7 +135,7 @@ impl AccessLog {
     /// When a descriptor is missing.
     pub fn restore(saved: SavedAccessLog, fds: &mut Restorer) -> io::Result<(Kept, Rc<Self>)> {
         let file = fds.take(saved.file)?.into();
-        let log = Self::with(saved.path, file, fds.take(saved.bell)?);
+        let log = Self::with(saved.path, file, fds.take(saved.bell)?)?;
         log.losses.lines.store(saved.lost, Relaxed);
         log.losses.told.store(saved.told, Relaxed);
         Ok((saved.bell, Rc::new(log)))
@@ -145,20 +148,20 @@ impl AccessLog {
     pub fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> Result<Self, AccessLogError> {
         let failed = |error| AccessLogError(path.to_owned(), error);
         let file = open(path, identity, stderr).map_err(failed)?;
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let bell = bell.map_err(|error| failed(error.into()))?;
-        Ok(Self::with(path.to_owned(), file, bell.into()))
+        let bell = eventfd().map_err(failed)?;
+        Self::with(path.to_owned(), file, bell).map_err(failed)
     }
 
-    fn with(path: PathBuf, file: File, bell: OwnedFd) -> Self {
-        Self {
+    fn with(path: PathBuf, file: File, bell: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
             path,
             file: RefCell::new(Arc::new(file)),
             bell: Arc::new(bell),
+            call: Arc::new(eventfd()?),
             boards: RefCell::default(),
             orders: RefCell::default(),
             losses: Arc::default(),
-        }
+        })
     }
 
     /// Opens it again, where it was. Every line is in the old file or in the new one.
@@ -189,7 +192,7 @@ impl AccessLog {
         if let Some(orders) = &*self.orders.borrow() {
             let _ = orders.send(order);
         }
-        ring(&self.bell);
+        self.call();
     }
 
     /// What workers wake the thread with.
@@ -255,6 +258,7 @@ impl AccessLog {
             file: self.file.borrow().clone(),
             orders: receiver,
             bell: self.bell.clone(),
+            call: self.call.clone(),
             boards: Vec::new(),
             left: Vec::new(),
             taken: Taken::default(),
@@ -283,7 +287,11 @@ impl AccessLog {
     /// for the one that is started next.
     pub fn stop(&self) {
         self.orders.take();
-        ring(&self.bell);
+        self.call();
+    }
+
+    fn call(&self) {
+        let _ = nix::unistd::write(&self.call, &1u64.to_ne_bytes());
     }
 }
 
@@ -311,8 +319,8 @@ fn at_once(file: &File, lines: &[u8]) -> usize {
     end.map_or(PIPE_BUF, |at| at + 1)
 }
 
-fn ring(bell: &OwnedFd) {
-    let _ = nix::unistd::write(bell, &1u64.to_ne_bytes());
+fn eventfd() -> io::Result<OwnedFd> {
+    Ok(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?.into())
 }
 
 fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> io::Result<File> {
@@ -357,6 +365,7 @@ struct Writer {
     file: Arc<File>,
     orders: Receiver<Order>,
     bell: Arc<OwnedFd>,
+    call: Arc<OwnedFd>,
     boards: Vec<(GenerationId, Arc<Scoreboard>, Vec<Place>)>,
     /// Those whose workers have ended: what they have said is taken once more.
     left: Vec<GenerationId>,
@@ -401,11 +410,12 @@ impl Writer {
             }
         };
         say(how as u32);
-        let bell = &mut [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        let bells = &mut [&self.bell, &self.call].map(|bell| PollFd::new(bell.as_fd(), PollFlags::POLLIN));
         if how == Sleep::Long && self.has_more() {
             say(0);
-        } else if poll(bell, limit).is_ok_and(|rang| rang > 0) {
+        } else if poll(bells, limit).is_ok_and(|rang| rang > 0) {
             watch::empty(&self.bell);
+            watch::empty(&self.call);
         }
         say(0);
     }

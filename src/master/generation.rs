@@ -814,7 +814,13 @@ impl Generation {
                 (Signal::SIGTERM, now + LAST)
             }
             (Some(_), Some(cut)) if cut + LAST > now => return Some(cut + LAST),
-            (Some(_), Some(_)) => (Signal::SIGKILL, now + LAST),
+            (Some(_), Some(_)) => {
+                // What the zygote has not made by now it never will; it must not keep the pool from its end.
+                if self.workers.values().any(|worker| worker.process.is_none()) {
+                    self.zygote.process.signal(Signal::SIGKILL);
+                }
+                (Signal::SIGKILL, now + LAST)
+            }
         };
         for worker in self.workers.values() {
             let slot = worker.slot as usize;

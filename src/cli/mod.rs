@@ -69,6 +69,17 @@ impl PhpOptions {
     }
 }
 
+/// Which log the lines of a master in the foreground go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogTo {
+    /// `error_log`, unless stderr is a terminal: php-fpm's way.
+    FpmRules,
+    /// stderr, whatever it is.
+    Stderr,
+    /// `error_log` where the configuration names one, else stderr, which is the journal under systemd.
+    Named,
+}
+
 /// A master to be run.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -76,8 +87,8 @@ pub struct Launch {
     pub load: LoadOptions,
     /// PHP.
     pub php: PhpOptions,
-    /// Keep logging to stderr in the foreground, whatever it is.
-    pub force_stderr: bool,
+    /// Which log lines go to.
+    pub log_to: LogTo,
     /// The command line, for the log and for the process's title.
     pub argv: Vec<String>,
     /// Where the control socket is to be.
@@ -192,7 +203,7 @@ pub fn main() -> i32 {
             crate::master::run(Launch {
                 load,
                 php,
-                force_stderr: true,
+                log_to: LogTo::Named,
                 argv,
                 control: control.or_else(|| Some(Path::new(&std::env::var_os("RUNTIME_DIRECTORY")?).join("control"))),
             })
@@ -290,7 +301,11 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
     crate::master::run(Launch {
         load,
         php,
-        force_stderr: options.force_stderr,
+        log_to: if options.force_stderr {
+            LogTo::Stderr
+        } else {
+            LogTo::FpmRules
+        },
         argv,
         control: None,
     })

@@ -60,6 +60,8 @@ pub struct Global {
     pub pid: Option<PathBuf>,
     /// Error log.
     pub error_log: LogTarget,
+    /// Whether the file says so, or it is the default.
+    pub error_log_named: bool,
     /// syslog's tag.
     pub syslog_ident: String,
     /// syslog's facility as its number in `<syslog.h>` (LOG_DAEMON is 24).

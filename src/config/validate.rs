@@ -229,6 +229,7 @@ impl Check<'_, Global> {
         if let Some(daemonize) = options.daemonize {
             global.daemonize = daemonize;
         }
+        global.error_log_named = global.written.iter().any(|entry| entry.key == "error_log");
         self.expand_paths(Base::State, options.prefix.as_ref().unwrap_or(&options.localstatedir));
         if self.draft.section.error_log == LogTarget::File(PathBuf::new()) {
             let hint = "name a file, or write syslog".to_owned();

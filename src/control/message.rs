@@ -90,6 +90,8 @@ pub struct PoolSettings {
     pub log_level: Level,
     /// `log_limit`
     pub log_limit: usize,
+    /// The log is the journal: messages about a request are sent to the master whole ([`FromWorker::Log`]).
+    pub log_whole: bool,
     /// See the directives of these names.
     pub request_header_timeout: Duration,
     /// `request_body_timeout`
@@ -110,7 +112,7 @@ pub struct PoolSettings {
     pub recycle_age: Duration,
 }
 
-/// Everything a zygote needs. With it come, in this order: the listener, the scoreboard, the workers' end of the queue, the
+/// Everything a zygote needs. With it come, in this order: the scoreboard, the workers' end of the queue, the
 /// eventfd to ring.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ZygoteConfig {
@@ -231,4 +233,23 @@ pub enum FromWorker {
     Keep(Handover),
     /// The pool's status, please.
     Status,
+    /// A message for the log, where that keeps messages whole.
+    Log(Box<LogMessage>),
+}
+
+/// A message of a worker, or of PHP in it, about its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMessage {
+    /// Its level.
+    pub level: Level,
+    /// PHP says it.
+    pub from_php: bool,
+    /// What it says.
+    pub text: String,
+    /// The script; empty where there is none.
+    pub script: String,
+    /// URI with its query.
+    pub uri: String,
+    /// Request id.
+    pub id: String,
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, socket,
@@ -67,6 +68,17 @@ impl Diag {
         let mut answer = [0; 1024];
         let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
         parse(&answer[..length], inode).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The queues of a pool's sockets as one; a socket of which the kernel does not tell counts as empty.
+    pub fn backlogs(&self, listeners: &[Rc<Listener>]) -> Backlog {
+        let each = listeners
+            .iter()
+            .map(|listener| self.backlog(listener).unwrap_or_default());
+        each.fold(Backlog::default(), |sum, one| Backlog {
+            waiting: sum.waiting + one.waiting,
+            limit: sum.limit + one.limit,
+        })
     }
 }
 
@@ -134,7 +146,7 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port: 0,
         };
-        let listener = sockets.get(&address, &pool, &Logger::default()).unwrap();
+        let listener = sockets.get(&address, "listen", &pool, &Logger::default()).unwrap();
         let bound: std::net::SocketAddr = rustix::net::getsockname(&listener).unwrap().try_into().unwrap();
         let _clients: Vec<_> = (0..2).map(|_| std::net::TcpStream::connect(bound).unwrap()).collect();
         assert_eq!(diag.backlog(&listener).unwrap(), Backlog { waiting: 2, limit: 17 });

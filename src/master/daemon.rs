@@ -561,11 +561,12 @@ impl Daemon {
             }
             let access_log = start::open_pool_logs(pool, ctx.stderr.as_ref())?;
             pools.push((
-                start::wanted(&ctx.launch, &config.global, pool, &mut self.sockets, &ctx.log)?,
+                start::wanted(&ctx.launch, &config, pool, &mut self.sockets, &ctx.log)?,
                 access_log,
             ));
         }
-        let replace = Logger::replaces_stderr(self.config.global.daemonize, ctx.launch.force_stderr);
+        let daemonized = self.config.global.daemonize;
+        let replace = start::replaces_stderr(ctx.launch.log_to, &config.global, daemonized);
         ctx.log.open(&Settings::from(&config.global), replace)?;
         Ok((config, pools))
     }

@@ -20,7 +20,7 @@ use super::process::Process;
 use super::queue::Queue;
 use super::users::Identity;
 use super::watch::{self, Place, Watch};
-use super::worker::{Worker, describe, describe_request};
+use super::worker::{Worker, describe, describe_request, fields_of};
 use super::zygote::{Parts, Zygote, ZygoteError};
 use crate::api::Happened;
 use crate::config::{Global, Pool};
@@ -89,13 +89,13 @@ pub struct Generation {
     /// Who its workers are.
     pub identity: Identity,
     /// What it listens on.
-    pub listener: Rc<Listener>,
+    pub listeners: Vec<Rc<Listener>>,
     /// Where it stands.
     pub life: Life,
     /// When its start began.
     pub begun: Duration,
     /// Its scoreboard.
-    pub board: Scoreboard,
+    pub board: Rc<Scoreboard>,
     /// Its workers.
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Set while it drains.
@@ -126,7 +126,7 @@ impl Generation {
         global: &Global,
         config: &Rc<Pool>,
         identity: &Identity,
-        listener: &Rc<Listener>,
+        listeners: &[Rc<Listener>],
         queue: &Queue,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
@@ -134,6 +134,7 @@ impl Generation {
         let slots = config.pm_max_children + config.pm_max_children.div_ceil(4).max(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
+        let board = Rc::new(board);
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| ZygoteError::Make("its bell", error.into()))?;
         let clone = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map_err(make("a descriptor"));
@@ -146,7 +147,7 @@ impl Generation {
             global,
             pool: config,
             identity,
-            listener,
+            listeners,
             fds,
             closer: queue.closer(),
         };
@@ -156,7 +157,7 @@ impl Generation {
             place,
             config: config.clone(),
             identity: identity.clone(),
-            listener: listener.clone(),
+            listeners: listeners.to_vec(),
             life: Life::Starting,
             begun: watch::now(),
             board,
@@ -253,7 +254,7 @@ impl Generation {
                     let pid = process.pid();
                     let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
                     let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
-                    match worker.go(&ctx, place, &config, process) {
+                    match worker.go(&ctx, place, &config, &self.board, process) {
                         Ok(()) => {
                             let level = if replaces { Level::Notice } else { Level::Debug };
                             return self.log(level, format_args!("child {pid} started"));
@@ -425,16 +426,13 @@ impl Generation {
                 }
             }
             let request = view.text.clone().filter(|_| view.is_active()).unwrap_or_default();
+            let uri = request.full_uri();
             let log = self.ctx.log.about(Fields {
-                pool: Some(&self.config.name),
-                worker: Some(pid),
-                script: Some(&*request.script).filter(|script| !script.is_empty()),
-                uri: Some(&*request.uri).filter(|uri| !uri.is_empty()),
                 message_id: match starved {
                     true => Some(MessageId::WorkerOom),
                     false => (!orderly).then_some(MessageId::WorkerDied),
                 },
-                ..Fields::default()
+                ..fields_of(&self.config.name, pid, &request, &uri)
             });
             log.log(level, text);
             if !quiet {

@@ -14,8 +14,9 @@ use nix::sys::signal::Signal;
 use super::context::Context;
 use super::generation::Generation;
 use super::trace;
-use super::worker::{Worker, describe_request};
+use super::worker::{Worker, describe_request, fields_of};
 use crate::config::Pool;
+use crate::log::MessageId;
 use crate::scoreboard::{Scoreboard, Slot, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
@@ -94,9 +95,10 @@ impl Current<'_> {
     }
 
     /// Says that the request is slow, or over its time.
-    fn say(&self, worker: &Worker, now: Duration, what: &str) {
+    fn say(&self, worker: &Worker, now: Duration, what: &str, id: MessageId) {
         let took = now.saturating_sub(self.begin());
-        let request = describe_request(&self.board.view(worker.slot as usize));
+        let view = self.board.view(worker.slot as usize);
+        let request = describe_request(&view);
         let pid = worker.pid().unwrap_or_default();
         let (seconds, micros) = (took.as_secs(), took.subsec_micros());
         let text = format_args!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)");
@@ -105,9 +107,12 @@ impl Current<'_> {
         } else {
             "terminating"
         };
+        let doing = view.text.unwrap_or_default();
+        let uri = doing.full_uri();
         self.ctx
             .log
-            .pool(&self.pool.name)
+            .about(fields_of(&self.pool.name, pid, &doing, &uri))
+            .identified(id)
             .warning(format_args!("{text}, {suffix}"));
     }
 
@@ -132,7 +137,7 @@ impl Current<'_> {
             return (false, Some(due));
         }
         worker.traced = Some(self.started);
-        self.say(worker, now, "executing too slow");
+        self.say(worker, now, "executing too slow", MessageId::RequestSlow);
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
         trace::slow(self.ctx, self.pool, identity, worker, view, self.layout, took);
@@ -156,7 +161,7 @@ impl Current<'_> {
             return Some(due);
         }
         if worker.rung.is_none() {
-            self.say(worker, now, "execution timed out");
+            self.say(worker, now, "execution timed out", MessageId::RequestTimeout);
         }
         self.climb(worker, now);
         worker.rung.map(|rung| rung.next)

@@ -20,6 +20,9 @@ use crate::log::{Logger, errno};
 /// Most variables of a hand-over, and most sockets in each (php-fpm's numbers).
 const MAX_VARIABLES: usize = 256;
 
+/// Most sockets of one pool.
+const MOST_OF_POOL: usize = 8;
+
 /// Why there is no socket. The texts are php-fpm's.
 #[derive(Debug, Error)]
 pub enum ListenError {
@@ -47,7 +50,7 @@ pub enum ListenError {
     /// systemd holds the sockets, and not this one.
     #[error(
         "[pool {pool}] {directive} has changed, and systemd holds the socket; as root: {}",
-        systemd_commands(pool)
+        systemd_commands(pool, directive)
     )]
     Held {
         /// The pool.
@@ -55,6 +58,9 @@ pub enum ListenError {
         /// `listen`, `listen.mode`…
         directive: &'static str,
     },
+    /// systemd listens on too many.
+    #[error("[pool {0}] systemd has handed over {1} sockets for it, and {MOST_OF_POOL} is the most")]
+    TooMany(String, usize),
     /// A name in `listen.owner`, `listen.group` or the ACL.
     #[error("[pool {0}] {1}")]
     Name(String, #[source] users::UserError),
@@ -62,8 +68,9 @@ pub enum ListenError {
 
 /// What makes systemd read a pool's `listen*` lines again. Both units at once, for a socket cannot be restarted under a
 /// service that runs; clients that wait in the old socket are turned away.
-fn systemd_commands(pool: &str) -> String {
-    format!("systemctl daemon-reload && systemctl restart php-pool@{pool}.socket php-pool@{pool}.service")
+fn systemd_commands(pool: &str, directive: &str) -> String {
+    let kind = if directive == "pm.status_listen" { "-status" } else { "" };
+    format!("systemctl daemon-reload && systemctl restart php-pool{kind}@{pool}.socket php-pool@{pool}.service")
 }
 
 /// A listening socket. Its file, if it made one, goes with it.
@@ -74,6 +81,8 @@ pub struct Listener {
     pub key: String,
     /// Whether it is a TCP socket.
     pub tcp: bool,
+    /// What systemd calls it (`FileDescriptorName=`); empty where it comes from elsewhere.
+    name: String,
     /// Whether it was made here.
     made: bool,
     /// The file it is bound to and who it was, when that is ours to remove.
@@ -107,6 +116,7 @@ impl Listener {
             fd,
             key,
             tcp,
+            name: String::new(),
             made,
             file,
         })
@@ -137,19 +147,19 @@ impl Sockets {
     pub fn adopt_all(&mut self, inherited: Inherited, log: &Logger) {
         for (fd, key) in inherited.fpm {
             match fd {
-                Some(fd) => self.adopt(fd, Some(key), true, log),
+                Some(fd) => self.adopt(fd, Some(key), String::new(), true, log),
                 None => log.error(format_args!(
                     "FPM_SOCKETS names a descriptor for {key} that is not open"
                 )),
             }
         }
         self.held = !inherited.systemd.is_empty();
-        for fd in inherited.systemd {
-            self.adopt(fd, None, false, log);
+        for (fd, name) in inherited.systemd {
+            self.adopt(fd, None, name, false, log);
         }
     }
 
-    fn adopt(&mut self, fd: OwnedFd, key: Option<String>, ours: bool, log: &Logger) {
+    fn adopt(&mut self, fd: OwnedFd, key: Option<String>, name: String, ours: bool, log: &Logger) {
         let number = fd.as_raw_fd();
         let (own_key, tcp) = match address_of(&fd) {
             Ok(found) => found,
@@ -159,7 +169,7 @@ impl Sockets {
         match Listener::new(fd, key, tcp, ours, false) {
             Ok(listener) => {
                 self.say_inherited(&listener, log);
-                self.insert(listener);
+                self.insert(Listener { name, ..listener });
             }
             Err(error) => log.error(format_args!(
                 "descriptor {number} was handed over, but: {}",
@@ -194,7 +204,13 @@ impl Sockets {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn get(&mut self, address: &Listen, pool: &Pool, log: &Logger) -> Result<Rc<Listener>, ListenError> {
+    pub fn get(
+        &mut self,
+        address: &Listen,
+        directive: &'static str,
+        pool: &Pool,
+        log: &Logger,
+    ) -> Result<Rc<Listener>, ListenError> {
         let targets = resolve(address, log)?;
         for (key, _) in &targets {
             if let Some(listener) = self.all.get(key) {
@@ -202,7 +218,7 @@ impl Sockets {
             }
         }
         if self.held {
-            let (pool, directive) = (pool.name.clone(), "listen");
+            let pool = pool.name.clone();
             return Err(ListenError::Held { pool, directive });
         }
         let mut last = None;
@@ -230,6 +246,26 @@ impl Sockets {
         Err(last.unwrap_or_else(|| ListenError::Resolve(pool.listen.clone(), "no address".to_owned())))
     }
 
+    /// The sockets that a pool accepts from: that of `listen`, and whatever else systemd listens on by the pool's name, or by
+    /// the name `listen` where the pool is `alone` (a drop-in of its socket unit has further addresses).
+    ///
+    /// # Errors
+    /// When the first cannot be made, or there are too many.
+    pub fn of_pool(&mut self, pool: &Pool, alone: bool, log: &Logger) -> Result<Vec<Rc<Listener>>, ListenError> {
+        let mut listeners = vec![self.get(&pool.listen_address, "listen", pool, log)?];
+        let named = |listener: &&Rc<Listener>| listener.name == pool.name || (alone && listener.name == "listen");
+        let others = self.order.iter().filter_map(|key| self.all.get(key)).filter(named);
+        let others: Vec<_> = others
+            .filter(|other| !Rc::ptr_eq(other, &listeners[0]))
+            .cloned()
+            .collect();
+        listeners.extend(others);
+        match listeners.len() {
+            count if count > MOST_OF_POOL => Err(ListenError::TooMany(pool.name.clone(), count)),
+            _ => Ok(listeners),
+        }
+    }
+
     /// Whether systemd holds the sockets: they outlive this process.
     pub fn are_held(&self) -> bool {
         self.held
@@ -242,6 +278,10 @@ impl Sockets {
     pub fn check_unchanged(&self, before: &Pool, now: &Pool) -> Result<(), ListenError> {
         let same = [
             ("listen", before.listen_address == now.listen_address),
+            (
+                "pm.status_listen",
+                before.pm_status_listen_address == now.pm_status_listen_address,
+            ),
             ("listen.backlog", before.listen_backlog == now.listen_backlog),
             ("listen.owner", before.listen_owner == now.listen_owner),
             ("listen.group", before.listen_group == now.listen_group),
@@ -289,14 +329,18 @@ impl Sockets {
 pub struct Inherited {
     /// With their keys; None where the descriptor is not open.
     fpm: Vec<(Option<OwnedFd>, String)>,
-    systemd: Vec<OwnedFd>,
+    /// With the names that systemd gives them.
+    systemd: Vec<(OwnedFd, String)>,
 }
 
 impl Inherited {
     /// Takes them. To be called once, and before the process opens descriptors of its own.
     pub fn take() -> Self {
-        let systemd = sd_notify::listen_fds()
-            .map(|fds| fds.filter_map(sys::take_inherited).collect())
+        let systemd = sd_notify::listen_fds_with_names()
+            .map(|fds| {
+                fds.filter_map(|(fd, name)| Some((sys::take_inherited(fd)?, name)))
+                    .collect()
+            })
             .unwrap_or_default();
         let fpm = fpm_sockets()
             .into_iter()

@@ -11,8 +11,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::sys;
 use super::watch::Watch;
+use super::worker::fields_of;
 use crate::log::{Lines, Logger, Stream, WorkerOutput};
-use crate::scoreboard::realtime_us;
+use crate::scoreboard::{TextView, realtime_us};
 
 /// Most that is read of one process in one go: another one's turn then.
 const AT_ONCE: usize = 64 << 10;
@@ -61,7 +62,6 @@ pub struct Output {
     _watch: Watch,
 }
 
-#[derive(Debug)]
 struct Shared {
     log: Logger,
     pool: String,
@@ -69,6 +69,17 @@ struct Shared {
     stdout: Option<AsyncFd<PipeReader>>,
     stderr: AsyncFd<PipeReader>,
     lines: RefCell<WorkerOutput>,
+    /// The request that the process has, or had last: what it prints is told by it.
+    request: Box<dyn Fn() -> TextView>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("pool", &self.pool)
+            .field("worker", &self.worker)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Output {
@@ -76,7 +87,14 @@ impl Output {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn start(pipes: Pipes, log: &Logger, pool: &str, worker: i32, decorate: bool) -> io::Result<Self> {
+    pub fn start(
+        pipes: Pipes,
+        log: &Logger,
+        pool: &str,
+        worker: i32,
+        decorate: bool,
+        request: Box<dyn Fn() -> TextView>,
+    ) -> io::Result<Self> {
         let register = |pipe| sys::register(pipe, Interest::READABLE);
         let shared = Rc::new(Shared {
             log: log.clone(),
@@ -85,6 +103,7 @@ impl Output {
             stdout: pipes.stdout.map(register).transpose()?,
             stderr: register(pipes.stderr)?,
             lines: RefCell::new(WorkerOutput::new(pool, worker, decorate)),
+            request,
         });
         let task = shared.clone();
         let watch = Watch::start(async move { task.run().await });
@@ -164,7 +183,12 @@ impl Shared {
         let mut lines = Lines {
             now: realtime_us(),
             format: &mut self.log.format(),
-            take: &mut |said| self.log.said(&self.pool, self.worker, &said),
+            take: &mut |said| {
+                let request = (self.request)();
+                let uri = request.full_uri();
+                let fields = fields_of(&self.pool, self.worker, &request, &uri);
+                self.log.printed(&fields, &said);
+            },
         };
         act(&mut self.lines.borrow_mut(), &mut lines);
     }

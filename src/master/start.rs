@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ use super::pool::Wanted;
 use super::systemd::Systemd;
 use super::users::{self, UserError};
 use super::{output, sys};
-use crate::cli::Launch;
+use crate::cli::{Launch, LogTo};
 use crate::config::{self, Config, Global, Rlimit};
 use crate::log::{LogError, Logger, Settings, errno};
 
@@ -140,7 +140,7 @@ fn prepare(
 
     let config = load(&launch, log)?;
     let global = &config.global;
-    let replace_stderr = Logger::replaces_stderr(global.daemonize, launch.force_stderr);
+    let replace_stderr = replaces_stderr(launch.log_to, global, global.daemonize);
     // In the background nothing of the caller's terminal or pipe may stay open.
     let stderr = (!global.daemonize)
         .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
@@ -165,7 +165,7 @@ fn prepare(
     let mut sockets = Sockets::default();
     sockets.adopt_all(inherited, log);
     let pools = config.pools.iter().zip(opened).map(|(pool, access_log)| {
-        let wanted = wanted(&launch, global, pool, &mut sockets, log)?;
+        let wanted = wanted(&launch, &config, pool, &mut sockets, log)?;
         Ok((wanted, access_log))
     });
     let made = pools.collect::<Result<Vec<_>, StartError>>().and_then(|pools| {
@@ -227,6 +227,16 @@ impl Start {
     }
 }
 
+/// Whether lines go to `error_log` and no longer to stderr. (A person looks at a terminal.)
+pub fn replaces_stderr(log_to: LogTo, global: &Global, daemonized: bool) -> bool {
+    match log_to {
+        _ if daemonized => true,
+        LogTo::FpmRules => !std::io::stderr().is_terminal(),
+        LogTo::Stderr => false,
+        LogTo::Named => global.error_log_named,
+    }
+}
+
 /// Reads the configuration and says what there is to say about it.
 ///
 /// # Errors
@@ -262,22 +272,23 @@ pub fn load(launch: &Launch, log: &Logger) -> Result<Config, StartError> {
 /// The first of both that fails.
 pub fn wanted(
     launch: &Launch,
-    global: &Global,
+    config: &Config,
     pool: &config::Pool,
     sockets: &mut Sockets,
     log: &Logger,
 ) -> Result<Wanted, StartError> {
     let identity = users::resolve(pool, launch.load.allow_root_workers)
         .map_err(|error| StartError::User(pool.name.clone(), error))?;
+    let listeners = sockets.of_pool(pool, config.pools.len() == 1, log)?;
     Ok(Wanted {
-        global: Rc::new(global.clone()),
+        global: Rc::new(config.global.clone()),
         config: Rc::new(pool.clone()),
         identity,
-        listener: sockets.get(&pool.listen_address, pool, log)?,
         status_listener: match &pool.pm_status_listen_address {
-            Some(address) => Some(sockets.get(address, pool, log)?),
+            Some(address) => Some(sockets.get(address, "pm.status_listen", pool, log)?),
             None => None,
         },
+        listeners,
     })
 }
 

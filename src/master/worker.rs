@@ -20,8 +20,9 @@ use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
 use crate::control::{self, Exit, FromWorker, Spawn, ToWorker, ToZygote};
+use crate::log::Fields;
 use crate::pm::WorkerId;
-use crate::scoreboard::SlotView;
+use crate::scoreboard::{Scoreboard, SlotView, TextView};
 
 /// A worker.
 #[derive(Debug)]
@@ -114,7 +115,14 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses a registration.
-    pub fn go(&mut self, ctx: &Context, place: Place, pool: &Pool, process: Process) -> io::Result<()> {
+    pub fn go(
+        &mut self,
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        board: &Rc<Scoreboard>,
+        process: Process,
+    ) -> io::Result<()> {
         let pid = process.pid();
         let process = Rc::new(process);
         self.watches
@@ -122,7 +130,9 @@ impl Worker {
         self.process = Some(process);
         if let Some(pipes) = self.pipes.take() {
             let decorate = pool.decorate_workers_output;
-            self.output = Some(Output::start(pipes, &ctx.log, &pool.name, pid, decorate)?);
+            let (board, slot) = (board.clone(), self.slot as usize);
+            let request = Box::new(move || board.view(slot).text.unwrap_or_default());
+            self.output = Some(Output::start(pipes, &ctx.log, &pool.name, pid, decorate, request)?);
         }
         let memory_max = pool.worker_memory_max;
         match ctx
@@ -200,6 +210,19 @@ impl Worker {
         if let Some(output) = &self.output {
             output.drain();
         }
+    }
+}
+
+/// Fields of an entry about a worker's request; `uri` is [`TextView::full_uri`].
+pub fn fields_of<'a>(pool: &'a str, pid: i32, request: &'a TextView, uri: &'a str) -> Fields<'a> {
+    let some = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+    Fields {
+        pool: Some(pool),
+        worker: Some(pid),
+        script: some(&request.script),
+        uri: some(uri),
+        request_id: some(&request.id),
+        message_id: None,
     }
 }
 

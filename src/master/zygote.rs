@@ -27,6 +27,7 @@ use crate::config::phpini::PhpIni;
 use crate::config::{Global, Pool};
 use crate::control::{self, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig};
 use crate::log::errno;
+use crate::scoreboard::TextView;
 
 /// Send buffer of control channels and links, bytes.
 pub const BUFFER: usize = 512 << 10;
@@ -71,8 +72,8 @@ pub struct Parts<'a> {
     pub pool: &'a Pool,
     /// Who its workers are.
     pub identity: &'a Identity,
-    /// The listener.
-    pub listener: &'a Listener,
+    /// The listeners.
+    pub listeners: &'a [Rc<Listener>],
     /// The scoreboard, the workers' end of the queue, the bell.
     pub fds: [OwnedFd; 3],
     /// Closes what it sends.
@@ -89,7 +90,7 @@ impl Zygote {
             global,
             pool,
             identity,
-            listener,
+            listeners,
             fds,
             closer,
         } = parts;
@@ -110,7 +111,7 @@ impl Zygote {
             confinement: confinement(pool, identity),
             php,
             env: environment(pool, identity),
-            pool: pool_settings(global, pool),
+            pool: pool_settings(global, pool, ctx.log.in_journal()),
         };
 
         let mut command = Command::new(&executable.path);
@@ -151,7 +152,8 @@ impl Zygote {
             ctx.open_files,
         );
 
-        let output = Output::start(pipes, &ctx.log, &pool.name, pid, true).map_err(make("a registration"))?;
+        let output = Output::start(pipes, &ctx.log, &pool.name, pid, true, Box::new(TextView::default))
+            .map_err(make("a registration"))?;
         let channel = watch::register(ours).map_err(make("a registration"))?;
         let (orders, queue) = mpsc::channel(pool.pm_max_children as usize + 64);
         let watches = [
@@ -160,12 +162,11 @@ impl Zygote {
             }),
             watch::sender(&channel, queue),
         ];
-        let [board, workers, bell] = fds;
-        let listener = listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"))?;
-        let first = (
-            ToZygote::Configure(Box::new(config)),
-            vec![listener, board, workers, bell],
-        );
+        let mut fds = Vec::from(fds);
+        for listener in listeners {
+            fds.push(listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"))?);
+        }
+        let first = (ToZygote::Configure(Box::new(config)), fds);
         orders.try_send(first).expect("a new queue has room");
         Ok(Self {
             process,
@@ -286,7 +287,7 @@ fn environment(pool: &Pool, identity: &Identity) -> Vec<(Vec<u8>, Vec<u8>)> {
     env
 }
 
-fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
+fn pool_settings(global: &Global, pool: &Pool, log_whole: bool) -> PoolSettings {
     PoolSettings {
         name: pool.name.clone(),
         title: format!("pool {}", pool.name),
@@ -304,6 +305,7 @@ fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
         catch_output: pool.catch_workers_output,
         log_level: global.log_level,
         log_limit: global.log_limit,
+        log_whole,
         request_header_timeout: pool.request_header_timeout,
         request_body_timeout: pool.request_body_timeout,
         response_write_timeout: pool.response_write_timeout,

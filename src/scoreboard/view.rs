@@ -24,6 +24,14 @@ pub struct TextView {
     pub id: String,
 }
 
+impl TextView {
+    /// URI with its query.
+    pub fn full_uri(&self) -> String {
+        let question = if self.query.is_empty() { "" } else { "?" };
+        format!("{}{question}{}", self.uri, self.query)
+    }
+}
+
 /// A slot at one moment. Units as in [`Slot`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotView {

@@ -51,9 +51,9 @@ pub struct Worker {
     pub link: Link,
     /// Connections from the master.
     pub queue: Queue,
-    /// The listener.
-    pub listener: OwnedFd,
-    /// Is the listener a TCP socket?
+    /// The listeners: one, but where systemd's socket unit has several addresses.
+    pub listeners: Vec<OwnedFd>,
+    /// Is one of them a TCP socket?
     pub tcp: bool,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
@@ -102,7 +102,6 @@ impl Worker {
             .as_ref()
             .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
         let fixed = [
-            self.listener.as_fd(),
             self.queue.as_fd(),
             self.link.as_fd(),
             self.bell.as_fd(),
@@ -114,7 +113,9 @@ impl Worker {
             .flat_map(|all| all.iter())
             .map(|conn| conn.as_fd().as_raw_fd())
             .collect();
-        fixed.map(|fd| fd.as_raw_fd()).into_iter().chain(log).chain(released)
+        let listeners = self.listeners.iter().map(AsRawFd::as_raw_fd);
+        let fixed = fixed.map(|fd| fd.as_raw_fd()).into_iter();
+        fixed.chain(listeners).chain(log).chain(released)
     }
 
     /// What scripts and web servers cannot set.
@@ -314,6 +315,8 @@ pub struct Loop {
     rounds: u32,
     born: Instant,
     leaving: bool,
+    /// The listener whose turn it is.
+    turn: usize,
     /// `listen.allowed_clients` has been looked at.
     clients_checked: bool,
 }
@@ -324,7 +327,9 @@ impl Loop {
     pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        epoll.add(&worker.listener, EpollEvent::new(exclusive, LISTENER))?;
+        for listener in &worker.listeners {
+            epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
+        }
         epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
         epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
@@ -342,6 +347,7 @@ impl Loop {
             rounds: 0,
             born: Instant::now(),
             leaving: false,
+            turn: 0,
             clients_checked: false,
         })
     }
@@ -363,7 +369,9 @@ impl Loop {
         }
         slot.set_stage(Stage::None, monotonic_ns());
         self.clear_waiting_room();
-        let _ = self.epoll.delete(&self.worker.listener);
+        for listener in &self.worker.listeners {
+            let _ = self.epoll.delete(listener);
+        }
         let _ = self.epoll.delete(&self.worker.queue);
         let _ = self.epoll.delete(&self.worker.link);
         self.pass_on();
@@ -429,9 +437,21 @@ impl Loop {
     }
 
     fn accept(&mut self) -> Option<Conn> {
+        let worker: &'static Worker = self.worker;
+        let listeners = &worker.listeners;
+        // Under load none of several may starve another.
+        self.turn = (self.turn + 1) % listeners.len().max(1);
+        let (later, first) = listeners.split_at(self.turn);
+        first
+            .iter()
+            .chain(later)
+            .find_map(|listener| self.accept_from(listener))
+    }
+
+    fn accept_from(&mut self, listener: &OwnedFd) -> Option<Conn> {
         use std::os::fd::FromRawFd;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        match accept4(self.worker.listener.as_raw_fd(), flags) {
+        match accept4(listener.as_raw_fd(), flags) {
             Ok(fd) => {
                 // SAFETY: accept4 has just made this descriptor.
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };

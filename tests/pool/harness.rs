@@ -79,6 +79,10 @@ impl Place {
     /// The same by our own command line, with a control socket `control`.
     #[allow(dead_code, reason = "by the tier of traces")]
     pub fn start_with_control(self) -> Master {
+        // Its log is stderr unless the configuration names another.
+        let text = fs::read_to_string(self.path("pool.conf")).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
+        self.write("pool.conf", &lines.join("\n"));
         let mut command = that_dies_with_us("KILL", executable());
         command.arg("serve").arg(self.path("pool.conf"));
         command.arg("--control").arg(self.path("control"));

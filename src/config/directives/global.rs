@@ -48,7 +48,7 @@ pub static GLOBAL: &[Row] = &[
         "error_log",
         Kind::Path(Base::State),
         ERROR_LOG,
-        "The error log: a file, or the word syslog. Without a daemon the log goes to standard error or the journal.",
+        "The error log: a file, or the word syslog. Without this line, php-pool serve logs to standard error or the journal; php-fpm in the foreground uses it unless standard error is a terminal.",
     )
     .default("log/php-fpm.log"),
     Row::new("syslog.ident", Kind::Text, field!(syslog_ident), "The tag of our lines in syslog.").default("php-fpm"),

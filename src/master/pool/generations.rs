@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::{PING_EVERY, Pool, Wanted};
 use crate::config::Pm;
 use crate::control::{Exit, ToZygote};
-use crate::log::MessageId;
+use crate::log::{Level, MessageId};
 use crate::master::access_log::AccessLog;
 use crate::master::generation::{Generation, Life};
 use crate::master::systemd::LONGEST_START;
@@ -36,14 +36,14 @@ impl Pool {
             global,
             config,
             identity,
-            listener,
+            listeners,
             ..
         } = &self.wanted;
         let place = Place {
             pool: self.id,
             generation: GenerationId(self.ctx.number()),
         };
-        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue) {
+        match Generation::start(&self.ctx, place, global, config, identity, listeners, &self.queue) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -87,11 +87,16 @@ impl Pool {
         next.trace_layout = next.board.header().trace_layout();
         self.counters.generations += 1;
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
-        self.log().debug(format_args!(
-            "zygote {} is ready, PHP {}",
-            next.zygote().pid(),
-            next.php
-        ));
+        // php-fpm's log has no line for it.
+        let level = if self.ctx.log.in_journal() {
+            Level::Notice
+        } else {
+            Level::Debug
+        };
+        self.log().identified(MessageId::GenerationReady).log(
+            level,
+            format_args!("zygote {} is ready, PHP {}", next.zygote().pid(), next.php),
+        );
         self.restart.worked();
         let before = self.current.replace(next);
         let busy = before.as_ref().map_or(0, |before| {
@@ -105,7 +110,7 @@ impl Pool {
         self.memory = pm::Memory::new(&pm::Limits::from(&*self.wanted.config), busy);
         (self.up, self.lost) = (false, 0);
         (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
-        self.listening = None;
+        self.listening.clear();
         if let Some((earlier, _)) = self.leaving.take() {
             self.retire(earlier);
         }
@@ -229,7 +234,7 @@ impl Pool {
     /// Ends it: requests may go on until `limit`.
     pub fn stop(&mut self, limit: Duration) {
         self.stopping = true;
-        (self.listening, self.status) = (None, None);
+        (self.listening, self.status) = (Vec::new(), None);
         if let Some(next) = self.next.take() {
             self.retire(next);
         }

@@ -61,6 +61,8 @@ fn main() {
     arguments.extend([format!("-L{}", folder.display()), format!("-l:{name}")]);
     // Without this the executable would get a copy of PHP's globals, of a size frozen at link time.
     arguments.push("-Wl,-z,nocopyreloc".to_owned());
+    // Extensions are to find ours, as libphp does by itself.
+    arguments.push("-Wl,--export-dynamic-symbol=fchdir".to_owned());
     for argument in arguments {
         println!("cargo::rustc-link-arg-bin=php-pool-worker={argument}");
     }

@@ -6,14 +6,18 @@
 
 pub mod access_log;
 pub mod api;
+pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod exporter;
 pub mod fastcgi;
 pub mod generator;
 pub mod log;
 pub mod master;
+pub mod migrate;
 pub mod pm;
+pub mod request_id;
 pub mod scoreboard;
 pub mod status;
 pub mod sys;

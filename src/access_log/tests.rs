@@ -24,7 +24,7 @@ fn entry<'a>() -> Entry<'a> {
         query: b"t=dup",
         script: b"/srv/h.php",
         user: b"user",
-        id: b"",
+        id: b"4bf92f35",
         remote: Some("::ffff:127.0.0.1".parse().unwrap()),
         status: 200,
         content_length: 3,
@@ -53,6 +53,7 @@ fn every_token_has_php_fpms_value() {
         ("%d|%{mili}d|%{micro}d", "0.001|0.987|987".to_owned()),
         ("%f|%l|%m|%r|%Q%q|%s", "/srv/h.php|3|GET|/h.php|?t=dup|200".to_owned()),
         ("%M|%{kilo}M|%{mega}M", "2097152|2048|2".to_owned()),
+        ("%L", "4bf92f35".to_owned()),
         ("%t", time(1_795_207_850, "%d/%b/%Y:%H:%M:%S %z")),
         ("%{%s}t %{%s}T", "1795207850 1795207851".to_owned()),
         ("%{%Y-%m-%dT%H:%M:%S%z}t", time(1_795_207_850, "%Y-%m-%dT%H:%M:%S%z")),
@@ -168,7 +169,7 @@ fn json_is_an_object_with_what_is_known() {
     let keys: Vec<_> = object.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(
         keys.join(" "),
-        "time pool pid remote user method uri query script status content_length duration_us cpu_user_us \
+        "time pool pid remote user method uri query script request_id status content_length duration_us cpu_user_us \
          cpu_system_us memory"
     );
     assert_eq!(object["remote"], "127.0.0.1");

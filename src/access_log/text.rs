@@ -60,6 +60,7 @@ impl Part {
             }
             Token::Script => escaped(out, or_dash(e.script)),
             Token::ContentLength => put(out, format_args!("{}", e.content_length)),
+            Token::RequestId => escaped(out, or_dash(e.id)),
             Token::Method => escaped(out, or_dash(e.method)),
             Token::Memory(unit) => {
                 let unit = match unit {

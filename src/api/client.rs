@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::{Answer, MAX_ANSWER, Question, Versioned, encode};
 
 /// Where pools have their control sockets under systemd.
-const RUN: &str = "/run/php-pool";
+pub const RUN: &str = "/run/php-pool";
 
 /// Why a master did not answer.
 #[derive(Debug, Error)]
@@ -50,6 +50,38 @@ pub enum ApiError {
 /// The control socket of a pool of systemd's.
 pub fn socket_of(pool: &str) -> PathBuf {
     Path::new(RUN).join(pool).join("control")
+}
+
+/// The control sockets of all pools of systemd's that are awake, with their names, in order.
+pub fn sockets() -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(RUN) else {
+        return Vec::new();
+    };
+    let mut found: Vec<_> = entries
+        .flatten()
+        .map(|entry| {
+            (
+                entry.file_name().to_string_lossy().into_owned(),
+                entry.path().join("control"),
+            )
+        })
+        .filter(|(_, path)| path.exists())
+        .collect();
+    found.sort();
+    found
+}
+
+/// Asks a master to reload, and waits until its new generations serve. When another program takes over for it, this one
+/// is asked, which has nothing more to renew. `limit` is that of [`Client::ask`].
+///
+/// # Errors
+/// When nobody listens there, the reload failed, or there is no answer in time.
+pub fn reload(path: &Path, force: bool, limit: Option<Duration>) -> Result<(), ApiError> {
+    match Client::connect(path)?.ask(&Question::Reload { force }, limit) {
+        Err(ApiError::HungUp(_)) => Client::connect(path)?.ask(&Question::Reload { force: false }, limit),
+        answer => answer,
+    }
+    .map(drop)
 }
 
 /// A connection to a master.
@@ -103,6 +135,7 @@ impl Client {
         let read = (&mut self.stream).take(MAX_ANSWER as u64).read_until(b'\n', &mut line);
         match read {
             Ok(_) if line.last() != Some(&b'\n') => Err(ApiError::HungUp(self.path.clone())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ApiError::HungUp(self.path.clone())),
             Ok(_) => match serde_json::from_slice::<Versioned<Answer>>(&line) {
                 Ok(Versioned {
                     message: Answer::Refused { reason },

@@ -8,10 +8,11 @@
 
 mod client;
 
-pub use client::{ApiError, Client, socket_of};
+pub use client::{ApiError, Client, RUN, reload, socket_of, sockets};
 
 use serde::{Deserialize, Serialize};
 
+use crate::scoreboard::{Histogram, SlotView};
 use crate::status::Snapshot;
 use crate::trace::Backtrace;
 
@@ -23,6 +24,9 @@ pub const MAX_QUESTION: usize = 4096;
 
 /// Longest answer, bytes: a row for each of many workers, with their URIs.
 pub const MAX_ANSWER: usize = 64 << 20;
+
+/// Longest event on the bus service's socket, bytes. What comes from a request is not in it.
+pub const MAX_EVENT: usize = 4096;
 
 /// A message with its version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,8 +46,13 @@ pub enum Question {
     Ping,
     /// Every pool of the master.
     Status,
-    /// Read the configuration again and start new generations; answered when they serve, or do not.
-    Reload,
+    /// Read the configuration again and start new generations of what has changed; answered when they serve, or do not. A
+    /// master that another program takes over for it hangs up, and is to be asked again.
+    Reload {
+        /// New generations of everything.
+        #[serde(default)]
+        force: bool,
+    },
     /// What every worker with a request does now.
     Trace {
         /// Most frames of each.
@@ -121,10 +130,92 @@ pub struct PoolStatus {
     pub generation: u64,
     /// Why the last start or reload failed.
     pub failure: Option<String>,
+    /// `pm.max_children`
+    #[serde(default)]
+    pub max_children: u32,
+    /// What php-fpm's status does not have.
+    #[serde(default)]
+    pub measured: Measured,
     /// User that PHP runs as.
     pub user: Option<String>,
+    /// Its number; None: the master's.
+    pub uid: Option<u32>,
     /// Counters and workers.
     pub snapshot: Snapshot,
+}
+
+impl PoolStatus {
+    /// Whether a request that comes now is served, by who is there or by who is started for it.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Running | State::Reloading | State::Asleep)
+    }
+
+    /// Whether a request that comes now has to wait for another one's end.
+    pub fn is_saturated(&self) -> bool {
+        let Snapshot {
+            active,
+            listen_queue,
+            idle,
+            ..
+        } = self.snapshot;
+        (self.max_children > 0 && active >= self.max_children) || (idle == 0 && listen_queue > 0)
+    }
+}
+
+/// Counters and histograms of a pool since its start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Workers started.
+    pub spawned: u64,
+    /// Workers of earlier generations, which end with their requests.
+    pub draining: u32,
+    /// Workers that have ended.
+    pub exits: Exits,
+    /// Requests.
+    pub measures: Measures,
+    /// Lines that the access log could not be given.
+    pub access_log_lost: u64,
+    /// The service's control group, where it has one.
+    pub cgroup: Option<std::path::PathBuf>,
+}
+
+/// Ends of workers, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exits {
+    /// Idle workers that were no longer needed.
+    pub surplus: u64,
+    /// By `pm.max_requests`, `worker.recycle_memory` or `worker.recycle_age`, or by a script's own wish.
+    pub recycled: u64,
+    /// With their generation, after a reload.
+    pub drained: u64,
+    /// Beyond `request_terminate_timeout`.
+    pub timeout: u64,
+    /// At a memory limit, by the kernel.
+    pub oom: u64,
+    /// On a signal.
+    pub signal: u64,
+    /// With an exit code other than 0.
+    pub code: u64,
+}
+
+/// What workers measure of their requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measures {
+    /// How long they took, microseconds in the buckets of [`crate::scoreboard::TIMES`].
+    pub durations: Histogram,
+    /// How long they had waited, by what the web server says, likewise.
+    pub waits: Histogram,
+    /// Their peak memory, bytes in the buckets of [`crate::scoreboard::SIZES`].
+    pub memories: Histogram,
+}
+
+impl Measures {
+    /// Adds those of a worker.
+    pub fn add(&mut self, worker: &SlotView) {
+        self.durations.add(&worker.durations);
+        self.waits.add(&worker.waits);
+        self.memories.add(&worker.memories);
+    }
 }
 
 /// What a worker does.
@@ -136,6 +227,9 @@ pub struct Traced {
     pub pid: i32,
     /// For how long its request has run, likewise.
     pub milliseconds: Option<u64>,
+    /// The request's id, likewise.
+    #[serde(default)]
+    pub request_id: Option<String>,
     /// Where it is.
     pub backtrace: Option<Backtrace>,
     /// Why that is not known.
@@ -158,6 +252,9 @@ pub enum Happened {
         script: String,
         /// The request, likewise.
         uri: String,
+        /// Its id, likewise.
+        #[serde(default)]
+        request_id: String,
     },
     /// A request runs longer than `request_slowlog_timeout`.
     SlowRequest {
@@ -169,6 +266,9 @@ pub enum Happened {
         script: String,
         /// Request.
         uri: String,
+        /// Its id.
+        #[serde(default)]
+        request_id: String,
         /// For how long it has run.
         milliseconds: u64,
         /// Where it is, the innermost first: `Class::method() file:line`.
@@ -181,6 +281,28 @@ pub enum Happened {
         /// `pm.max_children`
         limit: u32,
     },
+}
+
+impl Happened {
+    /// What everybody may know of it: nothing that a request has sent.
+    pub fn without_request(&self) -> Self {
+        let mut event = self.clone();
+        match &mut event {
+            Happened::WorkerExited { script, uri, .. } => {
+                script.clear();
+                uri.clear();
+            }
+            Happened::SlowRequest {
+                script, uri, backtrace, ..
+            } => {
+                script.clear();
+                uri.clear();
+                backtrace.clear();
+            }
+            Happened::MaxChildrenReached { .. } => {}
+        }
+        event
+    }
 }
 
 /// Writes a message as a line.
@@ -219,9 +341,12 @@ mod tests {
     #[test]
     fn a_question_is_a_short_line() {
         assert_eq!(encode(Question::Status), b"{\"version\":1,\"ask\":\"status\"}\n");
-        for question in [Question::Ping, Question::Status, Question::Reload, Question::Events] {
+        let reload = Question::Reload { force: true };
+        for question in [Question::Ping, Question::Status, reload, Question::Events] {
             assert_eq!(decode(&encode(&question)), Ok(question));
         }
+        let reload = decode(b"{\"version\":1,\"ask\":\"reload\"}\n");
+        assert_eq!(reload, Ok(Question::Reload { force: false }));
     }
 
     #[test]

@@ -1,21 +1,49 @@
-//! Commands that ask a running master by its control socket: reload, status, workers, ping.
+//! Commands that ask running masters by their control sockets: reload, status, health, workers, ping.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
-use crate::api::{Answer, ApiError, Client, PoolStatus, Question, socket_of};
+use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question, socket_of, sockets};
 use crate::scoreboard::Stage;
 
 /// A master that does not answer by then hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks of `--watch`.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Exit statuses of what looks at pools, those of monitoring plugins (Nagios, Icinga); of several pools the worst.
+mod exit {
+    /// All is well.
+    pub const FINE: i32 = 0;
+    /// Requests wait for the end of others.
+    pub const SATURATED: i32 = 1;
+    /// A request that comes now is not served, or nobody answers who should.
+    pub const NOT_READY: i32 = 2;
+    /// That cannot be known: not for this user, or not understood.
+    pub const UNKNOWN: i32 = 3;
+    /// Nothing runs: the pool is stopped, or asleep until its next request.
+    pub const ASLEEP: i32 = 4;
+}
 
 /// Whom to ask.
 #[derive(Args, Clone, Debug)]
 pub struct Whom {
     /// The pool
     #[arg(required_unless_present = "control")]
+    pub pool: Option<String>,
+    /// The control socket of a master that systemd has not started
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+}
+
+/// The same, or everybody.
+#[derive(Args, Clone, Debug)]
+pub struct Anybody {
+    /// The pool; without it, all that run
     pub pool: Option<String>,
     /// The control socket of a master that systemd has not started
     #[arg(long, value_name = "SOCKET")]
@@ -31,25 +59,75 @@ impl Whom {
     }
 }
 
+impl Anybody {
+    pub(super) fn sockets(&self) -> Vec<PathBuf> {
+        match (&self.control, &self.pool) {
+            (Some(path), _) => vec![path.clone()],
+            (None, Some(pool)) => vec![socket_of(pool)],
+            (None, None) => sockets().into_iter().map(|(_, path)| path).collect(),
+        }
+    }
+
+    /// Of a master with several pools, those that are meant.
+    fn means(&self, pool: &str) -> bool {
+        self.pool.as_ref().is_none_or(|wanted| wanted == pool)
+    }
+}
+
 pub(super) fn ask(path: &Path, question: &Question, limit: Option<Duration>) -> Result<Answer, ApiError> {
     Client::connect(path)?.ask(question, limit)
 }
 
+pub(super) fn pools_of(path: &Path, limit: Duration) -> Result<Vec<PoolStatus>, ApiError> {
+    match ask(path, &Question::Status, Some(limit))? {
+        Answer::Status { pools } => Ok(pools),
+        other => Err(ApiError::Refused(format!("an unexpected answer: {other:?}"))),
+    }
+}
+
+fn status_of(error: &ApiError) -> i32 {
+    match error {
+        ApiError::Asleep(_) => exit::ASLEEP,
+        ApiError::HungUp(_) => exit::NOT_READY,
+        // A time-out, most of all.
+        ApiError::System { .. } => exit::NOT_READY,
+        ApiError::Forbidden(_) | ApiError::Malformed { .. } | ApiError::Refused(_) => exit::UNKNOWN,
+    }
+}
+
 fn said(error: &ApiError) -> i32 {
     eprintln!("php-pool: {error}");
-    1
+    status_of(error)
+}
+
+fn worse(one: i32, other: i32) -> i32 {
+    let rank = |status| {
+        [
+            exit::FINE,
+            exit::SATURATED,
+            exit::UNKNOWN,
+            exit::ASLEEP,
+            exit::NOT_READY,
+        ]
+        .iter()
+        .position(|known| *known == status)
+    };
+    if rank(one) >= rank(other) { one } else { other }
 }
 
 /// Reads the configuration again and waits until the new workers serve.
-pub fn reload(whom: &Whom) -> i32 {
-    match ask(&whom.socket(), &Question::Reload, None) {
-        Ok(_) => 0,
+pub fn reload(whom: &Whom, force: bool) -> i32 {
+    match api::reload(&whom.socket(), force, None) {
+        Ok(()) => 0,
         Err(ApiError::Refused(reason)) => {
             eprintln!("php-pool: the reload failed; the pool serves on as it was");
             eprintln!("{reason}");
             1
         }
-        Err(error) => said(&error),
+        Err(error) => {
+            eprintln!("php-pool: {error}");
+            1
+        }
     }
 }
 
@@ -58,82 +136,195 @@ pub fn ping(whom: &Whom) -> i32 {
     match ask(&whom.socket(), &Question::Ping, Some(PATIENCE)) {
         Ok(_) => {
             println!("pong");
-            0
+            exit::FINE
         }
         Err(error) => said(&error),
     }
 }
 
-fn statuses(whom: &Whom) -> Result<Vec<PoolStatus>, ApiError> {
-    match ask(&whom.socket(), &Question::Status, Some(PATIENCE))? {
-        Answer::Status { pools } => Ok(pools),
-        other => Err(ApiError::Refused(format!("an unexpected answer: {other:?}"))),
+/// All pools that are meant, and the worst that was met on the way to them.
+fn statuses(whom: &Anybody) -> (Vec<PoolStatus>, i32) {
+    let (mut pools, mut worst) = (Vec::new(), exit::FINE);
+    let sockets = whom.sockets();
+    if sockets.is_empty() {
+        eprintln!("php-pool: no pool runs: all are stopped, or asleep until their next request");
+        return (pools, exit::ASLEEP);
+    }
+    for socket in sockets {
+        match pools_of(&socket, PATIENCE) {
+            Ok(found) => pools.extend(found.into_iter().filter(|pool| whom.means(&pool.snapshot.pool))),
+            Err(error) => worst = worse(worst, said(&error)),
+        }
+    }
+    if pools.is_empty() && worst == exit::FINE {
+        eprintln!("php-pool: that master has no such pool");
+        worst = exit::UNKNOWN;
+    }
+    (pools, worst)
+}
+
+fn health_of(pool: &PoolStatus) -> i32 {
+    match (pool.is_ready(), pool.is_saturated()) {
+        (false, _) => exit::NOT_READY,
+        (true, true) => exit::SATURATED,
+        (true, false) => exit::FINE,
     }
 }
 
-/// A pool in a few lines, or all that is known of it as JSON.
-pub fn status(whom: &Whom, json: bool) -> i32 {
-    let pools = match statuses(whom) {
-        Ok(pools) => pools,
-        Err(error) => return said(&error),
-    };
-    if json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&pools).expect("a status is plain data")
-        );
-        return 0;
+fn worst_of(pools: &[PoolStatus], met: i32) -> i32 {
+    pools.iter().map(health_of).fold(met, worse)
+}
+
+/// A pool in a few lines, or all that is known of it as JSON; with `watch` again every second.
+pub fn status(whom: &Anybody, json: bool, watch: bool) -> i32 {
+    loop {
+        let (pools, worst) = statuses(whom);
+        let text = if json {
+            let plain = "a status is plain data";
+            // One line a look, for who reads line by line.
+            if watch {
+                serde_json::to_string(&pools).expect(plain) + "\n"
+            } else {
+                serde_json::to_string_pretty(&pools).expect(plain) + "\n"
+            }
+        } else {
+            let pools: Vec<String> = pools.iter().map(describe).collect();
+            let clear = if watch { "\x1b[H\x1b[2J" } else { "" };
+            format!("{clear}{}", pools.join("\n"))
+        };
+        let mut stdout = std::io::stdout();
+        let gone = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err();
+        if !watch || gone {
+            return worst_of(&pools, worst);
+        }
+        std::thread::sleep(EVERY);
     }
-    for PoolStatus {
+}
+
+fn describe(pool: &PoolStatus) -> String {
+    let PoolStatus {
         state,
         generation,
         failure,
         snapshot,
+        max_children,
+        measured,
         ..
-    } in pools
-    {
-        println!("pool:                 {}", snapshot.pool);
-        println!("state:                {}, generation {generation}", state.name());
-        if let Some(failure) = failure {
-            println!("last failure:         {failure}");
-        }
-        println!("accepted connections: {}", snapshot.accepted);
-        println!(
-            "listen queue:         {} now, {} at most, limit {}",
-            snapshot.listen_queue, snapshot.max_listen_queue, snapshot.listen_queue_len
-        );
-        println!(
-            "workers:              {} idle, {} active, {} active at most; max_children reached {} times",
-            snapshot.idle, snapshot.active, snapshot.max_active, snapshot.max_children_reached
-        );
-        println!("slow requests:        {}", snapshot.slow_requests);
+    } = pool;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| text.push_str(&format!("{:<22}{value}\n", format!("{name}:")));
+    line("pool", plain(&snapshot.pool));
+    line("state", format!("{}, generation {generation}", state.name()));
+    line("health", health_words(pool));
+    if let Some(failure) = failure {
+        line("last failure", plain(failure));
     }
-    0
+    line("accepted connections", snapshot.accepted.to_string());
+    line(
+        "listen queue",
+        format!(
+            "{} now, {} at most, limit {}",
+            snapshot.listen_queue, snapshot.max_listen_queue, snapshot.listen_queue_len
+        ),
+    );
+    line(
+        "workers",
+        format!(
+            "{} idle, {} active, {} active at most; limit {max_children}, reached {} times",
+            snapshot.idle, snapshot.active, snapshot.max_active, snapshot.max_children_reached
+        ),
+    );
+    line("slow requests", snapshot.slow_requests.to_string());
+    if measured.access_log_lost > 0 {
+        line("access log", format!("{} lines lost", measured.access_log_lost));
+    }
+    text
+}
+
+fn health_words(pool: &PoolStatus) -> String {
+    let not = |yes| if yes { "" } else { "not " };
+    format!(
+        "alive, {}ready, {}saturated",
+        not(pool.is_ready()),
+        not(pool.is_saturated())
+    )
+}
+
+/// Alive, ready, saturated: three answers for each pool, and the exit status for monitoring.
+pub fn health(whom: &Anybody, json: bool) -> i32 {
+    let (pools, worst) = statuses(whom);
+    for pool in &pools {
+        let name = &pool.snapshot.pool;
+        if json {
+            let answers = serde_json::json!({
+                "pool": name, "alive": true, "ready": pool.is_ready(), "saturated": pool.is_saturated(),
+            });
+            println!("{answers}");
+        } else {
+            println!("{}: {}", plain(name), health_words(pool));
+        }
+    }
+    worst_of(&pools, worst)
 }
 
 /// A line for each worker.
-pub fn workers(whom: &Whom) -> i32 {
-    let pools = match statuses(whom) {
-        Ok(pools) => pools,
-        Err(error) => return said(&error),
-    };
+pub fn workers(whom: &Anybody) -> i32 {
+    let (pools, worst) = statuses(whom);
     println!(
-        "{:>8} {:<8} {:>8} {:>12}  REQUEST",
-        "PID", "STATE", "REQUESTS", "MILLISECONDS"
+        "{:>8} {:<16} {:<8} {:>8} {:>12}  REQUEST",
+        "PID", "POOL", "STATE", "REQUESTS", "MILLISECONDS"
     );
-    for worker in pools.iter().flat_map(|pool| &pool.snapshot.processes) {
-        let state = match worker.stage {
-            Stage::None => "starting",
-            Stage::Idle => "idle",
-            _ => "active",
-        };
-        // What a client has sent must not reach the terminal as it is.
-        let request: String = format!("{} {}", worker.method, worker.uri).escape_default().collect();
-        let milliseconds = worker.request_duration as f64 / 1000.0;
-        println!(
-            "{:>8} {state:<8} {:>8} {milliseconds:>12.1}  {request}",
-            worker.pid, worker.requests
+    for pool in &pools {
+        for worker in &pool.snapshot.processes {
+            let state = state_of(worker.stage);
+            let request = plain(&format!("{} {}", worker.method, worker.uri));
+            let milliseconds = worker.request_duration as f64 / 1000.0;
+            println!(
+                "{:>8} {:<16} {state:<8} {:>8} {milliseconds:>12.1}  {request}",
+                worker.pid,
+                plain(&pool.snapshot.pool),
+                worker.requests
+            );
+        }
+    }
+    worst
+}
+
+pub(super) fn state_of(stage: Stage) -> &'static str {
+    match stage {
+        Stage::None | Stage::Held => "starting",
+        Stage::Idle => "idle",
+        _ => "active",
+    }
+}
+
+/// What a client has sent must not reach the terminal as it is.
+pub(super) fn plain(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c {
+            ' '..='~' => vec![c],
+            c if c.is_alphanumeric() => vec![c],
+            c => c.escape_default().collect(),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_a_client_sends_reaches_the_terminal_as_it_is() {
+        assert_eq!(
+            plain("/a\u{1b}[2J\u{202e}\u{9b}é\n"),
+            "/a\\u{1b}[2J\\u{202e}\\u{9b}é\\n"
         );
     }
-    0
+
+    #[test]
+    fn of_several_statuses_the_worst_counts() {
+        assert_eq!(worse(exit::FINE, exit::SATURATED), exit::SATURATED);
+        assert_eq!(worse(exit::NOT_READY, exit::UNKNOWN), exit::NOT_READY);
+        assert_eq!(worse(exit::UNKNOWN, exit::SATURATED), exit::UNKNOWN);
+    }
 }

@@ -4,6 +4,7 @@
 
 mod ask;
 mod fpm;
+mod top;
 mod trace;
 pub mod worker;
 
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, LoadOptions, phpini};
 use crate::control::PhpSettings;
+use crate::exporter;
 use crate::log::{Logger, Stamp};
 
 /// The command line makes no sense.
@@ -69,14 +71,14 @@ impl PhpOptions {
     }
 }
 
-/// Which log the lines of a master in the foreground go to.
+/// Where a master in the foreground writes its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogTo {
-    /// `error_log`, unless stderr is a terminal: php-fpm's way.
-    FpmRules,
-    /// stderr, whatever it is.
+    /// To `error_log`, unless stderr is a terminal, at which a person looks: php-fpm's rule.
+    ErrorLog,
+    /// To stderr, whatever it is.
     Stderr,
-    /// `error_log` where the configuration names one, else stderr, which is the journal under systemd.
+    /// To `error_log` where the configuration has that line, else to stderr: under systemd the journal.
     Named,
 }
 
@@ -87,13 +89,20 @@ pub struct Launch {
     pub load: LoadOptions,
     /// PHP.
     pub php: PhpOptions,
-    /// Which log lines go to.
+    /// Where its log goes.
     pub log_to: LogTo,
     /// The command line, for the log and for the process's title.
     pub argv: Vec<String>,
     /// Where the control socket is to be.
     pub control: Option<PathBuf>,
+    /// Where the bus service hears of events.
+    pub events: Option<PathBuf>,
 }
+
+/// For monitoring; php-pool(8) has it too.
+const EXIT_STATUS: &str = "Exit status: 0 all is well, 1 saturated (requests wait for others to end), 2 not ready or no \
+                           answer, 3 unknown (not allowed, not understood), 4 nothing runs (stopped, or asleep until the next \
+                           request). Of several pools, the worst.";
 
 /// PHP behind a web server, native to systemd.
 #[derive(Parser)]
@@ -123,28 +132,57 @@ enum Commands {
         #[arg(long, value_name = "SOCKET")]
         control: Option<PathBuf>,
     },
-    /// Read a pool's configuration again; returns when the new workers serve, and fails when they do not
+    /// Bring a pool up to date: its configuration, its php.ini, PHP, php-pool itself; returns when the new workers serve, and
+    /// fails when they do not
     Reload {
         #[command(flatten)]
         whom: ask::Whom,
+        /// Start new workers although nothing of that has changed; PHP forgets what it has compiled
+        #[arg(long)]
+        force: bool,
     },
-    /// Show a pool's state and counters; never wakes one that sleeps
+    /// Show the state and counters of pools; never wakes one that sleeps
+    #[command(after_help = EXIT_STATUS)]
     Status {
         #[command(flatten)]
-        whom: ask::Whom,
+        whom: ask::Anybody,
         /// All that is known, as JSON
         #[arg(long)]
         json: bool,
+        /// Again every second, until interrupted
+        #[arg(long)]
+        watch: bool,
     },
-    /// Show a pool's workers and their requests
+    /// Say whether pools are alive, ready and saturated
+    #[command(after_help = EXIT_STATUS)]
+    Health {
+        #[command(flatten)]
+        whom: ask::Anybody,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show workers and their requests
     Workers {
         #[command(flatten)]
-        whom: ask::Whom,
+        whom: ask::Anybody,
     },
+    /// Show pools and workers live in the terminal
+    Top(top::TopArgs),
     /// Ask whether a pool's master answers
+    #[command(after_help = EXIT_STATUS)]
     Ping {
         #[command(flatten)]
         whom: ask::Whom,
+    },
+    /// Serve the metrics of all pools at /metrics, for Prometheus
+    Exporter {
+        /// Where to listen, unless systemd passes a socket on
+        #[arg(long, default_value = exporter::LISTEN)]
+        listen: std::net::SocketAddr,
+        /// Only the pools of this master, by its control socket; may be given again
+        #[arg(long, value_name = "SOCKET")]
+        control: Vec<PathBuf>,
     },
     /// Check a configuration: every error at once, each with its file and line
     Check {
@@ -162,6 +200,10 @@ enum Commands {
     Trace(trace::TraceArgs),
     /// Sample workers for some seconds: folded stacks, a flame graph and a speedscope file
     Profile(trace::ProfileArgs),
+    /// Make our pool files of a php-fpm configuration, one for each pool, and say what changes and what is left to do
+    Migrate(crate::migrate::Options),
+    /// Show all pools on D-Bus as org.phppool; php-pool-bus.service runs it when somebody asks
+    Bus(crate::bus::Options),
 }
 
 /// Our own command line's definition, for the manual and the shells' completions.
@@ -199,22 +241,43 @@ pub fn main() -> i32 {
                 ..PhpOptions::default()
             };
             let mut load = load_options(pool_file(config), &php);
+            let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
             crate::master::run(Launch {
                 load,
                 php,
                 log_to: LogTo::Named,
                 argv,
-                control: control.or_else(|| Some(Path::new(&std::env::var_os("RUNTIME_DIRECTORY")?).join("control"))),
+                events: runtime.as_ref().and_then(|dir| Some(dir.parent()?.join("events"))),
+                control: control.or_else(|| Some(runtime?.join("control"))),
             })
         }
-        Commands::Reload { whom } => ask::reload(&whom),
-        Commands::Status { whom, json } => ask::status(&whom, json),
+        Commands::Reload { whom, force } => ask::reload(&whom, force),
+        Commands::Status { whom, json, watch } => ask::status(&whom, json, watch),
+        Commands::Health { whom, json } => ask::health(&whom, json),
+        Commands::Top(args) => top::top(&args),
+        Commands::Exporter { listen, control } => exporter(listen, control),
         Commands::Workers { whom } => ask::workers(&whom),
         Commands::Ping { whom } => ask::ping(&whom),
         Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
         Commands::Trace(args) => trace::trace(&args),
         Commands::Profile(args) => trace::profile(&args),
+        Commands::Migrate(options) => crate::migrate::main(&options),
+        Commands::Bus(options) => crate::bus::run(&options),
+    }
+}
+
+fn exporter(listen: std::net::SocketAddr, control: Vec<PathBuf>) -> i32 {
+    let whose = match control.is_empty() {
+        true => exporter::Whose::All,
+        false => exporter::Whose::Of(control),
+    };
+    match exporter::serve(listen, whose) {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("php-pool: {error}");
+            1
+        }
     }
 }
 
@@ -304,10 +367,11 @@ fn php_fpm(called: &str, argv: Vec<String>) -> i32 {
         log_to: if options.force_stderr {
             LogTo::Stderr
         } else {
-            LogTo::FpmRules
+            LogTo::ErrorLog
         },
         argv,
         control: None,
+        events: None,
     })
 }
 

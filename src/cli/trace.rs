@@ -15,7 +15,8 @@ use super::ask::{Whom, ask};
 use crate::api::{Answer, ApiError, Question, Traced};
 use crate::trace::process::{TraceError, Worker, family};
 use crate::trace::profile::{self, Profile};
-use crate::trace::{Backtrace, End, Frame, Kind, Limits};
+use crate::trace::text::lines;
+use crate::trace::{Backtrace, End, Limits};
 
 /// How long a worker may take to be read, and a master to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,7 +40,7 @@ pub struct ProfileArgs {
     #[command(flatten)]
     whom: Target,
     /// For how long
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// Samples a second
     #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -136,6 +137,7 @@ fn below(named: i32, depth: u32) -> Result<Vec<Traced>, String> {
                 pool: None,
                 pid,
                 milliseconds: None,
+                request_id: None,
                 backtrace: result.ok(),
                 problem,
             });
@@ -157,13 +159,16 @@ fn backtrace_of(pid: i32, limits: Limits) -> Result<Backtrace, TraceError> {
 }
 
 /// As PHP prints a backtrace, with types in the place of arguments.
-fn show(traced: &Traced, depth: usize) -> String {
+pub(super) fn show(traced: &Traced, depth: usize) -> String {
     let mut out = traced.pid.to_string();
     if let Some(pool) = &traced.pool {
         let _ = write!(out, ", pool {pool}");
     }
     if let Some(milliseconds) = &traced.milliseconds {
         let _ = write!(out, ", {milliseconds} ms");
+    }
+    if let Some(id) = &traced.request_id {
+        let _ = write!(out, ", request {}", id.escape_debug());
     }
     let Some(trace) = &traced.backtrace else {
         return format!("{out}: {}\n", traced.problem.as_deref().unwrap_or_default());
@@ -177,12 +182,8 @@ fn show(traced: &Traced, depth: usize) -> String {
         let _ = write!(out, "?{query}");
     }
     let _ = writeln!(out, "  {}", text(&request.script));
-    for (index, frame) in trace.frames.iter().enumerate().take(depth) {
-        let _ = match (frame.kind, trace.call_site(index)) {
-            (Kind::Main, _) => writeln!(out, "#{index} {{main}}"),
-            (_, Some((file, line))) => writeln!(out, "#{index} {file}({line}): {}", call(frame)),
-            (_, None) => writeln!(out, "#{index} [engine]: {}", call(frame)),
-        };
+    for line in lines(trace, depth) {
+        let _ = writeln!(out, "{line}");
     }
     out.push_str(match trace.end {
         _ if trace.frames.len() > depth => "(more frames are left out; see --depth)\n",
@@ -195,20 +196,6 @@ fn show(traced: &Traced, depth: usize) -> String {
         out.push_str("(the script ran too fast for its innermost frames to be read)\n");
     }
     out
-}
-
-fn call(frame: &Frame) -> String {
-    let file = frame.file.as_deref().unwrap_or_default();
-    match frame.kind {
-        Kind::Main => "{main}".to_owned(),
-        Kind::Include => format!("include('{file}')"),
-        Kind::Eval => "eval()".to_owned(),
-        Kind::Function => {
-            let more = frame.more_arguments.then_some("...");
-            let arguments: Vec<&str> = frame.arguments.iter().map(String::as_str).chain(more).collect();
-            format!("{}({})", frame.name(), arguments.join(", "))
-        }
-    }
 }
 
 /// Samples workers and writes the profile. Exit status: 0, or 1 when there is none.

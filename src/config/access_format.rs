@@ -34,6 +34,8 @@ pub enum Token {
     ContentLength,
     /// `%m`: the method, `-` without one.
     Method,
+    /// `%L`: the request's id; not php-fpm's, whose 8.2 and later have no such letter.
+    RequestId,
     /// `%M`: the most memory that PHP had allocated.
     Memory(MemoryUnit),
     /// `%n`: the pool.
@@ -207,6 +209,7 @@ fn token(letter: char, modifier: &str) -> Result<Token, FormatError> {
         'T' => Token::LogTime(time()),
         'f' => plain(Token::Script)?,
         'l' => plain(Token::ContentLength)?,
+        'L' => plain(Token::RequestId)?,
         'm' => plain(Token::Method)?,
         'n' => plain(Token::Pool)?,
         'p' => plain(Token::WorkerPid)?,

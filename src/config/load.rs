@@ -98,6 +98,39 @@ pub fn read(options: &LoadOptions) -> (Vec<Pool>, Vec<Error>) {
     (pools.into_iter().map(|draft| draft.section).collect(), errors)
 }
 
+/// A line as it stands in a file, and where it belongs.
+#[derive(Clone, Debug)]
+pub struct SourceLine {
+    /// The file.
+    pub file: PathBuf,
+    /// From 1.
+    pub number: u32,
+    /// Without its end; in any encoding.
+    pub text: Vec<u8>,
+    /// What the line says; nothing in a comment or an empty one.
+    pub statements: Vec<Statement>,
+    /// The pool whose line it is; None: `[global]`'s.
+    pub pool: Option<String>,
+}
+
+/// Reads a configuration with all it includes as lines, each with the section that it belongs to: for those who want to
+/// write it anew.
+///
+/// # Errors
+/// What [`load()`] says of files and lines that cannot be read.
+pub fn lines(options: &LoadOptions) -> Result<Vec<SourceLine>, Errors> {
+    let mut reader = Reader::new(options);
+    reader.lines = Some(Vec::new());
+    reader.file(&options.path, 1, None);
+    match reader.errors.is_empty() {
+        true => Ok(reader.lines.unwrap_or_default()),
+        false => Err(Errors {
+            errors: reader.errors,
+            path: options.path.clone(),
+        }),
+    }
+}
+
 /// A line of a file.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
@@ -141,6 +174,8 @@ struct Reader<'a> {
     current: Option<usize>,
     errors: Vec<Error>,
     notices: Vec<Notice>,
+    /// Every line, where they are wanted.
+    lines: Option<Vec<SourceLine>>,
 }
 
 /// An error in a line, before its place is known.
@@ -167,20 +202,25 @@ impl Complaint {
 
 impl<'a> Reader<'a> {
     fn read(options: &'a LoadOptions) -> Self {
+        let mut reader = Self::new(options);
+        reader.file(&options.path, 1, None);
+        reader
+    }
+
+    fn new(options: &'a LoadOptions) -> Self {
         let place = Place {
             file: options.path.clone(),
             line: 0,
         };
-        let mut reader = Reader {
+        Reader {
             options,
             global: Draft::new(Global::default(), place),
             pools: Vec::new(),
             current: None,
             errors: Vec::new(),
             notices: Vec::new(),
-        };
-        reader.file(&options.path, 1, None);
-        reader
+            lines: None,
+        }
     }
 
     fn file(&mut self, path: &Path, depth: u32, from: Option<&Place>) {
@@ -210,9 +250,20 @@ impl<'a> Reader<'a> {
             file: path.to_owned(),
             line: number,
         };
+        // Its place among the lines is before those of what it includes.
+        let index = self.keep(line, &place);
         for statement in Parser::new(line, number, &variables) {
+            if let (Some(index), Ok((_, statement))) = (index, &statement) {
+                self.kept(index).statements.push(statement.clone());
+            }
             let complaint = match statement {
-                Ok((_, Statement::Section(name))) => self.enter(name, &place),
+                Ok((_, Statement::Section(name))) => {
+                    let entered = self.enter(name, &place);
+                    if let Some(index) = index {
+                        self.kept(index).pool = self.current.map(|index| self.pools[index].section.name.clone());
+                    }
+                    entered
+                }
                 Ok((
                     _,
                     Statement::Entry {
@@ -241,6 +292,24 @@ impl<'a> Reader<'a> {
                 self.complain(complaint, &place);
             }
         }
+    }
+
+    /// Keeps a line, if they are wanted.
+    fn keep(&mut self, line: &[u8], place: &Place) -> Option<usize> {
+        let pool = self.current.map(|index| self.pools[index].section.name.clone());
+        let lines = self.lines.as_mut()?;
+        lines.push(SourceLine {
+            file: place.file.clone(),
+            number: place.line,
+            text: line.trim_ascii_end().to_owned(),
+            statements: Vec::new(),
+            pool,
+        });
+        Some(lines.len() - 1)
+    }
+
+    fn kept(&mut self, index: usize) -> &mut SourceLine {
+        &mut self.lines.as_mut().expect("there is one")[index]
     }
 
     fn complain(&mut self, complaint: Complaint, place: &Place) {

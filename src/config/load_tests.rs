@@ -72,7 +72,7 @@ fn an_empty_pool_has_the_defaults() {
     assert_eq!(pool.response_write_timeout, Duration::from_secs(60));
     assert_eq!(pool.linger_timeout, Duration::from_secs(2));
     assert_eq!(pool.stop_timeout, Duration::from_secs(10));
-    assert_eq!((pool.queue_max, pool.queue_timeout), (4096, Duration::ZERO));
+    assert_eq!((pool.queue_max, pool.queue_timeout), (0, Duration::ZERO));
     assert_eq!((pool.reload_overlap, pool.worker_memory_max), (None, None));
     assert!(pool.clear_env && pool.decorate_workers_output && !pool.catch_workers_output);
     assert_eq!(config.notices, []);

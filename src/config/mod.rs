@@ -19,6 +19,6 @@ mod validate;
 
 pub use dump::dump;
 pub use error::{Error, Errors, Stage};
-pub use load::{LoadOptions, load, read};
+pub use load::{LoadOptions, SourceLine, lines, load, read};
 pub use model::*;
 pub use validate::unknown_names;

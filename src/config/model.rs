@@ -55,12 +55,14 @@ pub enum Rlimit {
 
 /// The `[global]` section. `Default` is a blank one, which the table of directives fills.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Global {
     /// Pid file.
     pub pid: Option<PathBuf>,
     /// Error log.
     pub error_log: LogTarget,
-    /// Whether the file says so, or it is the default.
+    /// Whether the file has that line, or it is the default.
+    #[serde(default)]
     pub error_log_named: bool,
     /// syslog's tag.
     pub syslog_ident: String,
@@ -70,6 +72,8 @@ pub struct Global {
     pub log_level: Level,
     /// Longest line, bytes with everything.
     pub log_limit: usize,
+    /// `log_request_id`
+    pub log_request_id: bool,
     /// One write a line.
     pub log_buffering: bool,
     /// Crashes within the interval that make a new generation; 0 is off.
@@ -108,6 +112,17 @@ pub enum Pm {
     Dynamic,
     /// None until asked.
     Ondemand,
+}
+
+impl Pm {
+    /// The word of `pm =`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pm::Static => "static",
+            Pm::Dynamic => "dynamic",
+            Pm::Ondemand => "ondemand",
+        }
+    }
 }
 
 /// Where a pool listens.
@@ -168,6 +183,7 @@ impl Network {
 
 /// One pool. `Default` is a blank one, which the table of directives fills.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pool {
     /// Section name.
     pub name: String,
@@ -308,11 +324,17 @@ pub struct Pool {
     pub worker_memory_max: Option<u64>,
     /// Limits of the pool's `workers/` cgroup, verbatim for the kernel, by file name (`memory.max`, `cpu.weight`…).
     pub cgroup: Vec<IniEntry>,
-    /// Waiting connections the master holds for a full pool at most.
+    /// Most requests that wait while every worker is busy; 0 is without limit.
     pub queue_max: u32,
-    /// Longest wait there before the client is told FCGI_OVERLOADED; zero is without limit.
+    /// Longest wait for a worker; zero is without limit.
     pub queue_timeout: Duration,
     /// Texts as they were written (`$pool` and relative paths expanded), by directive (`env[NAME]` for one of an array),
     /// for `-tt`.
     pub written: Vec<IniEntry>,
+}
+
+/// A limit of which 0 means that there is none, as a time that nobody waits out.
+pub fn or_never(limit: Duration) -> Duration {
+    const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    if limit.is_zero() { NEVER } else { limit }
 }

@@ -190,8 +190,8 @@ impl PhpIni {
         names.into_inner()
     }
 
-    /// What each file says, in order, and `-d` last.
-    fn contents(&self) -> Vec<Vec<u8>> {
+    /// The files that PHP reads, in order.
+    pub fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = self
             .file_or_dir
             .as_deref()
@@ -215,6 +215,12 @@ impl PhpIni {
             found.sort();
             files.extend(found);
         }
+        files
+    }
+
+    /// What each file says, in order, and `-d` last.
+    fn contents(&self) -> Vec<Vec<u8>> {
+        let files = self.files();
         let defines = self
             .defines
             .iter()

@@ -445,12 +445,7 @@ impl Field for Pm {
     }
 
     fn show(&self) -> Option<Value> {
-        let word = match self {
-            Pm::Static => "static",
-            Pm::Dynamic => "dynamic",
-            Pm::Ondemand => "ondemand",
-        };
-        Some(Value::Text(word.into()))
+        Some(Value::Text(self.name().into()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A `SOCK_SEQPACKET` socket that carries typed messages and descriptors.
 
+use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -140,14 +141,21 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// # Errors
     /// As [`Self::receive`].
     pub fn receive_into(&self, wait: bool, fds: &mut Vec<OwnedFd>) -> Result<R, ChannelError> {
-        let mut buffer = vec![0; MAX_MESSAGE];
+        // Memory of the kernel's pages for each message would cost more than the message.
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_MESSAGE]);
+        }
+        BUFFER.with_borrow_mut(|buffer| self.receive_by(wait, fds, buffer))
+    }
+
+    fn receive_by(&self, wait: bool, fds: &mut Vec<OwnedFd>, buffer: &mut [u8]) -> Result<R, ChannelError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
         // Closes what is not taken out of it, however the message ends: descriptors are here as soon as it is read.
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut flags = RecvFlags::CMSG_CLOEXEC;
         flags.set(RecvFlags::DONTWAIT, !wait);
         let message = loop {
-            match recvmsg(&self.fd, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags) {
+            match recvmsg(&self.fd, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
                 Ok(message) => break message,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Err(ChannelError::WouldBlock),

@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 5;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -78,7 +78,7 @@ pub struct PoolSettings {
     pub allowed_clients: Option<Vec<Network>>,
     /// Entries of it that are no address.
     pub allowed_clients_wrong: Vec<String>,
-    /// Whether an access log was sent with [`ToZygote::Spawn`].
+    /// Whether there is an access log.
     pub access_log: bool,
     /// `access.format`
     pub access_format: String,
@@ -108,12 +108,10 @@ pub struct PoolSettings {
     pub stop_timeout: Duration,
     /// `worker.recycle_memory`, bytes; 0 is never.
     pub recycle_memory: u64,
-    /// `worker.recycle_age`; zero is never.
-    pub recycle_age: Duration,
 }
 
 /// Everything a zygote needs. With it come, in this order: the scoreboard, the workers' end of the queue, the
-/// eventfd to ring.
+/// eventfd to ring, the one that wakes who writes the access log, and the listeners.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ZygoteConfig {
     /// [`VERSION`]
@@ -137,6 +135,8 @@ pub struct Spawn {
     pub slot: u32,
     /// `pm.max_requests` for this one, with its jitter; 0 is never.
     pub max_requests: u64,
+    /// `worker.recycle_age` for this one, with its jitter; zero is never.
+    pub recycle_age: Duration,
 }
 
 /// Master to zygote.
@@ -144,7 +144,7 @@ pub struct Spawn {
 pub enum ToZygote {
     /// The first message.
     Configure(Box<ZygoteConfig>),
-    /// Fork. With it come: the worker's end of its link, its stdout, its stderr, and the access log where there is one.
+    /// Fork. With it come: the worker's end of its link, its stdout, its stderr.
     Spawn(Spawn),
     /// Answer with [`FromZygote::Pong`].
     Ping(u64),
@@ -173,6 +173,8 @@ pub enum FromZygote {
     Ready {
         /// PHP_VERSION
         php: String,
+        /// The files that its code comes from: libphp, extensions, libraries.
+        mapped: Vec<PathBuf>,
     },
     /// It cannot be; the zygote ends.
     Failed {
@@ -205,12 +207,12 @@ pub enum FromZygote {
 /// Master to one worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Begin to accept.
+    /// Begin: it is where it belongs.
     Go,
+    /// What held it back is gone from the scoreboard: begin to accept.
+    Serve,
     /// Leave, after the request under way if there is one.
     Drain,
-    /// The access log was reopened; its new descriptor comes with it.
-    AccessLog,
     /// Answer to [`FromWorker::Status`], a [`crate::status::Snapshot`].
     Status(Box<crate::status::Snapshot>),
 }
@@ -224,6 +226,9 @@ pub struct Handover {
     pub kept: bool,
     /// When the first of those bytes came, CLOCK_MONOTONIC ns; 0 when there are none.
     pub since: u64,
+    /// Since when its request waits in the pool's queue, the same clock; 0 is not yet.
+    #[serde(default)]
+    pub queued: u64,
 }
 
 /// One worker to the master.
@@ -248,8 +253,10 @@ pub struct LogMessage {
     pub text: String,
     /// The script; empty where there is none.
     pub script: String,
-    /// URI with its query.
+    /// URI without its query.
     pub uri: String,
+    /// Query string.
+    pub query: String,
     /// Request id.
     pub id: String,
 }

@@ -151,6 +151,17 @@ impl Input {
         }
     }
 
+    /// Reads another connection from its beginning, on the memory of this one.
+    pub fn renewed(mut self) -> Self {
+        self.params.clear();
+        self.scratch.clear();
+        Self {
+            params: self.params,
+            scratch: self.scratch,
+            ..Self::default()
+        }
+    }
+
     /// Bytes from which another reader comes to where this one stands, so that a connection can go from one process to
     /// another between any two bytes. Not for a request whose body is being read.
     pub fn replay(&self) -> Vec<u8> {

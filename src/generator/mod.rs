@@ -51,17 +51,21 @@ pub fn main(arguments: &[String]) -> i32 {
 
 /// Writes the units of every pool file in `pools` under `target`.
 pub fn generate(pools: &Path, target: &Path) {
-    let Ok(entries) = fs::read_dir(pools) else { return };
+    for file in pool_files(pools) {
+        // There is nobody to tell: what could not be written is missing from `systemctl list-units`.
+        let _ = write_units(&file, target);
+    }
+}
+
+/// The pool files of a folder, in order; none where it cannot be read.
+pub fn pool_files(pools: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(pools).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries
-        .flatten()
         .map(|entry| entry.path())
         .filter(|path| is_pool_file(path))
         .collect();
     files.sort();
-    for file in files {
-        // There is nobody to tell: what could not be written is missing from `systemctl list-units`.
-        let _ = write_units(&file, target);
-    }
+    files
 }
 
 /// `*.conf`, but not an editor's or a package manager's left-overs.

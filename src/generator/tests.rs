@@ -184,6 +184,73 @@ fn a_mistake_that_is_not_about_the_socket_leaves_the_socket() {
 }
 
 #[test]
+fn what_is_made_is_that_of_the_files_there_are() {
+    let place = Place::new();
+    place.file("www.conf", &pool("www", "listen = 9000"));
+    let gone = place.file("gone.conf", &pool("gone", "listen = 9001"));
+    let unreadable = place.dir.path().join("pool.d/dangling.conf");
+    std::os::unix::fs::symlink("/nowhere", unreadable).unwrap();
+    place.run();
+    assert!(place.wanted().contains(&"php-pool@gone.socket".to_owned()));
+    assert!(place.drop_in("php-pool@dangling.service").contains("check --pool"));
+    // systemd empties the folder before it asks again.
+    fs::remove_file(gone).unwrap();
+    fs::remove_dir_all(place.units()).unwrap();
+    fs::create_dir(place.units()).unwrap();
+    place.run();
+    assert_eq!(
+        place.wanted(),
+        [
+            "php-pool@dangling.service",
+            "php-pool@www.service",
+            "php-pool@www.socket"
+        ]
+    );
+    assert_eq!(place.drop_in("php-pool@gone.socket"), "");
+}
+
+/// Time depends on who else uses the machine; what is read and written does not.
+#[test]
+fn four_times_the_files_are_four_times_the_work() {
+    let place = Place::new();
+    let fill = |from: u32, to: u32| {
+        for number in from..to {
+            let name = format!("p{number}");
+            place.file(
+                &format!("{name}.conf"),
+                &pool(&name, "listen = /run/php-pool/$pool.sock"),
+            );
+        }
+    };
+    // Bytes and system calls, as the kernel counts them for this thread.
+    let so_far = || {
+        let text = fs::read_to_string("/proc/thread-self/io").unwrap();
+        let value = |key: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap().trim().parse().unwrap()
+        };
+        [value("rchar:"), value("wchar:"), value("syscr:"), value("syscw:")]
+    };
+    let cost = || {
+        let before = so_far();
+        place.run();
+        let after = so_far();
+        fs::remove_dir_all(place.units()).unwrap();
+        fs::create_dir(place.units()).unwrap();
+        std::array::from_fn::<u64, 4, _>(|index| after[index] - before[index])
+    };
+    fill(1000, 1250);
+    let few = cost();
+    fill(1250, 2000);
+    let many = cost();
+    // Counting reads a little, too.
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(few >= 250, "{few} for 250 files");
+        assert!(many.abs_diff(few * 4) < 1000, "250 files: {few}, 1,000 files: {many}");
+    }
+}
+
+#[test]
 fn left_overs_are_no_pools() {
     let place = Place::new();
     for name in ["www.conf~", "www.conf.dpkg-old", ".www.conf", "README"] {

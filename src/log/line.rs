@@ -30,6 +30,8 @@ pub struct LineFormat {
     pub threshold: Level,
     /// `log_limit`: longest line, bytes with its newline.
     pub limit: usize,
+    /// `log_request_id`: lines name the request they are about, where there is one.
+    pub request_ids: bool,
     clock: Clock,
 }
 
@@ -44,6 +46,7 @@ impl LineFormat {
             stamp,
             threshold,
             limit,
+            request_ids: false,
             clock,
         }
     }
@@ -71,6 +74,15 @@ impl LineFormat {
         }
     }
 
+    /// Appends the name of a request, where that is asked for and there is one.
+    pub fn request(&self, id: Option<&str>, out: &mut Vec<u8>) {
+        if let Some(id) = id.filter(|id| self.request_ids && !id.is_empty()) {
+            out.extend_from_slice(b"[request ");
+            escape(id, out);
+            out.extend_from_slice(b"] ");
+        }
+    }
+
     /// Appends a whole line of the program's own. Control characters (they can only come from a request or a file name)
     /// are escaped, so that nothing forges a line. A line that is longer than `log_limit` and than php-fpm's buffer is
     /// cut as php-fpm cuts it.
@@ -88,6 +100,7 @@ impl LineFormat {
         if let Some(pool) = fields.pool {
             put(out, format_args!("[pool {pool}] "));
         }
+        self.request(fields.request_id, out);
         escape(text, out);
         if out.len() - start >= self.limit.max(MESSAGE_BUFFER) {
             let mut end = start + self.limit - 1 - ELLIPSIS.len();

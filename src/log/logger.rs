@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::fmt::Display;
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::journal::{self, Journal};
@@ -57,6 +60,8 @@ pub struct Settings {
     pub level: Level,
     /// `log_limit`
     pub limit: usize,
+    /// `log_request_id`
+    pub request_ids: bool,
     /// `syslog.ident`
     pub ident: String,
     /// `syslog.facility`
@@ -69,10 +74,21 @@ impl From<&Global> for Settings {
             target: global.error_log.clone(),
             level: global.log_level,
             limit: global.log_limit,
+            request_ids: global.log_request_id,
             ident: global.syslog_ident.clone(),
             facility: global.syslog_facility,
         }
     }
+}
+
+/// A log, for a successor of this process.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SavedLog {
+    replaces_stderr: bool,
+    tied: bool,
+    /// The descriptor of the file, where it is one.
+    #[serde(skip)]
+    pub file: Option<RawFd>,
 }
 
 /// A handle on the process's log; clones are cheap and mean the same log. It begins with stderr alone.
@@ -152,6 +168,7 @@ impl Logger {
         state.opened = Some((settings.clone(), replace_stderr));
         state.format.threshold = settings.level;
         state.format.limit = settings.limit;
+        state.format.request_ids = settings.request_ids;
         Ok(())
     }
 
@@ -205,11 +222,6 @@ impl Logger {
         format
     }
 
-    /// Whether lines go to the journal alone: messages are kept whole there, with their fields.
-    pub fn in_journal(&self) -> bool {
-        self.0.borrow().in_journal()
-    }
-
     /// Writes a line that is formatted already, with its newline, whatever its level.
     pub fn line(&self, level: Level, line: &[u8]) {
         self.0.borrow_mut().write(level, line);
@@ -235,7 +247,12 @@ impl Logger {
         }
     }
 
-    /// Whether lines go to the journal alone, and this one with them.
+    /// Whether entries go to the journal alone: whole, and with all of their fields.
+    pub fn keeps_fields(&self) -> bool {
+        self.0.borrow().in_journal()
+    }
+
+    /// Puts an entry into the journal, if that is where they go.
     fn to_journal(&self, severity: u8, fields: &Fields<'_>, text: &[u8]) -> bool {
         let mut state = self.0.borrow_mut();
         let wanted = state.in_journal();
@@ -244,6 +261,50 @@ impl Logger {
             state.tell_journal(outcome);
         }
         wanted
+    }
+
+    /// Writes what waits for a reader, as at the end of the process.
+    pub fn last_words(&self) {
+        self.0.borrow_mut().flush(LAST_WORDS);
+    }
+
+    /// How it is open, for a successor of this process.
+    pub fn save(&self) -> SavedLog {
+        let state = self.0.borrow();
+        SavedLog {
+            replaces_stderr: state.opened.as_ref().is_some_and(|(_, replaces)| *replaces),
+            tied: state.tied,
+            file: match &state.log {
+                Some(Sink {
+                    target: Target::File { file, .. },
+                    ..
+                }) => Some(file.as_raw_fd()),
+                _ => None,
+            },
+        }
+    }
+
+    /// Goes on where a predecessor was: into the same file, whatever stands at its path now.
+    pub fn restore(&self, settings: &Settings, saved: &SavedLog, file: Option<File>) {
+        let mut state = self.0.borrow_mut();
+        state.format.threshold = settings.level;
+        state.format.limit = settings.limit;
+        state.opened = Some((settings.clone(), saved.replaces_stderr));
+        (state.started, state.tied) = (true, saved.tied);
+        let target = match (&settings.target, file) {
+            (LogTarget::File(path), Some(file)) => Some(Target::File {
+                path: path.clone(),
+                file,
+            }),
+            (LogTarget::Syslog, _) => Some(Target::Syslog(Syslog::new(Path::new("/dev/log")))),
+            (LogTarget::File(_), None) => None,
+        };
+        if let Some(target) = target.filter(|_| saved.replaces_stderr) {
+            if matches!(target, Target::Syslog(_)) {
+                state.format.stamp = Stamp::Syslog;
+            }
+            state.log = Some(Sink::new(target));
+        }
     }
 
     /// Writes what could not be written at once; false while something is left. To be called now and then.
@@ -501,6 +562,7 @@ mod tests {
             target,
             level: Level::Notice,
             limit: 1024,
+            request_ids: false,
             ident: "php-fpm".to_owned(),
             facility: 24,
         }

@@ -14,9 +14,9 @@ mod sink;
 
 pub use clock::{Clock, read_time_zone};
 pub use line::{LineFormat, MESSAGE_BUFFER, Stamp};
-pub use logger::{About, LogError, Logger, Settings, errno};
+pub use logger::{About, LogError, Logger, SavedLog, Settings, errno};
 pub use message_id::MessageId;
-pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput};
+pub use output::{FLUSH, Lines, Said, Stream, WorkerOutput, mark};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,10 +69,14 @@ pub struct Fields<'a> {
     pub worker: Option<i32>,
     /// Script that ran.
     pub script: Option<&'a str>,
-    /// Request URI with its query.
+    /// Request URI without its query.
     pub uri: Option<&'a str>,
+    /// Query string.
+    pub query: Option<&'a str>,
     /// Request id.
     pub request_id: Option<&'a str>,
     /// What has happened, for those that have a name for it.
     pub message_id: Option<MessageId>,
+    /// Fields of this event alone.
+    pub more: &'a [(&'static str, &'a str)],
 }

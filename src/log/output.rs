@@ -2,18 +2,57 @@
 
 use std::panic::Location;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Level, LineFormat};
+use crate::request_id::{self, RequestId};
 
 /// What a worker writes to its stderr after each request, so that what one request left without a newline is not joined
 /// with the output of the next.
 pub const FLUSH: &[u8] = b"\0fscf\0";
+
+/// What stands around a request's id where a worker begins to print for it. It holds until [`FLUSH`].
+const NAMES: (&[u8], u8) = (b"\0prid=", 0);
+
+const LONGEST_MARKER: usize = NAMES.0.len() + request_id::MAX + 1;
+
+/// The mark by which a worker names the request that it prints for, on its stderr.
+pub fn mark(id: &RequestId) -> Vec<u8> {
+    [NAMES.0, id.as_bytes(), &[NAMES.1]].concat()
+}
+
+/// What bytes that begin with a NUL are.
+enum Marker {
+    /// More must be read.
+    Begun,
+    Flush,
+    Names(RequestId),
+    /// Text, but perhaps its last byte.
+    None,
+}
+
+impl Marker {
+    fn of(bytes: &[u8]) -> Self {
+        if bytes == FLUSH {
+            return Self::Flush;
+        }
+        if FLUSH.starts_with(bytes) || NAMES.0.starts_with(bytes) {
+            return Self::Begun;
+        }
+        match bytes.strip_prefix(NAMES.0) {
+            Some([id @ .., last]) if *last == NAMES.1 => RequestId::new(id).map_or(Self::None, Self::Names),
+            Some(id) if bytes.len() < LONGEST_MARKER && RequestId::new(id).is_some() => Self::Begun,
+            _ => Self::None,
+        }
+    }
+}
 
 const CLOSED: &[u8] = b", pipe is closed";
 /// The least of a worker's text that a line takes, however long its pool's name is.
 const LEAST_TEXT: usize = 64;
 
 /// Where a worker printed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// Descriptor 1.
     Stdout,
@@ -39,6 +78,8 @@ pub struct Said<'a> {
     pub line: &'a [u8],
     /// The worker's own bytes in it.
     pub text: &'a [u8],
+    /// The request that the worker printed it for, where it said so.
+    pub request: Option<&'a str>,
 }
 
 /// When, how and where to lines go.
@@ -53,15 +94,17 @@ pub struct Lines<'a> {
 
 /// The output of one worker, cut into lines as php-fpm cuts it, however it is split into reads.
 ///
-/// A line ends at LF, at [`FLUSH`], when the other stream has something to say, and when its pipe is closed. Empty
-/// lines vanish. A line longer than `log_limit` goes on in further lines, each with all that surrounds it. Read stdout
+/// A line ends at LF, at [`FLUSH`] and where another request is named, when the other stream has something to say, and when
+/// its pipe is closed. Empty lines vanish. A line longer than `log_limit` goes on in further lines, each with all that surrounds it. Read stdout
 /// before stderr where both are ready: the end of a request is told on stderr.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorkerOutput {
-    /// `[pool www] child 5304 said into `; None without `decorate_workers_output`.
-    decoration: Option<String>,
-    /// How much of [`FLUSH`] has been read, of stdout and stderr.
-    matched: [usize; 2],
+    /// `[pool www] ` and `child 5304 said into `; None without `decorate_workers_output`.
+    decoration: Option<[String; 2]>,
+    /// What may become a marker, of stdout and stderr.
+    held: [Vec<u8>; 2],
+    /// The request that is printed for.
+    request: Option<RequestId>,
     /// The line that is not complete; empty when there is none.
     line: Vec<u8>,
     /// Where the worker's text begins in it.
@@ -74,8 +117,9 @@ impl WorkerOutput {
     /// Of a worker of a pool.
     pub fn new(pool: &str, worker: i32, decorate: bool) -> Self {
         Self {
-            decoration: decorate.then(|| format!("[pool {pool}] child {worker} said into ")),
-            matched: [0; 2],
+            decoration: decorate.then(|| [format!("[pool {pool}] "), format!("child {worker} said into ")]),
+            held: Default::default(),
+            request: None,
             line: Vec::new(),
             text: 0,
             stream: Stream::Stderr,
@@ -86,25 +130,35 @@ impl WorkerOutput {
     /// Takes what was read from a stream.
     pub fn feed(&mut self, stream: Stream, mut bytes: &[u8], lines: &mut Lines<'_>) {
         while let Some(&first) = bytes.first() {
-            let matched = &mut self.matched[stream as usize];
-            if *matched > 0 {
-                if first != FLUSH[*matched] {
-                    self.not_a_marker(stream, lines);
-                    continue;
+            let held = &mut self.held[stream as usize];
+            if !held.is_empty() {
+                held.push(first);
+                match Marker::of(held) {
+                    Marker::Begun => {}
+                    Marker::None => {
+                        held.pop();
+                        self.not_a_marker(stream, lines);
+                        continue;
+                    }
+                    Marker::Flush => {
+                        held.clear();
+                        self.end(lines);
+                        self.request = None;
+                    }
+                    Marker::Names(id) => {
+                        held.clear();
+                        self.end(lines);
+                        self.request = Some(id);
+                    }
                 }
-                *matched += 1;
                 bytes = &bytes[1..];
-                if *matched == FLUSH.len() {
-                    *matched = 0;
-                    self.end(lines);
-                }
                 continue;
             }
             let end = bytes.iter().position(|b| matches!(b, b'\n' | 0)).unwrap_or(bytes.len());
             self.text(stream, &bytes[..end], lines);
             match bytes.get(end) {
                 Some(b'\n') => self.end(lines),
-                Some(_) => self.matched[stream as usize] = 1,
+                Some(_) => self.held[stream as usize].push(0),
                 None => {}
             }
             bytes = bytes.get(end + 1..).unwrap_or_default();
@@ -129,8 +183,8 @@ impl WorkerOutput {
 
     /// What looked like the begin of a marker is text.
     fn not_a_marker(&mut self, stream: Stream, lines: &mut Lines<'_>) {
-        let matched = std::mem::take(&mut self.matched[stream as usize]);
-        self.text(stream, &FLUSH[..matched], lines);
+        let held = std::mem::take(&mut self.held[stream as usize]);
+        self.text(stream, &held, lines);
     }
 
     fn text(&mut self, stream: Stream, mut text: &[u8], lines: &mut Lines<'_>) {
@@ -156,11 +210,15 @@ impl WorkerOutput {
     }
 
     fn begin(&mut self, lines: &mut Lines<'_>) {
-        if let Some(decoration) = &self.decoration {
+        if let Some([pool, child]) = &self.decoration {
             lines
                 .format
                 .prefix(Level::Warning, Location::caller(), lines.now, &mut self.line);
-            self.line.extend_from_slice(decoration.as_bytes());
+            self.line.extend_from_slice(pool.as_bytes());
+            lines
+                .format
+                .request(self.request.as_ref().map(RequestId::as_str), &mut self.line);
+            self.line.extend_from_slice(child.as_bytes());
             self.line.extend_from_slice(self.stream.name().as_bytes());
             self.line.extend_from_slice(b": \"");
         }
@@ -185,6 +243,7 @@ impl WorkerOutput {
             stream: self.stream,
             line: &self.line,
             text: &self.line[text],
+            request: self.request.as_ref().map(RequestId::as_str),
         });
         self.line.clear();
         self.text = 0;
@@ -285,6 +344,30 @@ mod tests {
         // A line that fills the limit is whole.
         let log = Log::run(false, 1024, &[(Stderr, &[b'a'; 1023]), (Stderr, b"\nx\n")]);
         assert_eq!(log.lines.len(), 2);
+    }
+
+    #[test]
+    fn a_line_names_its_request_until_the_request_ends() {
+        let mut log = Log::new(1024);
+        log.format.request_ids = true;
+        let mut output = WorkerOutput::new("www", 5304, true);
+        let said: [(Stream, &[u8]); 4] = [
+            (Stderr, b"before\n\0pri"),
+            (Stderr, b"d=4bf92f35\0one\ntwo\n"),
+            (Stdout, b"three\n"),
+            (Stderr, b"\0fscf\0after\n\0prid=a b\0\n"),
+        ];
+        for (stream, bytes) in said {
+            log.with(|lines| output.feed(stream, bytes, lines));
+        }
+        let short = |line: &str| line.replace("[20-Nov-2026 20:35:42] WARNING: [pool www] ", "");
+        assert_eq!(
+            log.texts().into_iter().map(short).collect::<String>(),
+            "child 5304 said into stderr: \"before\"\n[request 4bf92f35] child 5304 said into stderr: \"one\"\n\
+             [request 4bf92f35] child 5304 said into stderr: \"two\"\n\
+             [request 4bf92f35] child 5304 said into stdout: \"three\"\nchild 5304 said into stderr: \"after\"\n\
+             child 5304 said into stderr: \"\0prid=a b\0\"\n"
+        );
     }
 
     #[test]

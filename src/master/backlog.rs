@@ -136,7 +136,7 @@ mod tests {
         let mut sockets = Sockets::default();
         let diag = Diag::new();
         let listener = sockets
-            .get(&Listen::Unix(path.clone()), &pool, &Logger::default())
+            .get(&Listen::Unix(path.clone()), "listen", &pool, &Logger::default())
             .unwrap();
         assert_eq!(diag.backlog(&listener).unwrap(), Backlog { waiting: 0, limit: 17 });
         let _clients: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();

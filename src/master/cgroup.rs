@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::IniEntry;
@@ -75,7 +76,38 @@ pub struct Cgroup {
     lingering: RefCell<Vec<PathBuf>>,
 }
 
+/// The groups, for a successor: it finds itself below them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedGroups {
+    base: PathBuf,
+    lingering: Vec<PathBuf>,
+}
+
 impl Cgroup {
+    /// What is to go on.
+    pub fn save(&self) -> SavedGroups {
+        SavedGroups {
+            base: self.base.clone(),
+            lingering: self.lingering.borrow().clone(),
+        }
+    }
+
+    /// Goes on with it.
+    pub fn restore(saved: SavedGroups) -> Self {
+        Self {
+            base: saved.base,
+            lingering: RefCell::new(saved.lingering),
+        }
+    }
+
+    /// A leaf that there is.
+    pub fn leaf(self: &Rc<Self>, path: PathBuf) -> Leaf {
+        Leaf {
+            path,
+            groups: self.clone(),
+        }
+    }
+
     /// Moves this process out of the service's own group and makes the others.
     ///
     /// # Errors
@@ -111,6 +143,11 @@ impl Cgroup {
         })
     }
 
+    /// The service's own group.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// Puts the limits of a pool's file into force, and lifts those that are no longer there. Returns what could not be.
     pub fn limit(&self, before: &[IniEntry], now: &[IniEntry]) -> Vec<CgroupError> {
         let workers = self.base.join("workers");
@@ -137,10 +174,7 @@ impl Cgroup {
     /// When the kernel refuses.
     pub fn place_worker(self: &Rc<Self>, number: u64, pid: i32, memory_max: Option<u64>) -> Result<Leaf, CgroupError> {
         self.sweep();
-        let leaf = Leaf {
-            path: self.base.join(format!("workers/{number}")),
-            groups: self.clone(),
-        };
+        let leaf = self.leaf(self.base.join(format!("workers/{number}")));
         make(&leaf.path)?;
         // What a worker has started dies with it.
         let _ = write(leaf.path.join("memory.oom.group"), "1");
@@ -179,6 +213,11 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Kills the worker and all that it has started.
     pub fn kill(&self) {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");

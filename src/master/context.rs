@@ -9,6 +9,8 @@ use std::rc::Rc;
 use super::backlog::Diag;
 use super::cgroup::Cgroup;
 use super::desk::Mailbox;
+use super::herald::Herald;
+use super::upgrade::Program;
 use super::watch::Events;
 use crate::api::{Answer, Happened};
 use crate::cli::Launch;
@@ -34,6 +36,8 @@ pub struct Context {
     pub log: Logger,
     /// The command line.
     pub launch: Launch,
+    /// What runs here.
+    pub program: Program,
     /// The way to the loop.
     pub events: Events,
     /// For the length of queues.
@@ -46,6 +50,8 @@ pub struct Context {
     pub open_files: rustix::process::Rlimit,
     /// The control groups; None where there are none.
     pub cgroup: Option<Rc<Cgroup>>,
+    /// The bus service, which wants to know it too.
+    herald: Option<Herald>,
     /// Who wants to know what happens.
     watchers: RefCell<Vec<Mailbox>>,
     next: Cell<u64>,
@@ -61,9 +67,12 @@ impl Context {
         open_files: rustix::process::Rlimit,
         cgroup: Option<Rc<Cgroup>>,
     ) -> Self {
+        let herald = launch.events.as_deref().and_then(Herald::new);
         Self {
             log,
             launch,
+            herald,
+            program: Program::running(),
             events,
             diag: Diag::new(),
             stderr,
@@ -80,6 +89,16 @@ impl Context {
         self.next.replace(self.next.get() + 1)
     }
 
+    /// The next of these numbers.
+    pub fn next_number(&self) -> u64 {
+        self.next.get()
+    }
+
+    /// Goes on with a predecessor's numbers.
+    pub fn go_on_from(&self, next: u64) {
+        self.next.set(next);
+    }
+
     /// Tells a client of all that happens from now on.
     pub fn watch_with(&self, mailbox: Mailbox) {
         self.watchers.borrow_mut().push(mailbox);
@@ -87,6 +106,9 @@ impl Context {
 
     /// Something has happened. A client that does not read misses it.
     pub fn happened(&self, what: &Happened) {
+        if let Some(herald) = &self.herald {
+            herald.tell(what);
+        }
         self.watchers.borrow_mut().retain(|mailbox| {
             let _ = mailbox.try_send(Answer::Event(what.clone()));
             !mailbox.is_closed()

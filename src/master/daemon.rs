@@ -1,6 +1,8 @@
 //! The loop: signals, events and the clock come in, the pools are looked at.
 #![forbid(unsafe_code)]
 
+mod takeover;
+
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,6 +29,8 @@ use crate::api::{Answer, Question};
 use crate::config::Config;
 use crate::log::{Logger, MessageId, Settings};
 use crate::trace::Limits;
+
+pub use takeover::handled;
 
 /// Events handled before the pools are looked at.
 const AT_ONCE: usize = 64;
@@ -55,18 +59,33 @@ pub struct Daemon {
     /// Whoever started us is to be told that the workers are there.
     untold: Option<Phase>,
     /// A reload was asked for during one.
-    again: bool,
+    again: Option<Scope>,
     systemd: Systemd,
     /// The control socket.
-    _desk: Option<Desk>,
+    desk: Option<Desk>,
     /// Who waits for the end of the reload.
     asked: Vec<Mailbox>,
+    /// What has been taken over from a predecessor, with the reload that it was asked for, until the loop begins.
+    taken_over: Option<Scope>,
+    /// The program at our path can take over: to be done when the events at hand are.
+    successor: Option<Scope>,
+}
+
+/// What a reload renews.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// What has changed.
+    Changed,
+    /// Everything.
+    All,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Starting,
     Reloading,
+    /// The program that is to take over is being asked whether it can.
+    Upgrading(Scope),
     Ready,
 }
 
@@ -168,10 +187,12 @@ impl Daemon {
             report_at: watch::now() + PATIENCE,
             phase: Phase::Starting,
             untold: Some(Phase::Starting),
-            again: false,
+            again: None,
             systemd,
-            _desk: desk,
+            desk,
             asked: Vec::new(),
+            taken_over: None,
+            successor: None,
         })
     }
 
@@ -181,17 +202,42 @@ impl Daemon {
 
     /// Runs to the end; returns the exit status.
     pub async fn run(mut self) -> i32 {
-        self.log()
-            .notice(format_args!("fpm is running, pid {}", std::process::id()));
-        let alone = self.pools.len() == 1;
-        for pool in self.pools.iter_mut().filter(|pool| alone || !pool.sleeps_at_first()) {
-            pool.start();
+        match self.taken_over.take() {
+            None => self.start(),
+            Some(scope) => {
+                let version = env!("CARGO_PKG_VERSION");
+                let pid = std::process::id();
+                self.log()
+                    .notice(format_args!("php-pool {version} has taken over, pid {pid}"));
+                // Of those that ended meanwhile nobody was told.
+                self.reap();
+                self.reload_configuration(scope);
+            }
         }
         loop {
             if let Some(status) = self.look() {
                 return status;
             }
             self.wait().await;
+            if let Some(scope) = self.successor.take() {
+                let reason = self.upgrade(scope).await;
+                self.not_upgraded(&reason);
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        self.log()
+            .notice(format_args!("fpm is running, pid {}", std::process::id()));
+        let alone = self.pools.len() == 1;
+        for pool in self.pools.iter_mut().filter(|pool| alone || !pool.sleeps_at_first()) {
+            pool.start();
+        }
+    }
+
+    fn reload_again(&mut self) {
+        if let Some(scope) = self.again.take() {
+            self.reload(scope);
         }
     }
 
@@ -240,12 +286,15 @@ impl Daemon {
             Event::Zygote(place, _) | Event::Worker(place, ..) | Event::Ended(place, _) | Event::Rang(place) => {
                 place.pool
             }
-            Event::Waiting(pool) | Event::Queued(pool) | Event::Status(pool, _) => *pool,
-            Event::Asked(..) => PoolId(0),
+            Event::Waiting(pool) | Event::Alarm(pool) | Event::Queued(pool) => *pool,
+            Event::AccessLog(pool, ..) | Event::Status(pool, _) => *pool,
+            Event::Asked(..) | Event::Checked(_) => PoolId(0),
         };
-        if let Event::Asked(question, mailbox) = event {
-            return self.answer(question, mailbox);
-        }
+        let event = match event {
+            Event::Asked(question, mailbox) => return self.answer(question, mailbox),
+            Event::Checked(answer) => return self.on_checked(answer),
+            other => other,
+        };
         let Some(pool) = self.pool(id) else { return };
         match event {
             Event::Zygote(place, result) => pool.on_zygote(place.generation, result),
@@ -253,7 +302,9 @@ impl Daemon {
             Event::Ended(place, worker) => pool.worker_ended(place.generation, worker),
             Event::Rang(_) => pool.touch(),
             Event::Waiting(_) | Event::Queued(_) => pool.on_waiting(),
-            Event::Asked(..) => {}
+            Event::AccessLog(_, level, text) => pool.log().log(level, text),
+            Event::Alarm(_) => pool.on_alarm(),
+            Event::Asked(..) | Event::Checked(_) => {}
             // Who asked may have gone.
             Event::Status(_, answer) => drop(answer.send(pool.answer())),
         }
@@ -306,7 +357,7 @@ impl Daemon {
             Phase::Starting => self.pools.iter().all(|pool| pool.is_settled() || slow(pool)),
             // Who connects from now on is served by the new configuration.
             Phase::Reloading => self.pools.iter().all(|pool| pool.is_up() || slow(pool)),
-            Phase::Ready => return None,
+            Phase::Ready | Phase::Upgrading(_) => return None,
         };
         if !done {
             return None;
@@ -323,14 +374,16 @@ impl Daemon {
         }
         self.log().notice("ready to handle connections");
         self.phase = Phase::Ready;
-        if std::mem::take(&mut self.again) {
-            self.reload();
-        }
+        self.reload_again();
         None
     }
 
     /// Tells who waits for it, once, that the workers are there.
     fn tell_when_up(&mut self) {
+        // Who asked for an upgrade is told how that ends.
+        if matches!(self.phase, Phase::Upgrading(_)) {
+            return;
+        }
         let several = self.pools.len() > 1;
         let is_up = |pool: &Pool| pool.is_up() || (several && pool.is_slow());
         let Some(phase) = self.untold.take_if(|_| self.pools.iter().all(is_up)) else {
@@ -363,12 +416,12 @@ impl Daemon {
                 let pools = self.pools.iter_mut().map(|pool| pool.status(stopping)).collect();
                 reply(Answer::Status { pools });
             }
-            Question::Reload if self.ctx.state.get() != State::Normal => reply(Answer::Refused {
+            Question::Reload { .. } if self.ctx.state.get() != State::Normal => reply(Answer::Refused {
                 reason: "the master is about to end".to_owned(),
             }),
-            Question::Reload => {
+            Question::Reload { force } => {
                 self.asked.push(mailbox);
-                self.reload();
+                self.reload(if force { Scope::All } else { Scope::Changed });
             }
             Question::Trace { depth } => {
                 let limits = Limits::to_show(depth.min(MOST_FRAMES) as usize, true);
@@ -388,7 +441,7 @@ impl Daemon {
     /// Tells those who asked for a reload how it ended.
     fn settle(&mut self, answer: &Answer) {
         // One that was asked for meanwhile is still to come.
-        if !self.again {
+        if self.again.is_none() {
             for mailbox in self.asked.drain(..) {
                 let _ = mailbox.try_send(answer.clone());
             }
@@ -411,7 +464,8 @@ impl Daemon {
         match sent {
             Sent::Child => self.reap(),
             Sent::Reopen => self.reopen_logs(),
-            Sent::Reload if self.ctx.state.get() == State::Normal => self.reload(),
+            // Who deploys by a signal expects that PHP forgets what it has compiled.
+            Sent::Reload if self.ctx.state.get() == State::Normal => self.reload(Scope::All),
             Sent::Reload => self
                 .log()
                 .debug("not switching to 'reloading' state, because already in 'finishing' state"),
@@ -509,12 +563,9 @@ impl Daemon {
         let mut opened = None;
         for pool in self.all() {
             let identity = pool.wanted.identity.clone();
-            let Some(log) = &mut pool.access_log else { continue };
+            let Some(log) = &pool.access_log else { continue };
             match log.reopen(&identity, ctx.stderr.as_ref()) {
-                Ok(()) => {
-                    opened = opened.or(Some(true));
-                    pool.pass_access_log_on();
-                }
+                Ok(()) => opened = opened.or(Some(true)),
                 Err(error) => {
                     ctx.log.error(error);
                     opened = Some(false);
@@ -528,16 +579,25 @@ impl Daemon {
         }
     }
 
-    /// Reads and checks everything again; with an error all stays as it is.
-    fn reload(&mut self) {
+    /// Makes what runs what is on the disk: the program first, then what it is configured with.
+    fn reload(&mut self, scope: Scope) {
         if self.phase != Phase::Ready {
-            self.again = true;
+            self.again = self.again.max(Some(scope));
             return;
         }
         self.log().notice("Reloading in progress ...");
         self.systemd.reloading();
+        if self.ctx.program.has_changed() {
+            self.ask_successor(scope);
+        } else {
+            self.reload_configuration(scope);
+        }
+    }
+
+    /// Reads and checks everything again; with an error all stays as it is.
+    fn reload_configuration(&mut self, scope: Scope) {
         match self.prepare_reload() {
-            Ok((config, pools)) => self.commit_reload(config, pools),
+            Ok((config, pools)) => self.commit_reload(config, pools, scope),
             Err(error) => {
                 if !matches!(error, StartError::Configuration(_)) {
                     self.log().error(&error);
@@ -565,13 +625,12 @@ impl Daemon {
                 access_log,
             ));
         }
-        let daemonized = self.config.global.daemonize;
-        let replace = start::replaces_stderr(ctx.launch.log_to, &config.global, daemonized);
+        let replace = start::replaces_stderr(&ctx.launch, &config.global, self.config.global.daemonize);
         ctx.log.open(&Settings::from(&config.global), replace)?;
         Ok((config, pools))
     }
 
-    fn commit_reload(&mut self, config: Config, pools: Vec<(Wanted, Option<AccessLog>)>) {
+    fn commit_reload(&mut self, config: Config, pools: Vec<(Wanted, Option<AccessLog>)>, scope: Scope) {
         self.log().notice(reload_line(&self.ctx.launch.argv));
         self.sockets.say_all_inherited(&self.ctx.log);
         let alone = pools.len() == 1;
@@ -582,7 +641,7 @@ impl Daemon {
                 .position(|pool| pool.wanted.config.name == wanted.config.name);
             match known.map(|index| before.remove(index)) {
                 Some(mut pool) => {
-                    pool.reload(wanted, access_log);
+                    pool.reload(wanted, access_log, scope);
                     self.pools.push(pool);
                 }
                 None => match Pool::new(&self.ctx, wanted, access_log) {

@@ -5,9 +5,10 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
@@ -15,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::saved::{Kept, Saver};
 use super::watch::{Event, Events, Watch};
 use crate::api::{self, Answer, MAX_QUESTION, Question};
 
@@ -34,6 +36,7 @@ pub type Mailbox = mpsc::Sender<Answer>;
 #[derive(Debug)]
 pub struct Desk {
     path: PathBuf,
+    listener: Rc<UnixListener>,
     _watch: Watch,
 }
 
@@ -52,12 +55,31 @@ impl Desk {
         umask(before);
         let listener = listener?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        let events = events.clone();
+        Ok(Self::with(path, listener, events))
+    }
+
+    /// What is to go on. Clients see their connections close, and come again.
+    pub fn save(&self, saver: &mut Saver) -> Kept {
+        saver.keep(&*self.listener)
+    }
+
+    /// Goes on with the socket that there is.
+    ///
+    /// # Errors
+    /// When the kernel refuses to watch it.
+    pub fn restore(path: &Path, fd: OwnedFd, events: &Events) -> io::Result<Self> {
+        let listener = UnixListener::from_std(fd.into())?;
+        Ok(Self::with(path, listener, events))
+    }
+
+    fn with(path: &Path, listener: UnixListener, events: &Events) -> Self {
+        let (listener, events) = (Rc::new(listener), events.clone());
+        let incoming = listener.clone();
         let watch = Watch::start(async move {
-            let clients = std::rc::Rc::new(());
+            let clients = Rc::new(());
             loop {
-                match listener.accept().await {
-                    Ok((stream, _)) if std::rc::Rc::strong_count(&clients) <= MAX_CLIENTS => {
+                match incoming.accept().await {
+                    Ok((stream, _)) if Rc::strong_count(&clients) <= MAX_CLIENTS => {
                         let (events, counted) = (events.clone(), clients.clone());
                         tokio::task::spawn_local(async move {
                             serve(stream, events).await;
@@ -70,10 +92,11 @@ impl Desk {
                 }
             }
         });
-        Ok(Self {
+        Self {
             path: path.to_owned(),
+            listener,
             _watch: watch,
-        })
+        }
     }
 }
 

@@ -6,15 +6,20 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use nix::sys::signal::SigSet;
 use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use super::saved::{Kept, Restorer, Saver};
 
 /// Descriptors of one pool that are being closed; with more, nothing is read from the pool's processes any more.
 const MOST_CLOSING: usize = 256;
@@ -25,6 +30,27 @@ const MOST_CLOSING: usize = 256;
 pub struct Closer {
     thread: Rc<RefCell<Option<Sender<OwnedFd>>>>,
     closing: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    goes_on: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Those that the thread has not begun with.
+    fds: BTreeSet<RawFd>,
+    /// It begins with none.
+    paused: bool,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Closer {
@@ -41,13 +67,42 @@ impl Closer {
         self.closing.load(SeqCst) >= MOST_CLOSING
     }
 
+    /// Begins with no other descriptor, or goes on. What is saved must still be open when the successor comes to it, and its
+    /// number no other's.
+    pub fn pause(&self, paused: bool) {
+        self.queue.waiting().paused = paused;
+        self.queue.goes_on.notify_all();
+    }
+
+    /// What is still to be closed: the exec itself would wait for it.
+    pub fn save(&self, saver: &mut Saver) -> Vec<Kept> {
+        self.queue.waiting().fds.iter().map(|fd| saver.keep(fd)).collect()
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(&self, saved: Vec<Kept>, fds: &mut Restorer) -> io::Result<()> {
+        saved.into_iter().try_for_each(|fd| {
+            self.close(fds.take(fd)?);
+            Ok(())
+        })
+    }
+
     fn close(&self, fd: OwnedFd) {
         let mut thread = self.thread.borrow_mut();
         if thread.is_none() {
             let (sender, descriptors) = channel::<OwnedFd>();
-            let closing = Arc::clone(&self.closing);
+            let (closing, queue) = (Arc::clone(&self.closing), Arc::clone(&self.queue));
             let work = move || {
+                // They are the loop's, which an exec must not lose.
+                let _ = SigSet::all().thread_block();
                 for fd in descriptors {
+                    let waiting = queue.goes_on.wait_while(queue.waiting(), |waiting| waiting.paused);
+                    let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+                    waiting.fds.remove(&fd.as_raw_fd());
+                    drop(waiting);
                     drop(fd);
                     closing.fetch_sub(1, SeqCst);
                 }
@@ -59,6 +114,7 @@ impl Closer {
         }
         if let Some(sender) = &*thread {
             self.closing.fetch_add(1, SeqCst);
+            self.queue.waiting().fds.insert(fd.as_raw_fd());
             // It ends only with this.
             let _ = sender.send(fd);
         }

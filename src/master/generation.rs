@@ -2,27 +2,31 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
+use super::access_log::{self, AccessLog, Following};
 use super::cgroup::Leaf;
 use super::context::{Context, State};
 use super::foreign::{Closer, Foreign};
-use super::listen::Listener;
+use super::listen::{Listener, Sockets};
 use super::process::Process;
 use super::queue::Queue;
+use super::saved::{Kept, Restorer, Saver};
+use super::stamp::Files;
 use super::users::Identity;
-use super::watch::{self, Place, Watch};
-use super::worker::{Worker, describe, describe_request, fields_of};
-use super::zygote::{Parts, Zygote, ZygoteError};
-use crate::api::Happened;
+use super::watch::{self, GenerationId, Place, PoolId, Watch};
+use super::worker::{SavedWorker, Worker, describe, describe_request, fields_of};
+use super::zygote::{Parts, SavedZygote, Zygote, ZygoteError};
+use crate::api::{Exits, Happened, Measures};
 use crate::config::{Global, Pool};
 use crate::control::{Exit, Spawn, ToWorker, ToZygote};
 use crate::log::{Fields, Level, MessageId};
@@ -39,8 +43,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A worker that lived so long, or served a request, did not die of its start.
 const LIVED: Duration = Duration::from_secs(10);
 
+/// So many workers that are not accepted end the conversation with their zygote. (One may have ended before it was looked at.)
+const MOST_REFUSED: u32 = 3;
+
 /// Where a generation stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Life {
     /// PHP is starting up.
     Starting,
@@ -51,7 +58,7 @@ pub enum Life {
 }
 
 /// How the end of a drain is enforced.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Drain {
     /// Its begin.
     pub begun: Duration,
@@ -66,17 +73,32 @@ pub struct Drain {
 pub struct Death {
     /// Nobody had asked it to leave.
     pub unasked: bool,
-    /// It crashed inside PHP (SIGSEGV, SIGBUS…).
-    pub crashed: bool,
+    /// It crashed, or was killed in a request: what it shares with others may be torn, a lock held for ever.
+    pub suspect: bool,
     /// It came to nothing: it died soon and without having served.
     pub stillborn: bool,
 }
 
+/// What a worker is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// One more.
+    Grow,
+    /// In the place of one that ended unasked.
+    Replace,
+    /// To stand ready, and accept nothing yet.
+    Spare,
+}
+
 /// Counters of workers that are gone.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Totals {
     /// Requests begun.
     pub requests: u64,
+    /// Why they are gone.
+    pub exits: Exits,
+    /// What they have measured.
+    pub measures: Measures,
 }
 
 /// A generation. Its workers see their links close when this goes, finish their requests and leave.
@@ -95,7 +117,9 @@ pub struct Generation {
     /// When its start began.
     pub begun: Duration,
     /// Its scoreboard.
-    pub board: Rc<Scoreboard>,
+    pub board: Arc<Scoreboard>,
+    /// Its lines are written to the access log.
+    following: Option<Following>,
     /// Its workers.
     pub workers: BTreeMap<WorkerId, Worker>,
     /// Set while it drains.
@@ -108,11 +132,44 @@ pub struct Generation {
     pub php: String,
     /// `expose_php`: whether clients may know it.
     pub exposed: bool,
+    /// libphp, extensions and what they need, as they were when it was ready.
+    pub mapped: Files,
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     closer: Closer,
+    /// Workers that were not accepted.
+    refused: u32,
     free: BTreeSet<u32>,
-    _bell: Watch,
+    bell: Rc<OwnedFd>,
+    _ringing: Watch,
+}
+
+/// A generation, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedGeneration {
+    id: GenerationId,
+    config: Pool,
+    identity: Identity,
+    /// The key of what it listens on.
+    listener: String,
+    /// Those of what it listens on beside.
+    #[serde(default)]
+    further: Vec<String>,
+    life: Life,
+    begun: Duration,
+    board: Kept,
+    /// The name of its access log.
+    log: Option<Kept>,
+    bell: Kept,
+    workers: Vec<SavedWorker>,
+    drain: Option<Drain>,
+    quit: Option<Duration>,
+    trace_layout: Vec<u64>,
+    php: String,
+    exposed: bool,
+    mapped: Files,
+    refused: u32,
+    zygote: SavedZygote,
 }
 
 impl Generation {
@@ -120,6 +177,7 @@ impl Generation {
     ///
     /// # Errors
     /// When its zygote cannot be executed.
+    #[allow(clippy::too_many_arguments, reason = "a generation is made from all that a pool has")]
     pub fn start(
         ctx: &Rc<Context>,
         place: Place,
@@ -128,13 +186,13 @@ impl Generation {
         identity: &Identity,
         listeners: &[Rc<Listener>],
         queue: &Queue,
+        access_log: Option<&Rc<AccessLog>>,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
-        // Those that leave may still be there when their replacements come.
-        let slots = config.pm_max_children + config.pm_max_children.div_ceil(4).max(2);
+        // Spares are beyond it, and those that leave may still be there when their replacements come.
+        let slots = config.pm_max_children.saturating_mul(2).saturating_add(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
-        let board = Rc::new(board);
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| ZygoteError::Make("its bell", error.into()))?;
         let clone = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map_err(make("a descriptor"));
@@ -142,6 +200,10 @@ impl Generation {
             clone(board.fd())?,
             clone(queue.workers().as_fd())?,
             clone(bell.as_fd())?,
+            match access_log {
+                Some(log) => log.bell().map_err(make("a descriptor"))?,
+                None => clone(bell.as_fd())?,
+            },
         ];
         let parts = Parts {
             global,
@@ -151,8 +213,14 @@ impl Generation {
             fds,
             closer: queue.closer(),
         };
+        let board = Arc::new(board);
+        let following = access_log
+            .map(|log| log.follow(place, &board, &ctx.events))
+            .transpose()
+            .map_err(make("the thread of its access log"))?;
         let zygote = Zygote::start(ctx, place, parts)?;
-        let bell = watch::bell(bell, &ctx.events, place).map_err(make("a registration"))?;
+        let bell = Rc::new(OwnedFd::from(bell));
+        let ringing = watch::bell(&bell, &ctx.events, place).map_err(make("a registration"))?;
         Ok(Self {
             place,
             config: config.clone(),
@@ -161,18 +229,125 @@ impl Generation {
             life: Life::Starting,
             begun: watch::now(),
             board,
+            following,
             workers: BTreeMap::new(),
             drain: None,
             quit: None,
             trace_layout: TraceLayout::default(),
             php: String::new(),
-            exposed: zygote.exposes_php,
+            exposed: zygote.says.exposes_php,
+            mapped: Files::default(),
             ctx: ctx.clone(),
             zygote,
             closer: queue.closer().clone(),
+            refused: 0,
             free: (0..slots).collect(),
-            _bell: bell,
+            bell,
+            _ringing: ringing,
         })
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedGeneration {
+        SavedGeneration {
+            id: self.place.generation,
+            config: (*self.config).clone(),
+            identity: self.identity.clone(),
+            listener: self.listeners[0].key.clone(),
+            further: self.listeners[1..]
+                .iter()
+                .map(|listener| listener.key.clone())
+                .collect(),
+            life: self.life,
+            begun: self.begun,
+            board: saver.keep(&self.board.fd()),
+            log: self.access_log().map(|log| log.name(saver)),
+            bell: saver.keep(&*self.bell),
+            workers: self.workers.values().map(|worker| worker.save(saver)).collect(),
+            drain: self.drain,
+            quit: self.quit,
+            trace_layout: self.trace_layout.to_words().to_vec(),
+            php: self.php.clone(),
+            exposed: self.exposed,
+            mapped: self.mapped.clone(),
+            refused: self.refused,
+            zygote: self.zygote.save(saver),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing, or the scoreboard is of another version.
+    pub fn restore(
+        ctx: &Rc<Context>,
+        pool: PoolId,
+        queue: &Queue,
+        (sockets, logs): (&Sockets, &access_log::Restored),
+        saved: SavedGeneration,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let generation = saved.id;
+        let place = Place { pool, generation };
+        let (config, closer) = (Rc::new(saved.config), queue.closer());
+        let board = Arc::new(Scoreboard::open(fds.take(saved.board)?).map_err(io::Error::other)?);
+        let log = saved.log.and_then(|log| logs.get(&log));
+        let following = log.map(|log| log.follow(place, &board, &ctx.events)).transpose()?;
+        let zygote = Zygote::restore(ctx, place, &config, closer, saved.zygote, fds)?;
+        let bell = Rc::new(fds.take(saved.bell)?);
+        let ringing = watch::bell(&bell, &ctx.events, place)?;
+        let mut free: BTreeSet<u32> = (0..board.slots() as u32).collect();
+        let mut workers = BTreeMap::new();
+        for worker in saved.workers {
+            let worker = Worker::restore(ctx, place, &config, &board, closer, worker, fds)?;
+            if !free.remove(&worker.slot) {
+                return Err(io::Error::other("two workers have one slot of the scoreboard"));
+            }
+            workers.insert(worker.id, worker);
+        }
+        let layout = saved.trace_layout.try_into();
+        Ok(Self {
+            place,
+            config,
+            identity: saved.identity,
+            listeners: sockets.all_known(&saved.listener, &saved.further)?,
+            life: saved.life,
+            begun: saved.begun,
+            board,
+            following,
+            workers,
+            drain: saved.drain,
+            quit: saved.quit,
+            trace_layout: layout.map_or_else(|_| TraceLayout::default(), TraceLayout::from_words),
+            php: saved.php,
+            exposed: saved.exposed,
+            mapped: saved.mapped,
+            refused: saved.refused,
+            ctx: ctx.clone(),
+            zygote,
+            closer: closer.clone(),
+            free,
+            bell,
+            _ringing: ringing,
+        })
+    }
+
+    /// Where its workers' lines go.
+    pub fn access_log(&self) -> Option<&Rc<AccessLog>> {
+        self.following.as_ref().map(Following::log)
+    }
+
+    /// Whether one that is started now would be the same: no file that it was made from has changed.
+    pub fn is_up_to_date(&self) -> bool {
+        // What is preloaded is the pool's own code, and may be any number of files.
+        !self.zygote.says.preloads
+            && super::zygote::files_now(&self.ctx, &self.config).is_some_and(|now| now == self.zygote.files)
+            && self.mapped.are_unchanged()
+    }
+
+    /// Whether its zygote has taken all that it was told.
+    pub fn has_all_orders(&self) -> bool {
+        self.zygote.has_all_orders()
     }
 
     /// The way to the zygote.
@@ -185,7 +360,7 @@ impl Generation {
         &self.zygote.process
     }
 
-    fn log(&self, level: Level, text: impl std::fmt::Display) {
+    pub(super) fn log(&self, level: Level, text: impl std::fmt::Display) {
         self.ctx.log.pool(&self.config.name).log(level, text);
     }
 
@@ -203,7 +378,7 @@ impl Generation {
     ///
     /// # Errors
     /// A sentence.
-    pub fn spawn(&mut self, access_log: Option<&File>, replaces: bool) -> Result<(), String> {
+    pub fn spawn(&mut self, errand: Errand) -> Result<(), String> {
         let slot = self
             .free
             .first()
@@ -214,18 +389,22 @@ impl Generation {
             worker: number,
             slot,
             max_requests: self.max_requests(),
+            recycle_age: self.config.worker_recycle_age.mul_f64(1.0 - self.ctx.jitter() / 10.0),
         };
-        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, access_log, spawn, &self.closer)
+        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, spawn, &self.closer)
             .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
         self.zygote
             .orders
             .try_send(order)
             .map_err(|_| "the zygote does not listen")?;
         self.free.remove(&slot);
-        worker.replaces = replaces;
+        worker.replaces = errand == Errand::Replace;
+        worker.held = errand == Errand::Spare;
         self.board.slot(slot as usize).reset();
         self.board.control(slot as usize).drain.store(0, SeqCst);
         self.board.control(slot as usize).terminate.store(0, SeqCst);
+        let hold = u32::from(errand == Errand::Spare);
+        self.board.control(slot as usize).hold.store(hold, SeqCst);
         self.workers.insert(worker.id, worker);
         Ok(())
     }
@@ -273,6 +452,10 @@ impl Generation {
             format_args!("a worker of zygote {zygote} is not accepted: {problem}"),
         );
         self.forget(id);
+        self.refused += 1;
+        if self.refused == MOST_REFUSED {
+            self.break_off("what it calls workers are none");
+        }
     }
 
     /// Has done with a zygote that does not keep to the protocol: it is hostile, or its memory is torn. Its workers go on.
@@ -426,13 +609,12 @@ impl Generation {
                 }
             }
             let request = view.text.clone().filter(|_| view.is_active()).unwrap_or_default();
-            let uri = request.full_uri();
             let log = self.ctx.log.about(Fields {
                 message_id: match starved {
                     true => Some(MessageId::WorkerOom),
                     false => (!orderly).then_some(MessageId::WorkerDied),
                 },
-                ..fields_of(&self.config.name, pid, &request, &uri)
+                ..fields_of(&self.config.name, pid, &request)
             });
             log.log(level, text);
             if !quiet {
@@ -442,19 +624,32 @@ impl Generation {
                     how: describe(exit),
                     script: request.script,
                     uri: request.uri,
+                    request_id: request.id,
                 });
             }
         }
         totals.requests = totals.requests.saturating_add(view.requests);
+        totals.measures.add(&view);
+        let exits = &mut totals.exits;
+        *match exit {
+            _ if starved => &mut exits.oom,
+            _ if !orderly && worker.rung.is_some() => &mut exits.timeout,
+            _ if leaving => &mut exits.surplus,
+            _ if orderly && self.drain.is_some() => &mut exits.drained,
+            _ if orderly => &mut exits.recycled,
+            Some(Exit::Signal { .. }) => &mut exits.signal,
+            _ => &mut exits.code,
+        } += 1;
         let death = Death {
-            unasked: !leaving && self.drain.is_none(),
-            crashed: matches!(
-                exit,
+            unasked: !leaving && !worker.held && !worker.left && self.drain.is_none(),
+            suspect: match exit {
                 Some(Exit::Signal {
-                    signal: libc::SIGSEGV | libc::SIGBUS | libc::SIGABRT | libc::SIGILL | libc::SIGFPE,
+                    signal: libc::SIGKILL | libc::SIGTERM,
                     ..
-                })
-            ),
+                }) => view.is_active(),
+                Some(Exit::Signal { .. }) => !by_quit,
+                Some(Exit::Code(_)) | None => false,
+            },
             stillborn: !orderly && view.requests == 0 && lived < LIVED,
         };
         self.forget(id);
@@ -465,7 +660,7 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if !matches!(slot.stage(), Stage::None | Stage::Idle) {
+        if !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle) {
             self.board.header().request_ends();
         }
         slot.reset();
@@ -478,23 +673,34 @@ impl Generation {
         let header = self.board.header();
         let hint = header.active.load(SeqCst);
         for worker in self.workers.values() {
-            let slot = self.board.slot(worker.slot as usize);
-            match (slot.stage(), slot.since.load(SeqCst)) {
+            if worker.held {
+                super::recycle::count_spare(worker, &self.board, snapshot);
+                continue;
+            }
+            if worker.left {
                 // It accepts nothing any more, and has given up its place; a slow reader may still hold it. That it then ends
                 // changes nothing.
-                (Stage::None, 1..) => {}
+                continue;
+            }
+            let slot = self.board.slot(worker.slot as usize);
+            let asked = worker.asked.or(worker.retired);
+            super::recycle::count_wear(worker, slot.wear(), &mut snapshot.recycling);
+            match (slot.stage(), slot.since.load(SeqCst)) {
+                (Stage::None, 1..) if worker.asked.is_some() => {}
+                // Its place is free when it has been noticed that it has left.
+                (Stage::None, 1..) => snapshot.ending += 1,
                 // Until it is known how, it has its place: its zygote will tell in a moment.
                 _ if worker.ended.is_some() => snapshot.ending += 1,
-                (Stage::None, 0) => snapshot.starting += 1,
+                (Stage::None, 0) | (Stage::Held, _) => snapshot.starting += 1,
                 (Stage::Idle, since) => snapshot.idle.push(Idle {
                     worker: worker.id,
                     started: worker.started,
                     since: Duration::from_nanos(since).min(snapshot.now),
-                    asked: worker.asked,
+                    asked,
                 }),
                 _ => {
                     snapshot.active += 1;
-                    snapshot.active_asked += u32::from(worker.asked.is_some());
+                    snapshot.active_asked += u32::from(asked.is_some());
                 }
             }
         }
@@ -507,6 +713,25 @@ impl Generation {
             // right unless it changes meanwhile.
             let _ = header.active.compare_exchange(hint, 0, SeqCst, SeqCst);
         }
+    }
+
+    /// When a worker last began anything, of those that have a request.
+    pub fn last_begin(&self) -> Duration {
+        let slots = self
+            .workers
+            .values()
+            .map(|worker| self.board.slot(worker.slot as usize));
+        let busy = slots.filter(|slot| !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle));
+        // What a worker writes may be of the future.
+        let since = busy.map(|slot| Duration::from_nanos(slot.since.load(SeqCst)).min(watch::now()));
+        since.max().unwrap_or_default()
+    }
+
+    /// Has idle workers look at the queue: whatever they are told, they look there first.
+    pub fn wake_idle(&self) {
+        let is_idle = |worker: &&Worker| !worker.held && self.board.slot(worker.slot as usize).stage() == Stage::Idle;
+        let idle = self.workers.values().filter(is_idle);
+        idle.for_each(|worker| worker.tell(&ToWorker::Serve, &[]));
     }
 
     /// Asks a surplus worker to leave.
@@ -523,7 +748,9 @@ impl Generation {
         const PATIENCE: Duration = Duration::from_secs(10);
         let Some(worker) = self.workers.get(&id) else { return };
         let refuses = |process: &Rc<Process>| process.refuses(Signal::SIGQUIT);
-        if worker.process.as_ref().is_some_and(refuses) || worker.asked.is_some_and(|at| at + PATIENCE <= now) {
+        if worker.process.as_ref().is_some_and(refuses)
+            || worker.asked.or(worker.retired).is_some_and(|at| at + PATIENCE <= now)
+        {
             worker.kill();
         }
     }
@@ -589,7 +816,13 @@ impl Generation {
                 (Signal::SIGTERM, now + LAST)
             }
             (Some(_), Some(cut)) if cut + LAST > now => return Some(cut + LAST),
-            (Some(_), Some(_)) => (Signal::SIGKILL, now + LAST),
+            (Some(_), Some(_)) => {
+                // What the zygote has not made by now it never will; it must not keep the pool from its end.
+                if self.workers.values().any(|worker| worker.process.is_none()) {
+                    self.zygote.process.signal(Signal::SIGKILL);
+                }
+                (Signal::SIGKILL, now + LAST)
+            }
         };
         for worker in self.workers.values() {
             let slot = worker.slot as usize;

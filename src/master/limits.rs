@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::generation::Generation;
@@ -17,7 +18,7 @@ use super::trace;
 use super::worker::{Worker, describe_request, fields_of};
 use crate::config::Pool;
 use crate::log::MessageId;
-use crate::scoreboard::{Scoreboard, Slot, Stage, TraceLayout};
+use crate::scoreboard::{Scoreboard, Slot, SlotView, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
 const ENGINE: Duration = Duration::from_millis(100);
@@ -26,7 +27,7 @@ const ENGINE: Duration = Duration::from_millis(100);
 const TERM: Duration = Duration::from_millis(700);
 
 /// How far the end of a request has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rung {
     /// Which request: its begin, in the scoreboard's nanoseconds.
     started: u64,
@@ -35,7 +36,7 @@ pub struct Rung {
     next: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Step {
     Engine,
     Term,
@@ -94,26 +95,13 @@ impl Current<'_> {
         Duration::from_nanos(self.started)
     }
 
-    /// Says that the request is slow, or over its time.
-    fn say(&self, worker: &Worker, now: Duration, what: &str, id: MessageId) {
+    /// php-fpm's line for a request that is slow, or over its time.
+    fn line(&self, worker: &Worker, view: &SlotView, now: Duration, what: &str) -> String {
         let took = now.saturating_sub(self.begin());
-        let view = self.board.view(worker.slot as usize);
-        let request = describe_request(&view);
+        let request = describe_request(view);
         let pid = worker.pid().unwrap_or_default();
         let (seconds, micros) = (took.as_secs(), took.subsec_micros());
-        let text = format_args!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)");
-        let suffix = if what.starts_with("executing") {
-            "logging"
-        } else {
-            "terminating"
-        };
-        let doing = view.text.unwrap_or_default();
-        let uri = doing.full_uri();
-        self.ctx
-            .log
-            .about(fields_of(&self.pool.name, pid, &doing, &uri))
-            .identified(id)
-            .warning(format_args!("{text}, {suffix}"));
+        format!("child {pid}, {request} {what} ({seconds}.{micros:06} sec)")
     }
 
     /// Whether it has become slow, and when it would.
@@ -137,10 +125,16 @@ impl Current<'_> {
             return (false, Some(due));
         }
         worker.traced = Some(self.started);
-        self.say(worker, now, "executing too slow", MessageId::RequestSlow);
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
-        trace::slow(self.ctx, self.pool, identity, worker, view, self.layout, took);
+        let line = self.line(worker, &view, now, "executing too slow") + ", logging";
+        let found = trace::Found {
+            worker,
+            view,
+            took,
+            line,
+        };
+        trace::slow(self.ctx, self.pool, identity, self.layout, found);
         (true, Some(now + limit))
     }
 
@@ -161,7 +155,12 @@ impl Current<'_> {
             return Some(due);
         }
         if worker.rung.is_none() {
-            self.say(worker, now, "execution timed out", MessageId::RequestTimeout);
+            let view = self.board.view(worker.slot as usize);
+            let line = self.line(worker, &view, now, "execution timed out") + ", terminating";
+            let told = view.text.unwrap_or_default();
+            let about = fields_of(&self.pool.name, worker.pid().unwrap_or_default(), &told);
+            let log = self.ctx.log.about(about);
+            log.identified(MessageId::RequestTimeout).warning(line);
         }
         self.climb(worker, now);
         worker.rung.map(|rung| rung.next)
@@ -172,7 +171,7 @@ impl Current<'_> {
         match self.slot.stage() {
             Stage::ReadingHeaders | Stage::Info | Stage::Running => true,
             Stage::Finishing => self.pool.request_terminate_timeout_track_finished,
-            Stage::None | Stage::Idle => false,
+            Stage::None | Stage::Held | Stage::Idle => false,
         }
     }
 

@@ -11,9 +11,11 @@ use std::rc::Rc;
 
 use nix::sys::stat::{Mode, umask};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{acl, sys, users};
+use super::saved::{Kept, Restorer, Saver};
+use super::{acl, sys, upgrade, users};
 use crate::config::{Listen, Pool};
 use crate::log::{Logger, errno};
 
@@ -66,11 +68,12 @@ pub enum ListenError {
     Name(String, #[source] users::UserError),
 }
 
-/// What makes systemd read a pool's `listen*` lines again. Both units at once, for a socket cannot be restarted under a
-/// service that runs; clients that wait in the old socket are turned away.
+/// What makes systemd read a pool's `listen*` lines again; clients that wait in the old socket are turned away. `restart` of
+/// both is no way: the jobs go on side by side, and systemd listens on no socket whose service runs still.
 fn systemd_commands(pool: &str, directive: &str) -> String {
     let kind = if directive == "pm.status_listen" { "-status" } else { "" };
-    format!("systemctl daemon-reload && systemctl restart php-pool{kind}@{pool}.socket php-pool@{pool}.service")
+    let units = format!("php-pool{kind}@{pool}.socket php-pool@{pool}.service");
+    format!("systemctl daemon-reload && systemctl stop {units} && systemctl start {units}")
 }
 
 /// A listening socket. Its file, if it made one, goes with it.
@@ -132,6 +135,11 @@ impl Listener {
     }
 }
 
+/// Whether these are the same sockets.
+pub fn are_same(some: &[Rc<Listener>], others: &[Rc<Listener>]) -> bool {
+    some.len() == others.len() && some.iter().zip(others).all(|(one, other)| Rc::ptr_eq(one, other))
+}
+
 /// All sockets of this process, by key.
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -142,7 +150,90 @@ pub struct Sockets {
     held: bool,
 }
 
+/// A socket, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedListener {
+    fd: Kept,
+    key: String,
+    tcp: bool,
+    #[serde(default)]
+    name: String,
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+/// All sockets, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedSockets {
+    /// In the order in which they came.
+    all: Vec<SavedListener>,
+    held: bool,
+}
+
+impl SavedSockets {
+    /// Whether systemd holds the sockets.
+    pub fn are_held(&self) -> bool {
+        self.held
+    }
+}
+
 impl Sockets {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedSockets {
+        let all = self.order.iter().map(|key| &self.all[key]);
+        let all = all.map(|listener| SavedListener {
+            fd: saver.keep(listener),
+            key: listener.key.clone(),
+            tcp: listener.tcp,
+            name: listener.name.clone(),
+            file: listener.file.clone(),
+        });
+        SavedSockets {
+            all: all.collect(),
+            held: self.held,
+        }
+    }
+
+    /// Makes them again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedSockets, fds: &mut Restorer) -> io::Result<Self> {
+        let mut sockets = Self {
+            held: saved.held,
+            ..Self::default()
+        };
+        for saved in saved.all {
+            sockets.insert(Listener {
+                fd: fds.take(saved.fd)?,
+                key: saved.key,
+                tcp: saved.tcp,
+                name: saved.name,
+                // Files of this life's own making only matter while it starts.
+                made: false,
+                file: saved.file,
+            });
+        }
+        Ok(sockets)
+    }
+
+    /// The socket of a key.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn known(&self, key: &str) -> io::Result<Rc<Listener>> {
+        let found = self.all.get(key).cloned();
+        found.ok_or_else(|| io::Error::other(format!("there is no socket {key}")))
+    }
+
+    /// The sockets of a pool: that of `listen`, and the further ones.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn all_known(&self, first: &str, further: &[String]) -> io::Result<Vec<Rc<Listener>>> {
+        let keys = std::iter::once(first).chain(further.iter().map(String::as_str));
+        keys.map(|key| self.known(key)).collect()
+    }
+
     /// Takes the sockets of a hand-over.
     pub fn adopt_all(&mut self, inherited: Inherited, log: &Logger) {
         for (fd, key) in inherited.fpm {
@@ -370,7 +461,10 @@ fn fpm_sockets() -> Vec<(RawFd, String)> {
 
 /// Whether an environment variable is about the hand-over, and none of PHP's business.
 pub fn is_hand_over(name: &str) -> bool {
-    name == "FPM_SOCKETS" || name.starts_with("FPM_SOCKETS_") || name.starts_with("LISTEN_")
+    name == upgrade::VARIABLE
+        || name == "FPM_SOCKETS"
+        || name.starts_with("FPM_SOCKETS_")
+        || name.starts_with("LISTEN_")
 }
 
 /// The key of a socket that was handed over, and whether it is TCP.

@@ -62,6 +62,8 @@ pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
 fn appending() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o600);
+    // Nobody waits for a pipe to get a reader.
+    options.custom_flags(libc::O_NONBLOCK);
     options
 }
 
@@ -86,9 +88,15 @@ fn acting_as<T>(person: &Person, act: impl FnOnce() -> io::Result<T>) -> io::Res
     let theirs: Vec<_> = groups.iter().copied().map(group_id).collect();
     set_thread_groups(&theirs)?;
     setfsgid(Gid::from_raw(*gid));
-    // Takes root's rights on files away as well.
+    // Takes root's rights on files away as well. Without CAP_SETUID it does nothing and does not say so; nor does the
+    // second one, of a uid that nobody has, which only tells who we are.
     setfsuid(Uid::from_raw(*uid));
-    let result = act();
+    let became = setfsuid(Uid::from_raw(u32::MAX)).as_raw() == *uid;
+    let result = if became {
+        act()
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    };
     setfsuid(Uid::effective());
     setfsgid(Gid::effective());
     set_thread_groups(&own)?;

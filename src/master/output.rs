@@ -5,15 +5,18 @@ use std::cell::RefCell;
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::saved::{Kept, Restorer, Saver};
 use super::sys;
 use super::watch::Watch;
 use super::worker::fields_of;
 use crate::log::{Lines, Logger, Stream, WorkerOutput};
-use crate::scoreboard::{TextView, realtime_us};
+use crate::scoreboard::{Scoreboard, TextView, realtime_us};
 
 /// Most that is read of one process in one go: another one's turn then.
 const AT_ONCE: usize = 64 << 10;
@@ -23,6 +26,34 @@ const AT_ONCE: usize = 64 << 10;
 pub struct Pipes {
     stdout: Option<PipeReader>,
     stderr: PipeReader,
+}
+
+/// The pipes of a process, for a successor.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SavedPipes {
+    stdout: Option<Kept>,
+    stderr: Kept,
+}
+
+impl Pipes {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedPipes {
+        SavedPipes {
+            stdout: self.stdout.as_ref().map(|stdout| saver.keep(stdout)),
+            stderr: saver.keep(&self.stderr),
+        }
+    }
+
+    /// Makes them again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedPipes, fds: &mut Restorer) -> io::Result<Self> {
+        Ok(Self {
+            stdout: fds.take_some(saved.stdout)?.map(PipeReader::from),
+            stderr: fds.take(saved.stderr)?.into(),
+        })
+    }
 }
 
 /// Makes the pipes of a worker; with them come its own ends, stdout and stderr.
@@ -55,6 +86,17 @@ pub fn stderr_pipe() -> io::Result<(Pipes, PipeWriter)> {
     Ok((Pipes { stdout: None, stderr }, err))
 }
 
+/// Whose output it is.
+#[derive(Clone, Debug)]
+pub struct Speaker<'a> {
+    /// Its pool.
+    pub pool: &'a str,
+    /// Its pid.
+    pub pid: i32,
+    /// A worker's slot in its scoreboard: what it prints is told by the request there.
+    pub slot: Option<(Arc<Scoreboard>, u32)>,
+}
+
 /// The output of one process on its way into the log.
 #[derive(Debug)]
 pub struct Output {
@@ -62,6 +104,14 @@ pub struct Output {
     _watch: Watch,
 }
 
+/// The output of a process, for a successor, with the line that is not complete.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedOutput {
+    pipes: SavedPipes,
+    lines: WorkerOutput,
+}
+
+#[derive(Debug)]
 struct Shared {
     log: Logger,
     pool: String,
@@ -69,17 +119,7 @@ struct Shared {
     stdout: Option<AsyncFd<PipeReader>>,
     stderr: AsyncFd<PipeReader>,
     lines: RefCell<WorkerOutput>,
-    /// The request that the process has, or had last: what it prints is told by it.
-    request: Box<dyn Fn() -> TextView>,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("pool", &self.pool)
-            .field("worker", &self.worker)
-            .finish_non_exhaustive()
-    }
+    slot: Option<(Arc<Scoreboard>, u32)>,
 }
 
 impl Output {
@@ -87,23 +127,41 @@ impl Output {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn start(
-        pipes: Pipes,
-        log: &Logger,
-        pool: &str,
-        worker: i32,
-        decorate: bool,
-        request: Box<dyn Fn() -> TextView>,
-    ) -> io::Result<Self> {
+    pub fn start(pipes: Pipes, log: &Logger, speaker: Speaker<'_>, decorate: bool) -> io::Result<Self> {
+        let lines = WorkerOutput::new(speaker.pool, speaker.pid, decorate);
+        Self::with(pipes, log, speaker, lines)
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedOutput {
+        let stdout = self.shared.stdout.as_ref();
+        SavedOutput {
+            pipes: SavedPipes {
+                stdout: stdout.map(|stdout| saver.keep(stdout.get_ref())),
+                stderr: saver.keep(self.shared.stderr.get_ref()),
+            },
+            lines: self.shared.lines.borrow().clone(),
+        }
+    }
+
+    /// Begins to read again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(saved: SavedOutput, log: &Logger, speaker: Speaker<'_>, fds: &mut Restorer) -> io::Result<Self> {
+        Self::with(Pipes::restore(saved.pipes, fds)?, log, speaker, saved.lines)
+    }
+
+    fn with(pipes: Pipes, log: &Logger, speaker: Speaker<'_>, lines: WorkerOutput) -> io::Result<Self> {
         let register = |pipe| sys::register(pipe, Interest::READABLE);
         let shared = Rc::new(Shared {
             log: log.clone(),
-            pool: pool.to_owned(),
-            worker,
+            pool: speaker.pool.to_owned(),
+            worker: speaker.pid,
             stdout: pipes.stdout.map(register).transpose()?,
             stderr: register(pipes.stderr)?,
-            lines: RefCell::new(WorkerOutput::new(pool, worker, decorate)),
-            request,
+            lines: RefCell::new(lines),
+            slot: speaker.slot,
         });
         let task = shared.clone();
         let watch = Watch::start(async move { task.run().await });
@@ -184,13 +242,24 @@ impl Shared {
             now: realtime_us(),
             format: &mut self.log.format(),
             take: &mut |said| {
-                let request = (self.request)();
-                let uri = request.full_uri();
-                let fields = fields_of(&self.pool, self.worker, &request, &uri);
-                self.log.printed(&fields, &said);
+                let request = self.request(said.request);
+                self.log.printed(&fields_of(&self.pool, self.worker, &request), &said);
             },
         };
         act(&mut self.lines.borrow_mut(), &mut lines);
+    }
+
+    /// The request of a line: the one that its worker has named, or else the one that it has, or had last.
+    fn request(&self, named: Option<&str>) -> TextView {
+        let view = self.slot.as_ref().map(|(board, slot)| board.view(*slot as usize));
+        let request = view.and_then(|view| view.text).unwrap_or_default();
+        match named {
+            Some(id) if id != request.id => TextView {
+                id: id.to_owned(),
+                ..TextView::default()
+            },
+            _ => request,
+        }
     }
 }
 

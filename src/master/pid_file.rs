@@ -45,6 +45,16 @@ impl PidFile {
         Ok(Self(path.to_owned()))
     }
 
+    /// One that names this process already.
+    pub fn restore(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Removes it, unless it is another's by now.
     ///
     /// # Errors

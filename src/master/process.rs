@@ -8,13 +8,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 
+use super::saved::{Kept, Restorer, Saver};
 use crate::control::Exit;
 
 /// A process.
 #[derive(Debug)]
 pub struct Process {
     fd: OwnedFd,
+    pid: i32,
+}
+
+/// A process, for a successor.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SavedProcess {
+    fd: Kept,
     pid: i32,
 }
 
@@ -59,6 +68,21 @@ impl Process {
             Some(still) if still == pid => Ok(Self { fd, pid }),
             _ => Err(format!("process {pid} has ended already")),
         }
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedProcess {
+        let fd = saver.keep(self);
+        SavedProcess { fd, pid: self.pid }
+    }
+
+    /// Makes it again.
+    ///
+    /// # Errors
+    /// When the descriptor is missing.
+    pub fn restore(saved: SavedProcess, fds: &mut Restorer) -> io::Result<Self> {
+        let fd = fds.take(saved.fd)?;
+        Ok(Self { fd, pid: saved.pid })
     }
 
     /// Its number; it is another's only after [`Self::wait`] or its parent has collected it.

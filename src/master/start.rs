@@ -16,15 +16,19 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use super::access_log::{AccessLog, AccessLogError};
+use super::access_log::{self, AccessLog, AccessLogError};
 use super::background::{self, Report, Side};
-use super::daemon::Daemon;
+use super::daemon::{self, Daemon};
 use super::listen::{Inherited, ListenError, Sockets};
 use super::log_file;
 use super::pid_file::{PidFile, PidFileError};
 use super::pool::Wanted;
+use super::privileges;
+use super::saved::Saved;
 use super::systemd::Systemd;
+use super::upgrade::{self, Called};
 use super::users::{self, UserError};
+use super::watch::{Event, Events};
 use super::{output, sys};
 use crate::cli::{Launch, LogTo};
 use crate::config::{self, Config, Global, Rlimit};
@@ -75,6 +79,11 @@ pub enum StartError {
 
 /// Runs a master to its end; returns the exit status.
 pub fn run(launch: Launch) -> i32 {
+    match upgrade::called() {
+        Called::Start => {}
+        Called::Check => return upgrade::answer(),
+        Called::TakeOver(state) => return take_over(launch, state.into()),
+    }
     // An early reload must not kill us; TERM may.
     let early = SigSet::from_iter([Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP, Signal::SIGCHLD]);
     let _ = early.thread_block();
@@ -99,6 +108,69 @@ pub fn run(launch: Launch) -> i32 {
             log.error("FPM initialization failed");
             if report.is_some() { EX_SOFTWARE } else { EX_CONFIG }
         }
+    }
+}
+
+/// Goes on where the program that was this process before has left.
+fn take_over(launch: Launch, state: File) -> i32 {
+    // It has blocked them already.
+    let _ = daemon::handled().thread_block();
+    sys::close_on_exec_from(3);
+    let log = Logger::default();
+    match Saved::read(state) {
+        Ok(saved) => {
+            set_title(&saved.config, &log);
+            // The exec has given root's all back.
+            give_up_privileges(saved.sockets.are_held(), &log);
+            run_loop(&log.clone(), daemon::handled(), |events, receiver| {
+                Daemon::restore(launch, log, saved, events, receiver)
+            })
+        }
+        Err(error) => {
+            log.error(error);
+            EX_SOFTWARE
+        }
+    }
+}
+
+/// Runs what `make` makes to its end, `blocked` signals let in; returns the exit status.
+fn run_loop(
+    log: &Logger,
+    blocked: SigSet,
+    make: impl FnOnce(Events, mpsc::Receiver<Event>) -> io::Result<Daemon>,
+) -> i32 {
+    let failed = |what, error| {
+        log.error(StartError::Make(what, error));
+        EX_SOFTWARE
+    };
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed("the event loop", error),
+    };
+    let status = LocalSet::new().block_on(&runtime, async {
+        let (sender, events) = mpsc::channel(EVENTS);
+        match make(Events::new(sender), events) {
+            Ok(daemon) => {
+                let _ = blocked.thread_unblock();
+                daemon.run().await
+            }
+            Err(error) => failed("a descriptor", error),
+        }
+    });
+    access_log::wait_for_all(log);
+    status
+}
+
+fn give_up_privileges(sockets_are_held: bool, log: &Logger) {
+    if let Err(error) = privileges::give_up(!sockets_are_held) {
+        log.warning(format_args!("the master keeps all its capabilities: {}", errno(&error)));
+    }
+}
+
+fn set_title(config: &Config, log: &Logger) {
+    let title = format!("php-fpm: master process ({})", config.path.display());
+    if let Err(error) = crate::sys::set_title(&title) {
+        log.debug(format_args!("the process's title cannot be set: {}", errno(&error)));
     }
 }
 
@@ -140,7 +212,7 @@ fn prepare(
 
     let config = load(&launch, log)?;
     let global = &config.global;
-    let replace_stderr = replaces_stderr(launch.log_to, global, global.daemonize);
+    let replace_stderr = replaces_stderr(&launch, global, global.daemonize);
     // In the background nothing of the caller's terminal or pipe may stay open.
     let stderr = (!global.daemonize)
         .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
@@ -175,13 +247,11 @@ fn prepare(
     let (pools, pid_file) = made.inspect_err(|_| sockets.remove_made())?;
     sockets.close_unused();
 
-    let title = format!("php-fpm: master process ({})", config.path.display());
-    if let Err(error) = crate::sys::set_title(&title) {
-        log.debug(format_args!("the process's title cannot be set: {}", errno(&error)));
-    }
+    set_title(&config, log);
     if replace_stderr {
         log.tie_stderr()?;
     }
+    give_up_privileges(sockets.are_held(), log);
     log.started();
     let log = log.clone();
     Ok(Prepared::Stays(Box::new(Start {
@@ -199,39 +269,15 @@ fn prepare(
 impl Start {
     fn run(self, report: Option<Report>, early: SigSet) -> i32 {
         let log = self.log.clone();
-        let failed = |what: &'static str| {
-            let log = log.clone();
-            move |error| {
-                log.error(StartError::Make(what, error));
-                EX_SOFTWARE
-            }
-        };
-        let runtime = match Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed("the event loop"))
-        {
-            Ok(runtime) => runtime,
-            Err(status) => return status,
-        };
-        LocalSet::new().block_on(&runtime, async move {
-            let (sender, events) = mpsc::channel(EVENTS);
-            match Daemon::new(self, sender, events, report).map_err(failed("a descriptor")) {
-                Ok(daemon) => {
-                    let _ = early.thread_unblock();
-                    daemon.run().await
-                }
-                Err(status) => status,
-            }
-        })
+        run_loop(&log, early, |sender, events| Daemon::new(self, sender, events, report))
     }
 }
 
-/// Whether lines go to `error_log` and no longer to stderr. (A person looks at a terminal.)
-pub fn replaces_stderr(log_to: LogTo, global: &Global, daemonized: bool) -> bool {
-    match log_to {
+/// Whether lines go to `error_log` and no longer to stderr.
+pub fn replaces_stderr(launch: &Launch, global: &Global, daemonized: bool) -> bool {
+    match launch.log_to {
         _ if daemonized => true,
-        LogTo::FpmRules => !std::io::stderr().is_terminal(),
+        LogTo::ErrorLog => !io::stderr().is_terminal(),
         LogTo::Stderr => false,
         LogTo::Named => global.error_log_named,
     }

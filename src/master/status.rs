@@ -36,6 +36,7 @@ pub fn process(worker: &Worker, view: &SlotView, now: Duration) -> Option<Proces
         content_length: view.content_length,
         user: text.user,
         script: text.script,
+        request_id: text.id,
         last_request_cpu: cpu,
         last_request_memory: if idle { view.memory } else { 0 },
     })

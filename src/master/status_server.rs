@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::listen::Listener;
 use super::sys;
 use super::watch::{Event, Events, PoolId, Watch};
-use crate::config::{Network, Pool};
+use crate::config::{Network, Pool, or_never};
 use crate::fastcgi::{
     self, Input, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_record,
     append_unknown_type,
@@ -41,15 +41,91 @@ pub struct Answer {
     pub php: Option<String>,
 }
 
+/// The pages for which no worker is needed.
+#[derive(Debug)]
+pub struct Pages {
+    id: PoolId,
+    events: Events,
+    status_path: Option<String>,
+    ping: Option<(String, String)>,
+}
+
+impl Pages {
+    /// Those of a pool.
+    pub fn new(id: PoolId, pool: &Pool, events: &Events) -> Self {
+        Self {
+            id,
+            events: events.clone(),
+            status_path: pool.pm_status_path.clone(),
+            ping: pool.ping_path.clone().map(|path| (path, pool.ping_response.clone())),
+        }
+    }
+
+    /// The page that a request with these parameters is for.
+    fn find(&self, params: &[u8]) -> Option<Page<'_>> {
+        let (uri, method) = (last(params, b"SCRIPT_NAME"), last(params, b"REQUEST_METHOD"));
+        let is = |path: &str| !method.is_empty() && uri == path.as_bytes();
+        match &self.ping {
+            Some((path, response)) if is(path) => Some(Page::Ping(response)),
+            _ => self.status_path.as_deref().is_some_and(is).then_some(Page::Status),
+        }
+    }
+
+    /// Whether a request with these parameters is for one of them.
+    pub fn are_asked_for(&self, params: &[u8]) -> bool {
+        self.find(params).is_some()
+    }
+
+    /// The response to a request with these parameters; None: it is for none of them.
+    pub async fn reply(&self, params: &[u8]) -> Option<Vec<u8>> {
+        let page = self.find(params)?;
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.events.send(Event::Status(self.id, sender)).await.is_ok();
+        let answer = if asked { receiver.await.ok() } else { None };
+        let php = answer.as_ref().and_then(|answer| answer.php.as_deref());
+        let head = last(params, b"REQUEST_METHOD") == b"HEAD";
+        Some(match (page, &answer) {
+            (Page::Ping(response), _) => pong(response, head).cgi(php),
+            (Page::Status, Some(answer)) => {
+                let view = View::of(last(params, b"QUERY_STRING"), last(params, b"HTTP_ACCEPT"));
+                StatusPage::default().reply(&answer.snapshot, view, head).cgi(php)
+            }
+            (Page::Status, None) => {
+                let status = b"Status: 500 Internal Server Error\r\n".to_vec();
+                [status, unavailable().cgi(php)].concat()
+            }
+        })
+    }
+}
+
+enum Page<'a> {
+    /// With its response.
+    Ping(&'a str),
+    Status,
+}
+
+/// The value of a parameter; of several with the name the last one counts.
+fn last<'a>(params: &'a [u8], name: &[u8]) -> &'a [u8] {
+    let pairs = fastcgi::pairs(params).filter_map(Result::ok);
+    let found = pairs.filter(|pair| pair.name == name).last();
+    found.map(|pair| pair.value).unwrap_or_default()
+}
+
+/// A whole reply: the response, and the end of the request.
+pub fn append_reply(out: &mut Vec<u8>, id: u16, text: &[u8], status: ProtocolStatus) {
+    for part in text.chunks(MAX_CONTENT) {
+        append_record(out, RecordType::Stdout, id, part);
+    }
+    append_record(out, RecordType::Stdout, id, &[]);
+    append_end_request(out, id, status);
+}
+
 #[derive(Debug)]
 struct Server {
-    id: PoolId,
     name: String,
-    events: Events,
     log: Logger,
     allowed: Option<Vec<Network>>,
-    status_path: String,
-    ping: Option<(String, String)>,
+    pages: Pages,
     /// For a whole request, and for the wait for the next one on the same connection.
     patience: Duration,
 }
@@ -60,15 +136,14 @@ struct Server {
 /// When the kernel refuses to watch it.
 pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, log: &Logger) -> io::Result<Watch> {
     let fd = sys::register(listener.clone(), Interest::READABLE)?;
+    let mut pages = Pages::new(id, pool, events);
+    pages.status_path.get_or_insert_with(|| "/".to_owned());
     let server = Rc::new(Server {
-        id,
         name: pool.name.clone(),
-        events: events.clone(),
         log: log.clone(),
         allowed: pool.listen_allowed_clients.clone(),
-        status_path: pool.pm_status_path.clone().unwrap_or_else(|| "/".to_owned()),
-        ping: pool.ping_path.clone().map(|path| (path, pool.ping_response.clone())),
-        patience: pool.request_header_timeout,
+        pages,
+        patience: or_never(pool.request_header_timeout),
     });
     Ok(Watch::start(async move {
         let places = Arc::new(Semaphore::new(MOST));
@@ -76,6 +151,7 @@ pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, 
         loop {
             let place = places.clone().acquire_owned().await;
             let Ok(mut ready) = fd.readable().await else { return };
+            let _in_hand = server.pages.events.gate().pass().await;
             match rustix::net::acceptfrom_with(fd.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok((connection, peer)) => {
                     let peer = peer
@@ -133,6 +209,8 @@ impl Server {
             let mut out = Vec::new();
             let mut close = false;
             let (used, event) = input.next(&bytes).map_err(io::Error::other)?;
+            // An answer that is begun is brought to its end.
+            let _in_hand = (event != fastcgi::Event::NeedMore).then(|| self.pages.events.gate().hold());
             match event {
                 fastcgi::Event::NeedMore => {
                     bytes.drain(..used);
@@ -193,38 +271,12 @@ impl Server {
     }
 
     async fn answer(&self, params: &[u8], id: u16, out: &mut Vec<u8>) {
-        let get = |name: &[u8]| {
-            let pairs = fastcgi::pairs(params).filter_map(Result::ok);
-            pairs
-                .filter(|pair| pair.name == name)
-                .last()
-                .map(|pair| pair.value)
-                .unwrap_or_default()
+        let nothing = || {
+            let missing = b"Status: 404 Not Found\r\nContent-type: text/html; charset=UTF-8\r\n\r\nFile not found.\n";
+            let names_a_method = !last(params, b"REQUEST_METHOD").is_empty();
+            if names_a_method { missing.to_vec() } else { Vec::new() }
         };
-        let uri = get(b"SCRIPT_NAME");
-        let head = get(b"REQUEST_METHOD") == b"HEAD";
-        let (sender, receiver) = oneshot::channel();
-        let asked = self.events.send(Event::Status(self.id, sender)).await.is_ok();
-        let answer = if asked { receiver.await.ok() } else { None };
-        let php = answer.as_ref().and_then(|answer| answer.php.as_deref());
-        let text = match (&self.ping, answer.as_ref()) {
-            _ if get(b"REQUEST_METHOD").is_empty() => Vec::new(),
-            (Some((path, response)), _) if uri == path.as_bytes() => pong(response, head).cgi(php),
-            (_, Some(answer)) if uri == self.status_path.as_bytes() => {
-                let view = View::of(get(b"QUERY_STRING"), get(b"HTTP_ACCEPT"));
-                StatusPage::default().reply(&answer.snapshot, view, head).cgi(php)
-            }
-            (_, None) if uri == self.status_path.as_bytes() => [
-                b"Status: 500 Internal Server Error\r\n".to_vec(),
-                unavailable().cgi(php),
-            ]
-            .concat(),
-            _ => b"Status: 404 Not Found\r\nContent-type: text/html; charset=UTF-8\r\n\r\nFile not found.\n".to_vec(),
-        };
-        for part in text.chunks(MAX_CONTENT) {
-            append_record(out, RecordType::Stdout, id, part);
-        }
-        append_record(out, RecordType::Stdout, id, &[]);
-        append_end_request(out, id, ProtocolStatus::Complete);
+        let text = self.pages.reply(params).await.unwrap_or_else(nothing);
+        append_reply(out, id, &text, ProtocolStatus::Complete);
     }
 }

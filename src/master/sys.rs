@@ -34,10 +34,16 @@ pub fn close_on_exec_from(first: RawFd) {
             .and_then(|name| name.parse().ok())
             .filter(|fd| *fd >= first)
         {
-            // SAFETY: sets a flag; on a descriptor that is gone it is an error that changes nothing.
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            set_close_on_exec(fd, true);
         }
     }
+}
+
+/// Says whether an exec closes a descriptor. One that is gone stays gone.
+pub fn set_close_on_exec(fd: RawFd, closes: bool) {
+    let flags = if closes { libc::FD_CLOEXEC } else { 0 };
+    // SAFETY: sets a flag; on a descriptor that is gone it is an error that changes nothing.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, flags) };
 }
 
 /// Takes over a descriptor that this process was started with, if it is open.

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::SigSet;
 use tokio::sync::oneshot;
 
 use super::context::Context;
@@ -19,10 +20,11 @@ use super::users::Identity;
 use super::worker::Worker;
 use crate::api::{Happened, Traced};
 use crate::config::Pool;
-use crate::log::{Clock, errno};
+use crate::log::{Clock, Fields, Logger, MessageId, errno};
 use crate::scoreboard::{SlotView, TraceLayout, realtime_us};
 use crate::trace::slowlog::{SlowRequest, calls, record};
-use crate::trace::{self, Limits, TraceError};
+use crate::trace::text::lines;
+use crate::trace::{self, Backtrace, Limits, TraceError};
 
 /// How long a thread may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +38,8 @@ where
     let (send, result) = oneshot::channel();
     let started = worker.begin_trace().map(|under_way| {
         thread::Builder::new().name("trace".to_owned()).spawn(move || {
+            // They are the loop's, which an exec must not lose.
+            let _ = SigSet::all().thread_block();
             let _ = send.send(work());
             drop(under_way);
         })
@@ -55,16 +59,29 @@ fn target(worker: &Worker, layout: TraceLayout) -> Option<trace::Worker> {
     Some(trace::Worker::new(process.pid(), pidfd, layout))
 }
 
-/// Writes the record of a request that has run for `took`, and tells who watches.
-pub fn slow(
-    ctx: &Rc<Context>,
-    pool: &Pool,
-    identity: &Identity,
-    worker: &Worker,
-    view: SlotView,
-    layout: TraceLayout,
-    took: Duration,
-) {
+/// A request that was found slow.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// Its worker.
+    pub worker: &'a Worker,
+    /// What the scoreboard has of it.
+    pub view: SlotView,
+    /// For how long it has run.
+    pub took: Duration,
+    /// php-fpm's line for it.
+    pub line: String,
+}
+
+/// Writes the record of a slow request, and tells who watches.
+///
+/// A log of lines gets those of php-fpm around its trace; the journal one entry for all of it, with fields.
+pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, layout: TraceLayout, found: Found<'_>) {
+    let Found {
+        worker,
+        view,
+        took,
+        line,
+    } = found;
     let (Some(path), Some(target)) = (pool.slowlog.clone(), target(worker, layout)) else {
         return;
     };
@@ -80,11 +97,15 @@ pub fn slow(
         id: text.id,
         duration: took,
     };
-    let (script, uri) = (slow.script.clone(), slow.uri.clone());
+    let request = slow.clone();
     let (identity, depth) = (identity.clone(), pool.request_slowlog_trace_depth);
-    ctx.log.notice(format_args!("about to trace {pid}"));
+    let in_lines = !ctx.log.keeps_fields();
+    if in_lines {
+        ctx.log.pool(&pool.name).warning(&line);
+        ctx.log.notice(format_args!("about to trace {pid}"));
+    }
     let done = aside(worker, move || {
-        let trace = target.backtrace(Limits::to_show(depth as usize, false));
+        let trace = target.backtrace(Limits::to_show(depth as usize, true));
         let time = Clock::new("%d-%b-%Y %H:%M:%S")
             .at((realtime_us() / 1_000_000) as i64)
             .to_owned();
@@ -95,25 +116,57 @@ pub fn slow(
             written.map_err(|error| format!("unable to open slowlog ({}): {}", path.display(), errno(&error))),
         )
     });
-    let (ctx, pool) = (ctx.clone(), pool.name.clone());
+    let ctx = ctx.clone();
     tokio::task::spawn_local(async move {
         let (trace, written) = done.await.unwrap_or((Err(TraceError::HeldUp(pid)), Ok(())));
-        for problem in [trace.as_ref().err().map(ToString::to_string), written.err()]
-            .into_iter()
-            .flatten()
-        {
-            ctx.log.pool(&pool).error(problem);
+        let log = ctx.log.pool(&request.pool);
+        if let Err(problem) = written {
+            log.error(problem);
         }
-        ctx.log.notice(format_args!("finished trace of {pid}"));
+        if in_lines {
+            if let Err(problem) = &trace {
+                log.error(problem);
+            }
+            ctx.log.notice(format_args!("finished trace of {pid}"));
+        } else {
+            enter(&ctx.log, &request, &line, trace.as_ref(), depth);
+        }
         ctx.happened(&Happened::SlowRequest {
-            pool,
+            pool: request.pool,
             pid,
-            script,
-            uri,
+            script: request.script,
+            uri: request.uri,
+            request_id: request.id,
             milliseconds: took.as_millis() as u64,
             backtrace: trace.map(|trace| calls(&trace, depth)).unwrap_or_default(),
         });
     });
+}
+
+/// The journal's entry: php-fpm's line and the stack below it to be read, and all of it in fields.
+fn enter(log: &Logger, slow: &SlowRequest, line: &str, trace: Result<&Backtrace, &TraceError>, depth: u32) {
+    let (stack, problem) = match trace {
+        Ok(trace) => (lines(trace, depth as usize).join("\n"), String::new()),
+        Err(error) => (String::new(), error.to_string()),
+    };
+    let micros = slow.duration.as_micros().to_string();
+    let more = [
+        ("PHP_METHOD", slow.method.as_str()),
+        ("PHP_DURATION_USEC", micros.as_str()),
+        ("PHP_BACKTRACE", stack.as_str()),
+        ("PHP_BACKTRACE_PROBLEM", problem.as_str()),
+    ];
+    let fields = Fields {
+        pool: Some(&slow.pool),
+        worker: Some(slow.pid),
+        script: Some(&slow.script),
+        uri: Some(&slow.uri),
+        query: Some(&slow.query),
+        request_id: Some(&slow.id),
+        message_id: Some(MessageId::RequestSlow),
+        more: &more,
+    };
+    log.about(fields).warning(format_args!("{line}\n{stack}{problem}"));
 }
 
 /// What a worker does now.
@@ -128,6 +181,7 @@ pub fn ask(
     let target = target(worker, layout)?;
     let (pool, pid) = (pool.to_owned(), target.pid());
     let took = now.saturating_sub(Duration::from_nanos(view.started));
+    let request_id = view.text.as_ref().map(|text| text.id.clone());
     let done = aside(worker, move || target.backtrace(limits));
     Some(async move {
         let trace = done.await.unwrap_or(Err(TraceError::HeldUp(pid)));
@@ -136,6 +190,7 @@ pub fn ask(
             pool: Some(pool),
             pid,
             milliseconds: Some(took.as_millis() as u64),
+            request_id,
             backtrace: trace.ok(),
             problem,
         }

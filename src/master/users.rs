@@ -4,6 +4,7 @@
 use std::ffi::CString;
 
 use nix::unistd::{Gid, Group, Uid, User};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::Pool;
@@ -23,7 +24,7 @@ pub enum UserError {
 }
 
 /// Who the workers of a pool are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// User, group and supplementary groups to become; None: stay.
     pub user: Option<(u32, u32, Vec<u32>)>,

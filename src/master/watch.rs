@@ -3,14 +3,15 @@
 //! The way to the loop is bounded: who sends more than it takes waits, and nobody else does.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::sys::eventfd::EventFd;
-use serde::Serialize;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -23,15 +24,16 @@ use super::status_server::Answer;
 use super::sys;
 use crate::api::Question;
 use crate::control::{Channel, ChannelError, FromWorker, FromZygote};
+use crate::log::Level;
 use crate::pm::WorkerId;
 use crate::scoreboard::monotonic_ns;
 
 /// A pool's number, unique in the master's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PoolId(pub u64);
 
 /// A generation's number, unique in the master's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct GenerationId(pub u64);
 
 /// A generation of a pool.
@@ -56,10 +58,16 @@ pub enum Event {
     Rang(Place),
     /// A connection waits at the pool's listener.
     Waiting(PoolId),
+    /// A connection came to the pool's listener while no worker waited for one.
+    Alarm(PoolId),
     /// A kept connection has something to say and has been put into the pool's queue.
     Queued(PoolId),
     /// A client of the control socket has asked something.
     Asked(Question, Mailbox),
+    /// The writer of a pool's access log has something to say.
+    AccessLog(PoolId, Level, String),
+    /// What the program that is to take over says of the state.
+    Checked(Result<(), String>),
     /// Somebody wants to know how the pool is.
     Status(PoolId, oneshot::Sender<Answer>),
 }
@@ -73,8 +81,83 @@ pub struct Heard<T> {
     pub fds: Vec<Foreign>,
 }
 
-/// The way to the master's loop.
-pub type Events = mpsc::Sender<Event>;
+/// The way to the master's loop, and the gate before it.
+#[derive(Clone, Debug)]
+pub struct Events {
+    sender: mpsc::Sender<Event>,
+    gate: Rc<Gate>,
+}
+
+impl Events {
+    /// By a channel.
+    pub fn new(sender: mpsc::Sender<Event>) -> Self {
+        Self {
+            sender,
+            gate: Rc::default(),
+        }
+    }
+
+    /// Tells the loop, when it has room.
+    ///
+    /// # Errors
+    /// When the loop is over.
+    pub async fn send(&self, event: Event) -> Result<(), Over> {
+        self.sender.send(event).await.map_err(|_| Over)
+    }
+
+    /// What holds the watchers back.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+}
+
+/// The loop is over.
+#[derive(Debug)]
+pub struct Over;
+
+/// Before an exec nothing may be taken from a descriptor that only this process would then know of: while the gate is closed
+/// nobody begins to, and whoever has something in hand still brings it to the loop.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: Cell<bool>,
+    in_hand: Cell<usize>,
+}
+
+impl Gate {
+    /// Closes or opens it.
+    pub fn close(&self, closed: bool) {
+        self.closed.set(closed);
+    }
+
+    /// Whether nobody has anything in hand.
+    pub fn is_quiet(&self) -> bool {
+        self.in_hand.get() == 0
+    }
+
+    /// Waits until it is open; what is taken from now on is in hand until the result goes.
+    pub async fn pass(&self) -> InHand<'_> {
+        while self.closed.get() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.hold()
+    }
+
+    /// Something is in hand already.
+    pub fn hold(&self) -> InHand<'_> {
+        self.in_hand.set(self.in_hand.get() + 1);
+        InHand(self)
+    }
+}
+
+/// Somebody has something in hand.
+#[derive(Debug)]
+pub struct InHand<'a>(&'a Gate);
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.0.in_hand.set(self.0.in_hand.get() - 1);
+    }
+}
 
 /// A task; it ends with this.
 #[derive(Debug)]
@@ -112,6 +195,14 @@ pub async fn until(moment: Duration) {
     tokio::time::sleep(moment.saturating_sub(now())).await;
 }
 
+/// The same where there may be none: then for ever.
+pub async fn until_some(moment: Option<Duration>) {
+    match moment {
+        Some(moment) => until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A channel of the master's end, with its registration.
 pub type Registered<S, R> = Rc<AsyncFd<Channel<S, R>>>;
 
@@ -139,6 +230,7 @@ pub fn messages<S: Serialize + 'static, R: DeserializeOwned + 'static>(
             while closer.is_busy() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+            let _in_hand = events.gate().pass().await;
             let mut fds = Vec::new();
             let result = channel.get_ref().receive_into(false, &mut fds);
             let fds = fds.into_iter().map(|fd| closer.take(fd)).collect();
@@ -159,10 +251,13 @@ pub fn messages<S: Serialize + 'static, R: DeserializeOwned + 'static>(
 pub fn sender<S: Serialize + 'static, R: DeserializeOwned + 'static>(
     channel: &Registered<S, R>,
     mut queue: mpsc::Receiver<(S, Vec<OwnedFd>)>,
+    events: &Events,
 ) -> Watch {
-    let channel = channel.clone();
+    let (channel, events) = (channel.clone(), events.clone());
     Watch::start(async move {
         while let Some((message, fds)) = queue.recv().await {
+            // What is queued behind it is seen by the queue's length.
+            let _in_hand = events.gate().hold();
             if !send(&channel, &message, &fds).await {
                 return;
             }
@@ -204,20 +299,54 @@ pub fn process(process: &Rc<Process>, events: &Events, event: Event) -> io::Resu
     }))
 }
 
+/// Takes what was rung; false when nothing was. It never waits, whatever a worker, who shares the bell, has done to its flags.
+pub fn empty(bell: impl AsFd) -> bool {
+    let mut count = [0; 8];
+    let flags = rustix::io::ReadWriteFlags::NOWAIT;
+    rustix::io::preadv2(bell, &mut [io::IoSliceMut::new(&mut count)], u64::MAX, flags).is_ok()
+}
+
 /// Tells each ring of a bell.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn bell(bell: EventFd, events: &Events, place: Place) -> io::Result<Watch> {
-    let fd = sys::register(bell, Interest::READABLE)?;
+pub fn bell(bell: &Rc<OwnedFd>, events: &Events, place: Place) -> io::Result<Watch> {
+    let fd = sys::register(bell.clone(), Interest::READABLE)?;
     let events = events.clone();
     Ok(Watch::start(async move {
         while let Ok(mut ready) = fd.readable().await {
-            let rang = fd.get_ref().read().is_ok();
+            let rang = empty(fd.get_ref());
             ready.clear_ready();
             if rang && events.send(Event::Rang(place)).await.is_err() {
                 return;
             }
+        }
+    }))
+}
+
+/// Becomes readable when a connection comes for which no worker waits. It costs nothing as long as one does: the kernel wakes
+/// those that wait for a listener exclusively in the order in which they came, up to the first that really sleeps; so this is to
+/// be made after the workers were.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn nobody_waits(listener: &Listener) -> io::Result<AsyncFd<OwnedFd>> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+    epoll.add(listener, EpollEvent::new(exclusive, 0))?;
+    sys::register(epoll.0, Interest::READABLE)
+}
+
+/// Tells that once.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn alarm(listener: &Rc<Listener>, events: &Events, pool: PoolId) -> io::Result<Watch> {
+    let fd = nobody_waits(listener)?;
+    let events = events.clone();
+    Ok(Watch::start(async move {
+        if fd.readable().await.is_ok() {
+            let _ = events.send(Event::Alarm(pool)).await;
         }
     }))
 }

@@ -1,25 +1,27 @@
 //! One worker, as the master knows it.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 
 use super::cgroup::Leaf;
 use super::context::Context;
 use super::foreign::Closer;
 use super::limits::Rung;
-use super::output::{self, Output, Pipes};
-use super::process::Process;
+use super::output::{self, Output, Pipes, SavedOutput, SavedPipes, Speaker};
+use super::process::{Process, SavedProcess};
+use super::saved::{Kept, Restorer, Saver};
 use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
-use crate::control::{self, Exit, FromWorker, Spawn, ToWorker, ToZygote};
+use crate::control::{self, Channel, Exit, FromWorker, Spawn, ToWorker, ToZygote};
 use crate::log::Fields;
 use crate::pm::WorkerId;
 use crate::scoreboard::{Scoreboard, SlotView, TextView};
@@ -35,8 +37,14 @@ pub struct Worker {
     pub started: Duration,
     /// The process; None until the zygote has made it.
     pub process: Option<Rc<Process>>,
-    /// When it was asked to leave.
+    /// When it was asked to leave as one too many.
     pub asked: Option<Duration>,
+    /// When it was told to leave because it is used up.
+    pub retired: Option<Duration>,
+    /// It is a spare: ready, and accepts nothing.
+    pub held: bool,
+    /// It has left by itself, which has been noticed; it may not have ended yet.
+    pub left: bool,
     /// How it ended, by its zygote's word.
     pub exit: Option<Exit>,
     /// When its process was seen to have ended.
@@ -59,7 +67,127 @@ pub struct Worker {
     watches: Vec<Watch>,
 }
 
+/// A worker, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedWorker {
+    id: WorkerId,
+    slot: u32,
+    started: Duration,
+    process: Option<SavedProcess>,
+    asked: Option<Duration>,
+    exit: Option<Exit>,
+    ended: Option<Duration>,
+    hung_up: bool,
+    replaces: bool,
+    retired: Option<Duration>,
+    held: bool,
+    left: bool,
+    leaf: Option<PathBuf>,
+    rung: Option<Rung>,
+    traced: Option<u64>,
+    link: Kept,
+    pipes: Option<SavedPipes>,
+    output: Option<SavedOutput>,
+}
+
 impl Worker {
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedWorker {
+        SavedWorker {
+            id: self.id,
+            slot: self.slot,
+            started: self.started,
+            process: self.process.as_ref().map(|process| process.save(saver)),
+            asked: self.asked,
+            exit: self.exit,
+            ended: self.ended,
+            hung_up: self.hung_up,
+            replaces: self.replaces,
+            retired: self.retired,
+            held: self.held,
+            left: self.left,
+            leaf: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
+            rung: self.rung,
+            traced: self.traced,
+            link: saver.keep(self.link.get_ref()),
+            pipes: self.pipes.as_ref().map(|pipes| pipes.save(saver)),
+            output: self.output.as_ref().map(|output| output.save(saver)),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        board: &Arc<Scoreboard>,
+        closer: &Closer,
+        saved: SavedWorker,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let (link, watch) = Self::listen(ctx, place, saved.id, fds.take(saved.link)?.into(), closer)?;
+        let mut worker = Self {
+            id: saved.id,
+            slot: saved.slot,
+            started: saved.started,
+            process: None,
+            asked: saved.asked,
+            exit: saved.exit,
+            ended: saved.ended,
+            hung_up: saved.hung_up,
+            replaces: saved.replaces,
+            retired: saved.retired,
+            held: saved.held,
+            left: saved.left,
+            leaf: saved
+                .leaf
+                .zip(ctx.cgroup.as_ref())
+                .map(|(path, groups)| groups.leaf(path)),
+            rung: saved.rung,
+            traced: saved.traced,
+            tracing: Arc::default(),
+            link,
+            pipes: saved.pipes.map(|pipes| Pipes::restore(pipes, fds)).transpose()?,
+            output: None,
+            watches: vec![watch],
+        };
+        if let Some(process) = saved.process {
+            let process = Process::restore(process, fds)?;
+            let pid = process.pid();
+            worker.watch(ctx, place, process)?;
+            let output = saved
+                .output
+                .map(|output| Output::restore(output, &ctx.log, worker.speaker(pool, pid, board), fds));
+            worker.output = output.transpose()?;
+        }
+        Ok(worker)
+    }
+
+    fn listen(
+        ctx: &Context,
+        place: Place,
+        id: WorkerId,
+        link: Channel<ToWorker, FromWorker>,
+        closer: &Closer,
+    ) -> io::Result<(Registered<ToWorker, FromWorker>, Watch)> {
+        let link = watch::register(link)?;
+        let watch = watch::messages(&link, &ctx.events, closer, move |result| {
+            Event::Worker(place, id, result)
+        });
+        Ok((link, watch))
+    }
+
+    fn watch(&mut self, ctx: &Context, place: Place, process: Process) -> io::Result<()> {
+        let process = Rc::new(process);
+        self.watches
+            .push(watch::process(&process, &ctx.events, Event::Ended(place, self.id))?);
+        self.process = Some(process);
+        Ok(())
+    }
+
     /// Prepares one, and the order by which its zygote makes it.
     ///
     /// # Errors
@@ -68,7 +196,6 @@ impl Worker {
         ctx: &Context,
         place: Place,
         pool: &Pool,
-        access_log: Option<&File>,
         spawn: Spawn,
         closer: &Closer,
     ) -> io::Result<(Self, (ToZygote, Vec<OwnedFd>))> {
@@ -80,14 +207,8 @@ impl Worker {
         } else {
             (None, output::null()?, output::null()?)
         };
-        let mut fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
-        if let Some(log) = access_log {
-            fds.push(log.as_fd().try_clone_to_owned()?);
-        }
-        let link = watch::register(ours)?;
-        let watches = vec![watch::messages(&link, &ctx.events, closer, move |result| {
-            Event::Worker(place, id, result)
-        })];
+        let fds: Vec<OwnedFd> = vec![theirs.into(), stdout, stderr];
+        let (link, watch) = Self::listen(ctx, place, id, ours, closer)?;
         let slot = spawn.slot;
         let worker = Self {
             id,
@@ -95,6 +216,9 @@ impl Worker {
             started: watch::now(),
             process: None,
             asked: None,
+            retired: None,
+            held: false,
+            left: false,
             exit: None,
             ended: None,
             hung_up: false,
@@ -106,7 +230,7 @@ impl Worker {
             link,
             pipes,
             output: None,
-            watches,
+            watches: vec![watch],
         };
         Ok((worker, (ToZygote::Spawn(spawn), fds)))
     }
@@ -120,19 +244,15 @@ impl Worker {
         ctx: &Context,
         place: Place,
         pool: &Pool,
-        board: &Rc<Scoreboard>,
+        board: &Arc<Scoreboard>,
         process: Process,
     ) -> io::Result<()> {
         let pid = process.pid();
-        let process = Rc::new(process);
-        self.watches
-            .push(watch::process(&process, &ctx.events, Event::Ended(place, self.id))?);
-        self.process = Some(process);
+        self.watch(ctx, place, process)?;
         if let Some(pipes) = self.pipes.take() {
             let decorate = pool.decorate_workers_output;
-            let (board, slot) = (board.clone(), self.slot as usize);
-            let request = Box::new(move || board.view(slot).text.unwrap_or_default());
-            self.output = Some(Output::start(pipes, &ctx.log, &pool.name, pid, decorate, request)?);
+            let speaker = self.speaker(pool, pid, board);
+            self.output = Some(Output::start(pipes, &ctx.log, speaker, decorate)?);
         }
         let memory_max = pool.worker_memory_max;
         match ctx
@@ -151,6 +271,15 @@ impl Worker {
         Ok(())
     }
 
+    fn speaker<'a>(&self, pool: &'a Pool, pid: i32, board: &Arc<Scoreboard>) -> Speaker<'a> {
+        let slot = Some((board.clone(), self.slot));
+        Speaker {
+            pool: &pool.name,
+            pid,
+            slot,
+        }
+    }
+
     /// To be kept by the thread that is to read its memory; None while there is one.
     pub fn begin_trace(&self) -> Option<Arc<()>> {
         (Arc::strong_count(&self.tracing) == 1).then(|| self.tracing.clone())
@@ -159,6 +288,11 @@ impl Worker {
     /// Its pid, once it has one.
     pub fn pid(&self) -> Option<i32> {
         self.process.as_ref().map(|process| process.pid())
+    }
+
+    /// Whether it is a spare that can take a place.
+    pub fn is_spare(&self) -> bool {
+        self.held && self.asked.is_none() && self.ended.is_none()
     }
 
     /// Sends it a message. One that does not read will not hold up the master; what it is to know stands in the
@@ -213,16 +347,16 @@ impl Worker {
     }
 }
 
-/// Fields of an entry about a worker's request; `uri` is [`TextView::full_uri`].
-pub fn fields_of<'a>(pool: &'a str, pid: i32, request: &'a TextView, uri: &'a str) -> Fields<'a> {
-    let some = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+/// Fields of an entry about a worker's request.
+pub fn fields_of<'a>(pool: &'a str, pid: i32, request: &'a TextView) -> Fields<'a> {
     Fields {
         pool: Some(pool),
         worker: Some(pid),
-        script: some(&request.script),
-        uri: some(uri),
-        request_id: some(&request.id),
-        message_id: None,
+        script: Some(&request.script),
+        uri: Some(&request.uri),
+        query: Some(&request.query),
+        request_id: Some(&request.id),
+        ..Fields::default()
     }
 }
 

@@ -12,22 +12,26 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use command_fds::{CommandFdExt, FdMapping};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::context::Context;
 use super::foreign::Closer;
 use super::listen::{Listener, is_hand_over};
-use super::output::{self, Output};
-use super::process::Process;
+use super::output::{self, Output, SavedOutput, Speaker};
+use super::process::{Process, SavedProcess};
+use super::saved::{Kept, Restorer, Saver};
+use super::stamp::Files;
 use super::users::Identity;
-use super::watch::{self, Event, Place, Watch};
+use super::watch::{self, Event, Place, Registered, Watch};
 use crate::cli::worker;
 use crate::config::phpini::PhpIni;
-use crate::config::{Global, Pool};
-use crate::control::{self, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig};
+use crate::config::{Global, Pool, or_never};
+use crate::control::{
+    self, Channel, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig,
+};
 use crate::log::errno;
-use crate::scoreboard::TextView;
 
 /// Send buffer of control channels and links, bytes.
 pub const BUFFER: usize = 512 << 10;
@@ -49,6 +53,35 @@ pub enum ZygoteError {
     Make(&'static str, #[source] io::Error),
 }
 
+/// What a pool's PHP is found to be now.
+struct Php {
+    executable: worker::Worker,
+    ini: PhpIni,
+}
+
+impl Php {
+    fn find(ctx: &Context, pool: &Pool) -> Result<Self, worker::WorkerError> {
+        let executable = worker::find(pool.worker_path.as_deref(), pool.php_version.as_deref())?;
+        let search = ctx
+            .launch
+            .php
+            .search(&executable.php, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref());
+        let ini = search.find();
+        Ok(Self { executable, ini })
+    }
+
+    /// The files of php.ini, and the executable.
+    fn files(&self) -> Files {
+        let executable = std::iter::once(self.executable.path.clone());
+        Files::now(self.ini.files().into_iter().chain(executable))
+    }
+}
+
+/// The files that a zygote would be started from now; None when it could not be.
+pub fn files_now(ctx: &Context, pool: &Pool) -> Option<Files> {
+    Php::find(ctx, pool).ok().map(|php| php.files())
+}
+
 /// A zygote that is starting or has started. When this goes, its control channel closes and it ends.
 #[derive(Debug)]
 pub struct Zygote {
@@ -58,9 +91,33 @@ pub struct Zygote {
     pub orders: mpsc::Sender<(ToZygote, Vec<OwnedFd>)>,
     /// What it prints.
     pub output: Output,
+    /// What its php.ini says.
+    pub says: IniSays,
+    /// What it was started from.
+    pub files: Files,
+    channel: Registered<ToZygote, FromZygote>,
+    watches: Option<[Watch; 2]>,
+}
+
+/// A zygote, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedZygote {
+    process: SavedProcess,
+    channel: Kept,
+    /// Nothing is heard from it any more.
+    hung_up: bool,
+    output: SavedOutput,
+    says: IniSays,
+    files: Files,
+}
+
+/// What the master needs to know of a php.ini.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct IniSays {
     /// `expose_php`
     pub exposes_php: bool,
-    watches: Option<[Watch; 2]>,
+    /// `opcache.preload`: the pool's own code is a part of the zygote.
+    pub preloads: bool,
 }
 
 /// What a zygote is made of.
@@ -74,8 +131,8 @@ pub struct Parts<'a> {
     pub identity: &'a Identity,
     /// The listeners.
     pub listeners: &'a [Rc<Listener>],
-    /// The scoreboard, the workers' end of the queue, the bell.
-    pub fds: [OwnedFd; 3],
+    /// The scoreboard, the workers' end of the queue, the bell, the bell of the access log.
+    pub fds: [OwnedFd; 4],
     /// Closes what it sends.
     pub closer: &'a Closer,
 }
@@ -95,23 +152,20 @@ impl Zygote {
             closer,
         } = parts;
         let make = |what| move |error| ZygoteError::Make(what, error);
-        let executable = worker::find(pool.worker_path.as_deref(), pool.php_version.as_deref())?;
+        let found = Php::find(ctx, pool)?;
+        let files = found.files();
+        let Php { executable, ini } = found;
         let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
             .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
         let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
-        let ini = ctx
-            .launch
-            .php
-            .search(&executable.php, pool.php_ini.as_deref(), pool.php_scan_dir.as_deref())
-            .find();
         let asked_for = ini.variables();
-        let (php, exposes_php) = php_settings(ctx, pool, ini)?;
+        let (php, says) = php_settings(ctx, pool, ini)?;
         let config = ZygoteConfig {
             version: VERSION,
             confinement: confinement(pool, identity),
             php,
             env: environment(pool, identity),
-            pool: pool_settings(global, pool, ctx.log.in_journal()),
+            pool: pool_settings(global, pool, ctx.log.keeps_fields()),
         };
 
         let mut command = Command::new(&executable.path);
@@ -152,33 +206,89 @@ impl Zygote {
             ctx.open_files,
         );
 
-        let output = Output::start(pipes, &ctx.log, &pool.name, pid, true, Box::new(TextView::default))
-            .map_err(make("a registration"))?;
-        let channel = watch::register(ours).map_err(make("a registration"))?;
+        let output = Output::start(pipes, &ctx.log, speaker(pool, pid), true).map_err(make("a registration"))?;
+        let zygote = Self::with(ctx, place, pool, process, ours, output, closer, (says, files));
+        let zygote = zygote.map_err(make("a registration"))?;
+        let [board, workers, bell, log_bell] = fds;
+        let clone = |listener: &Rc<Listener>| listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"));
+        let listeners = listeners.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
+        let mut fds = vec![board, workers, bell, log_bell];
+        fds.extend(listeners);
+        let first = (ToZygote::Configure(Box::new(config)), fds);
+        zygote.orders.try_send(first).expect("a new queue has room");
+        Ok(zygote)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each of them is a part of it")]
+    fn with(
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        process: Rc<Process>,
+        channel: Channel<ToZygote, FromZygote>,
+        output: Output,
+        closer: &Closer,
+        (says, files): (IniSays, Files),
+    ) -> io::Result<Self> {
+        let channel = watch::register(channel)?;
         let (orders, queue) = mpsc::channel(pool.pm_max_children as usize + 64);
         let watches = [
             watch::messages(&channel, &ctx.events, closer, move |result| {
                 Event::Zygote(place, result)
             }),
-            watch::sender(&channel, queue),
+            watch::sender(&channel, queue, &ctx.events),
         ];
-        let mut fds = Vec::from(fds);
-        for listener in listeners {
-            fds.push(listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"))?);
-        }
-        let first = (ToZygote::Configure(Box::new(config)), fds);
-        orders.try_send(first).expect("a new queue has room");
         Ok(Self {
             process,
             orders,
             output,
-            exposes_php,
+            says,
+            files,
+            channel,
             watches: Some(watches),
         })
     }
-}
 
-impl Zygote {
+    /// Whether it has taken all that it was told.
+    pub fn has_all_orders(&self) -> bool {
+        self.orders.is_closed() || self.orders.capacity() == self.orders.max_capacity()
+    }
+
+    /// What is to go on.
+    pub fn save(&self, saver: &mut Saver) -> SavedZygote {
+        SavedZygote {
+            process: self.process.save(saver),
+            channel: saver.keep(self.channel.get_ref()),
+            hung_up: self.watches.is_none(),
+            output: self.output.save(saver),
+            says: self.says,
+            files: self.files.clone(),
+        }
+    }
+
+    /// Goes on with it.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        closer: &Closer,
+        saved: SavedZygote,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let process = Rc::new(Process::restore(saved.process, fds)?);
+        let output = Output::restore(saved.output, &ctx.log, speaker(pool, process.pid()), fds)?;
+        let channel = Channel::from(fds.take(saved.channel)?);
+        let made_of = (saved.says, saved.files);
+        let mut zygote = Self::with(ctx, place, pool, process, channel, output, closer, made_of)?;
+        if saved.hung_up {
+            zygote.hang_up();
+        }
+        Ok(zygote)
+    }
+
     /// Ends the conversation: nothing is heard from it any more, nor from whoever else has its end of the channel.
     pub fn hang_up(&mut self) {
         self.watches = None;
@@ -214,26 +324,28 @@ fn confinement(pool: &Pool, identity: &Identity) -> Confinement {
     }
 }
 
-/// The settings of PHP, and whether `expose_php` is on.
-fn php_settings(ctx: &Context, pool: &Pool, found: PhpIni) -> Result<(PhpSettings, bool), ZygoteError> {
+/// The settings of PHP, and what they come to.
+fn php_settings(ctx: &Context, pool: &Pool, found: PhpIni) -> Result<(PhpSettings, IniSays), ZygoteError> {
     let mut values = found.values(&ctx.launch.load.env);
     let entries = [&pool.php_admin_value, &pool.php_value];
     let mut value = |key: &str| {
         let own = entries.into_iter().flatten().find(|entry| entry.key == key);
         own.map(|entry| entry.value.clone()).or_else(|| values.remove(key))
     };
-    if pool.chroot.is_some() && value("opcache.preload").is_some_and(|file| !file.is_empty()) {
+    let preloads = value("opcache.preload").is_some_and(|file| !file.is_empty());
+    if pool.chroot.is_some() && preloads {
         return Err(ZygoteError::PreloadInChroot);
     }
     let value = value("expose_php");
     let off = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "" | "0" | "off" | "no" | "false");
-    let exposes = !value.as_deref().is_some_and(off);
+    let exposes_php = !value.as_deref().is_some_and(off);
     let settings = PhpSettings {
         values: pool.php_value.clone(),
         admin_values: pool.php_admin_value.clone(),
         ..ctx.launch.php.settings(found)
     };
-    Ok((settings, exposes))
+    let says = IniSays { exposes_php, preloads };
+    Ok((settings, says))
 }
 
 /// What PHP starts up with: what php.ini asks for by name, and what the loader and the C library go by. (php-fpm starts PHP
@@ -287,6 +399,14 @@ fn environment(pool: &Pool, identity: &Identity) -> Vec<(Vec<u8>, Vec<u8>)> {
     env
 }
 
+fn speaker(pool: &Pool, pid: i32) -> Speaker<'_> {
+    Speaker {
+        pool: &pool.name,
+        pid,
+        slot: None,
+    }
+}
+
 fn pool_settings(global: &Global, pool: &Pool, log_whole: bool) -> PoolSettings {
     PoolSettings {
         name: pool.name.clone(),
@@ -306,14 +426,13 @@ fn pool_settings(global: &Global, pool: &Pool, log_whole: bool) -> PoolSettings 
         log_level: global.log_level,
         log_limit: global.log_limit,
         log_whole,
-        request_header_timeout: pool.request_header_timeout,
-        request_body_timeout: pool.request_body_timeout,
-        response_write_timeout: pool.response_write_timeout,
+        request_header_timeout: or_never(pool.request_header_timeout),
+        request_body_timeout: or_never(pool.request_body_timeout),
+        response_write_timeout: or_never(pool.response_write_timeout),
         linger_timeout: pool.linger_timeout,
         connection_idle_timeout: pool.connection_idle_timeout,
         request_terminate_timeout: pool.request_terminate_timeout,
         stop_timeout: pool.stop_timeout,
         recycle_memory: pool.worker_recycle_memory,
-        recycle_age: pool.worker_recycle_age,
     }
 }

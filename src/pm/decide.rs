@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Backoff, WorkerId};
+use super::{Backoff, Recycling, WorkerId, recycle};
 use crate::config::{Pm, Pool};
 
 /// Connections that wait this long while nobody is idle call for workers. Shorter queues are the ordinary jitter of a busy
@@ -39,6 +39,8 @@ pub struct Limits {
     pub max_spawn_rate: u32,
     /// `pm.process_idle_timeout`
     pub idle_timeout: Duration,
+    /// Most spares: workers beyond `max_children` that accept nothing.
+    pub most_spares: u32,
 }
 
 impl From<&Pool> for Limits {
@@ -51,6 +53,7 @@ impl From<&Pool> for Limits {
             max_spare: pool.pm_max_spare_servers,
             max_spawn_rate: pool.pm_max_spawn_rate,
             idle_timeout: pool.pm_process_idle_timeout,
+            most_spares: pool.pm_max_children.div_ceil(4),
         }
     }
 }
@@ -91,10 +94,12 @@ pub struct Snapshot {
     pub lost: u32,
     /// How many more workers `process.max` allows; None is without limit.
     pub room: Option<u32>,
+    /// Workers that are to be replaced, and who stands ready for it.
+    pub recycling: Recycling,
 }
 
 impl Snapshot {
-    /// Workers that exist or are being made.
+    /// Workers that exist or are being made, without the spares.
     pub fn total(&self) -> u32 {
         self.idle.len() as u32 + self.starting + self.ending + self.active
     }
@@ -170,6 +175,14 @@ pub struct Decision {
     pub spawn: u32,
     /// How many of them replace one that ended unasked.
     pub replace: u32,
+    /// Spares that are to begin to accept.
+    pub release: u32,
+    /// Spares to make.
+    pub hold: u32,
+    /// Spares to let go.
+    pub dismiss: u32,
+    /// Workers to be told to leave after the request under way: somebody is ready to take their place.
+    pub retire: Vec<WorkerId>,
     /// Workers to ask to leave.
     pub ask: Vec<WorkerId>,
     /// Workers that were asked, are idle and still there.
@@ -183,7 +196,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    fn wake_at(&mut self, at: Duration) {
+    pub(super) fn wake_at(&mut self, at: Duration) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 }
@@ -192,9 +205,10 @@ impl Decision {
 pub fn decide(limits: &Limits, memory: &mut Memory, pool: &Snapshot) -> Decision {
     let mut decision = Decision::default();
     grow(limits, memory, pool, &mut decision);
-    if decision.spawn == 0 {
+    if decision.spawn + decision.release == 0 {
         shrink(limits, memory, pool, &mut decision);
     }
+    recycle::recycle(limits, memory, pool, &mut decision);
     insist(pool, &mut decision);
     decision
 }
@@ -204,10 +218,13 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
     let room = limits.max_children.saturating_sub(total);
     let queue = pressing(memory, pool, room > 0, decision);
     let queue = queue.saturating_sub(available);
+    let left = pool.recycling.left;
     let replace = match limits.style {
-        Pm::Static => pool.lost,
+        Pm::Static => pool.lost + left,
         // One that had to be killed or died is replaced unless there are too many without it.
-        Pm::Dynamic if available <= limits.max_spare => pool.lost,
+        Pm::Dynamic if available <= limits.max_spare => pool.lost + left,
+        // Who was used up was in use.
+        Pm::Ondemand if available == 0 => left,
         Pm::Dynamic | Pm::Ondemand => 0,
     };
     let need = match limits.style {
@@ -222,7 +239,7 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
             );
             (queue + short).max(replace)
         }
-        Pm::Ondemand => queue,
+        Pm::Ondemand => queue.max(replace),
     };
     let need = need.max(memory.first.take().unwrap_or(0).saturating_sub(total));
 
@@ -240,7 +257,9 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
         decision.wake_at(pool.now + TICK);
     }
 
-    let mut spawn = need.min(room);
+    // Spares are made already: nothing but `max_children` stands in their way.
+    decision.release = need.min(room).min(pool.recycling.all_spares());
+    let mut spawn = need.min(room) - decision.release;
     if let Some(allowed) = pool.room
         && spawn > allowed
     {
@@ -272,7 +291,7 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
         }
     }
     decision.spawn = spawn;
-    decision.replace = replace.min(spawn);
+    decision.replace = replace.saturating_sub(decision.release).min(spawn);
 }
 
 /// How many waiting connections call for a worker of their own.

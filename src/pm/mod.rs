@@ -7,12 +7,18 @@
 
 mod backoff;
 mod decide;
+mod recycle;
+#[cfg(test)]
+mod recycle_tests;
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 pub use backoff::Backoff;
 pub use decide::{Decision, Idle, Limits, Line, Memory, Snapshot, decide};
+pub use recycle::Recycling;
 
 /// A worker's number, unique in the master's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId(pub u64);

@@ -20,6 +20,7 @@ fn limits(style: Pm, max_children: u32, min_spare: u32, max_spare: u32) -> Limit
         max_spare,
         max_spawn_rate: 32,
         idle_timeout: seconds(10.0),
+        most_spares: max_children.div_ceil(4),
     }
 }
 
@@ -343,6 +344,7 @@ fn any_limits() -> impl Strategy<Value = Limits> {
                 max_spare,
                 max_spawn_rate,
                 idle_timeout: Duration::from_secs(idle),
+                most_spares: max_children.div_ceil(4),
             }
         })
 }
@@ -362,8 +364,23 @@ fn any_pool() -> impl Strategy<Value = Snapshot> {
         0u32..10,
         proptest::option::of(0u32..100),
     );
-    (0u64..2000, proptest::collection::vec(idle, 0..40), counts).prop_map(
-        |(now, idle, (starting, active, waiting, lost, room))| Snapshot {
+    let recycling = (
+        0u32..9,
+        0u32..9,
+        0u32..60,
+        0u32..9,
+        proptest::collection::vec(0u64..1000, 0..9),
+    )
+        .prop_map(|(ready, starting, worn, left, over)| Recycling {
+            ready,
+            starting,
+            worn: worn + over.len() as u32,
+            retiring: worn / 4,
+            left,
+            over: over.into_iter().map(WorkerId).collect(),
+        });
+    (0u64..2000, proptest::collection::vec(idle, 0..40), counts, recycling).prop_map(
+        |(now, idle, (starting, active, waiting, lost, room), recycling)| Snapshot {
             now: Duration::from_secs(now),
             idle,
             starting,
@@ -374,6 +391,7 @@ fn any_pool() -> impl Strategy<Value = Snapshot> {
             waiting,
             lost,
             room,
+            recycling,
         },
     )
 }
@@ -384,8 +402,16 @@ proptest! {
         let mut memory = Memory::new(&limits, 0);
         for pool in moments {
             let decision = decide(&limits, &mut memory, &pool);
-            prop_assert!(decision.spawn == 0 || pool.total() + decision.spawn <= limits.max_children);
-            prop_assert!(pool.room.is_none_or(|room| decision.spawn <= room));
+            let grown = decision.spawn + decision.release;
+            prop_assert!(grown == 0 || pool.total() + grown <= limits.max_children);
+            prop_assert!(pool.room.is_none_or(|room| decision.spawn + decision.hold <= room));
+            let spares = pool.recycling.all_spares();
+            prop_assert!(decision.release + decision.dismiss <= spares);
+            prop_assert!(decision.hold == 0 || spares - decision.release + decision.hold <= limits.most_spares);
+            prop_assert!(decision.hold == 0 || decision.dismiss == 0, "spares come and go at once");
+            prop_assert!(decision.retire.iter().all(|id| pool.recycling.over.contains(id)));
+            let ready = pool.recycling.ready.saturating_sub(decision.release + pool.recycling.retiring);
+            prop_assert!(decision.retire.len() as u32 <= ready.max(u32::from(pool.room.is_some())));
             prop_assert!(decision.replace <= decision.spawn);
             let free = pool.idle.iter().filter(|idle| idle.asked.is_none());
             prop_assert!(decision.ask.iter().all(|id| free.clone().any(|idle| idle.worker == *id)));
@@ -394,7 +420,7 @@ proptest! {
             if limits.style == Pm::Dynamic && !decision.ask.is_empty() {
                 prop_assert!(free.count() - decision.ask.len() >= limits.min_spare as usize);
             }
-            prop_assert!(decision.spawn == 0 || decision.ask.is_empty(), "it grows and shrinks at once");
+            prop_assert!(grown == 0 || decision.ask.is_empty(), "it grows and shrinks at once");
             prop_assert!(decision.wake.is_none_or(|wake| wake > pool.now), "it would spin");
         }
     }

@@ -4,10 +4,12 @@ use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
+use super::Tally;
+
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 7;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -40,6 +42,8 @@ pub enum Stage {
     Running = 4,
     /// Between the script and the end of the request (shutdown functions), or after fastcgi_finish_request().
     Finishing = 6,
+    /// A spare: ready, and accepts nothing.
+    Held = 7,
 }
 
 impl Stage {
@@ -50,6 +54,7 @@ impl Stage {
             3 => Self::Info,
             4 => Self::Running,
             6 => Self::Finishing,
+            7 => Self::Held,
             _ => Self::None,
         }
     }
@@ -57,12 +62,35 @@ impl Stage {
     /// The word on php-fpm's status page.
     pub fn name(self) -> &'static str {
         match self {
-            Self::None => "(null)",
+            Self::None | Self::Held => "(null)",
             Self::Idle => "Idle",
             Self::ReadingHeaders => "Reading headers",
             Self::Info => "Getting request information",
             Self::Running => "Running",
             Self::Finishing => "Finishing",
+        }
+    }
+}
+
+/// How much of its life a worker has behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Wear {
+    /// Nothing to be said.
+    #[default]
+    Fresh = 0,
+    /// It will have served `pm.max_requests` soon, and then leaves by itself.
+    Soon = 1,
+    /// It is too old or too large; it serves until it is told to leave.
+    Over = 2,
+}
+
+impl Wear {
+    fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Soon,
+            2 => Self::Over,
+            _ => Self::Fresh,
         }
     }
 }
@@ -182,9 +210,11 @@ pub struct Header {
     /// [`TraceLayout`], for the tracer; written by the zygote before it says Ready.
     pub trace: [AtomicU64; TraceLayout::WORDS],
 
-    /// Master: raised when new access logs have been sent on the workers' links; a worker that has not seen
-    /// this number yet reads its link before it logs.
-    pub log_epoch: AtomicU32,
+    /// Not 0: who writes the access log sleeps, and is to be woken by its bell (a [`super::Sleep`]). Set by it, cleared by who rings.
+    pub log_sleeps: AtomicU32,
+    /// Workers: not 0, and lines are lost; who sets it rings the master's bell. Cleared by who writes the access log, when
+    /// all that had waited is written.
+    pub log_loses: AtomicU32,
     /// Master: not 0, and every worker of the generation leaves when its request ends; [`STOPPING`], and the pool ends with
     /// them: what waits at the listener is left to whoever holds it next.
     pub draining: AtomicU32,
@@ -194,6 +224,8 @@ pub struct Header {
     pub active: AtomicI64,
     /// Workers: the most that `active` has been since the master last took it.
     pub peak: AtomicI64,
+    /// Master: not 0, and requests wait in the pool's queue that came before those at the listener.
+    pub line: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
@@ -244,6 +276,8 @@ impl Header {
 pub struct Control {
     /// Not 0: leave when the request ends.
     pub drain: AtomicU32,
+    /// Not 0: be ready, but accept nothing yet.
+    pub hold: AtomicU32,
     /// Nanoseconds of CLOCK_MONOTONIC at which the request that began at that time was told to end; 0 is never. SIGPROF
     /// and SIGTERM mean "end this request now" while it stands, and "finish, then leave" otherwise.
     pub terminate: AtomicU64,
@@ -285,8 +319,8 @@ text! {
     script: 1024,
     /// User of Basic authentication
     user: 64,
-    /// Request id
-    id: 64
+    /// Request id, of at most [`crate::request_id::MAX`] bytes.
+    id: 136
 }
 
 /// A string of at most `BYTES - 1` bytes, kept in words: one store for eight of them.
@@ -324,6 +358,8 @@ impl<const BYTES: usize, const WORDS: usize> Field<BYTES, WORDS> {
 pub struct Slot {
     /// [`Stage`]
     pub stage: AtomicU32,
+    /// [`Wear`]
+    wear: AtomicU32,
     /// Odd while the text is being written.
     pub(super) sequence: AtomicU32,
     /// When the current request's first byte was there; of the last one while idle.
@@ -346,6 +382,12 @@ pub struct Slot {
     pub content_length: AtomicU64,
     /// Total time of all requests, nanoseconds.
     pub busy: AtomicU64,
+    /// How long requests took, in [`super::TIMES`].
+    pub durations: Tally,
+    /// How long they had waited before, as far as the web server says when it had them, likewise.
+    pub waits: Tally,
+    /// Their peak memory, in [`super::SIZES`].
+    pub memories: Tally,
     /// The strings.
     pub(super) text: Text,
 }
@@ -362,6 +404,16 @@ impl Slot {
         Stage::from_number(self.stage.load(Acquire))
     }
 
+    /// Says that the worker is to be replaced.
+    pub fn set_wear(&self, wear: Wear) {
+        self.wear.store(wear as u32, Release);
+    }
+
+    /// Whether it is to be replaced.
+    pub fn wear(&self) -> Wear {
+        Wear::from_number(self.wear.load(Acquire))
+    }
+
     /// The parameters of a request are known.
     pub fn begin(&self, stage: Stage, request: &Request) {
         let sequence = self.sequence.load(Relaxed) | 1;
@@ -376,6 +428,7 @@ impl Slot {
     /// A new worker takes the slot over from one that is gone.
     pub fn reset(&self) {
         self.begin(Stage::None, &Request::default());
+        self.set_wear(Wear::Fresh);
         for word in [
             &self.started,
             &self.started_epoch,
@@ -388,6 +441,9 @@ impl Slot {
             &self.busy,
         ] {
             word.store(0, Relaxed);
+        }
+        for tally in [&self.durations, &self.waits, &self.memories] {
+            tally.reset();
         }
         self.stage.store(Stage::None as u32, Release);
     }

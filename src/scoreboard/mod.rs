@@ -5,12 +5,16 @@
 //! never takes an index, a length to allocate or a pid to signal from it.
 
 mod layout;
+mod ring;
+mod tally;
 mod view;
 
 pub use layout::{
-    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout,
+    Control, HEADER_SIZE, Header, LAYOUT_VERSION, MAGIC, Request, STOPPING, Slot, Stage, Text, TraceLayout, Wear,
     monotonic_ns, realtime_us,
 };
+pub use ring::{Place, Ring, Sleep, Taken};
+pub use tally::{Histogram, SIZES, TIMES, Tally};
 pub use view::{SlotView, TextView};
 
 use std::io;
@@ -79,7 +83,7 @@ impl Scoreboard {
         if size < HEADER_SIZE {
             return Err(ScoreboardError::Wrong("no header"));
         }
-        let board = Self::map(fd, (size - HEADER_SIZE) / Self::SLOT_SIZE)?;
+        let board = Self::map(fd, (size - HEADER_SIZE) / Self::SIZE_OF_ONE)?;
         let header = board.header();
         if header.magic.load(layout::ORDER) != MAGIC || header.version.load(layout::ORDER) != LAYOUT_VERSION {
             return Err(ScoreboardError::Wrong(
@@ -91,8 +95,11 @@ impl Scoreboard {
 
     const SLOT_SIZE: usize = size_of::<Slot>() + size_of::<Control>();
 
+    /// What a slot takes: the rings stand behind all slots, on pages that only an access log touches.
+    const SIZE_OF_ONE: usize = Self::SLOT_SIZE + size_of::<Ring>();
+
     fn size(slots: usize) -> usize {
-        HEADER_SIZE + slots * Self::SLOT_SIZE
+        HEADER_SIZE + slots * Self::SIZE_OF_ONE
     }
 
     fn map(fd: OwnedFd, slots: usize) -> Result<Self, ScoreboardError> {
@@ -143,6 +150,15 @@ impl Scoreboard {
     pub fn control(&self, index: usize) -> &Control {
         assert!(index < self.slots);
         self.at(HEADER_SIZE + index * Self::SLOT_SIZE + size_of::<Slot>())
+    }
+
+    /// A slot's lines for the access log. They outlive its worker.
+    ///
+    /// # Panics
+    /// When there is no such slot.
+    pub fn ring(&self, index: usize) -> &Ring {
+        assert!(index < self.slots);
+        self.at(HEADER_SIZE + self.slots * Self::SLOT_SIZE + index * size_of::<Ring>())
     }
 
     /// A copy of what a slot says, made consistent as far as its writer lets us.

@@ -5,7 +5,7 @@ use std::sync::atomic::fence;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Slot, Stage};
+use super::{Histogram, Slot, Stage};
 
 /// The strings of a request, made valid UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,14 +22,6 @@ pub struct TextView {
     pub user: String,
     /// Request id
     pub id: String,
-}
-
-impl TextView {
-    /// URI with its query.
-    pub fn full_uri(&self) -> String {
-        let question = if self.query.is_empty() { "" } else { "?" };
-        format!("{}{question}{}", self.uri, self.query)
-    }
 }
 
 /// A slot at one moment. Units as in [`Slot`].
@@ -57,6 +49,12 @@ pub struct SlotView {
     pub content_length: u64,
     /// Total time of all requests, ns.
     pub busy: u64,
+    /// How long requests took, µs.
+    pub durations: Histogram,
+    /// How long they had waited, µs.
+    pub waits: Histogram,
+    /// Their peak memory, bytes.
+    pub memories: Histogram,
     /// None when the writer gave us no quiet moment.
     pub text: Option<TextView>,
 }
@@ -67,7 +65,11 @@ const TRIES: usize = 64;
 impl SlotView {
     pub(super) fn read(slot: &Slot) -> Self {
         Self {
-            stage: slot.stage(),
+            // To all but the process manager, a spare is a worker that has not begun.
+            stage: match slot.stage() {
+                Stage::Held => Stage::None,
+                stage => stage,
+            },
             started: slot.started.load(Relaxed),
             started_epoch: slot.started_epoch.load(Relaxed),
             since: slot.since.load(Relaxed),
@@ -78,6 +80,9 @@ impl SlotView {
             memory: slot.memory.load(Relaxed),
             content_length: slot.content_length.load(Relaxed),
             busy: slot.busy.load(Relaxed),
+            durations: slot.durations.read(),
+            waits: slot.waits.read(),
+            memories: slot.memories.read(),
             text: (0..TRIES).find_map(|_| read_text(slot)),
         }
     }

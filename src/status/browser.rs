@@ -1,6 +1,6 @@
 //! The status page for a person: it renews itself, and is read on a telephone as well.
 
-use super::render::{add, markup, or_dash, pm_name};
+use super::render::{add, markup, or_dash};
 use super::{ProcessStatus, Snapshot};
 use crate::log::Clock;
 use crate::scoreboard::Stage;
@@ -54,7 +54,7 @@ fn head(out: &mut String, s: &Snapshot, clock: &mut Clock) {
         out,
         format_args!(
             "</h1><p>{}, up {} since {}</p></header>\n",
-            pm_name(s.pm),
+            s.pm.name(),
             span(s.start_since),
             clock.at(s.start_time),
         ),
@@ -101,7 +101,7 @@ fn tiles(out: &mut String, s: &Snapshot, total: u64) {
         bad(s.slow_requests > 0, " class=\"warn\""),
         "slow requests",
         &s.slow_requests,
-        "request_slowlog_timeout",
+        "request_<wbr>slowlog_<wbr>timeout",
     );
     out.push_str("</dl>\n");
 }
@@ -112,7 +112,7 @@ fn workers(out: &mut String, s: &Snapshot) {
     let mut processes: Vec<_> = s.processes.iter().collect();
     processes.sort_by_key(|p| (idle(p), std::cmp::Reverse(if idle(p) { 0 } else { p.request_duration })));
     out.push_str(
-        "<table>\n<thead><tr><th>pid</th><th>state</th><th>duration</th><th>request</th><th>script</th><th>user</th>\
+        "<table>\n<thead><tr><th>pid</th><th>state</th><th>duration</th><th>request</th><th>script</th><th>id</th><th>user</th>\
          <th>body</th><th>cpu</th><th>memory</th><th>requests</th><th>age</th></tr></thead>\n<tbody>\n",
     );
     for p in processes {
@@ -122,7 +122,13 @@ fn workers(out: &mut String, s: &Snapshot) {
             format_args!("<tr class=\"{class}\"><td data-name=\"pid\">{}</td>", p.pid),
         );
         let mut cell = |name: &str, text: &str| {
-            add(out, format_args!("<td data-name=\"{name}\">"));
+            // A telephone has no room for what says nothing.
+            let none = if matches!(text, "-" | "0 %") {
+                " class=\"none\""
+            } else {
+                ""
+            };
+            add(out, format_args!("<td data-name=\"{name}\"{none}>"));
             markup(out, text);
             out.push_str("</td>");
         };
@@ -134,6 +140,7 @@ fn workers(out: &mut String, s: &Snapshot) {
             &format!("{} {}{mark}{}", or_dash(&p.method), or_dash(&p.uri), p.query),
         );
         cell("script", or_dash(&p.script));
+        cell("id", or_dash(&p.request_id));
         cell("user", or_dash(&p.user));
         cell("body", &bytes(p.content_length));
         cell("cpu", &format!("{:.0} %", p.last_request_cpu));

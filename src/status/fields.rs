@@ -1,7 +1,7 @@
 //! `fpm_get_status()`: the snapshot as PHP's array, for a shim that has only to walk a list.
 
 use super::Snapshot;
-use super::render::{or_dash, pm_name};
+use super::render::or_dash;
 
 /// A step in building a nested PHP array. Without a key an element is appended.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +24,7 @@ pub fn fields(s: &Snapshot) -> Vec<Field> {
     let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let mut fields = vec![
         Str("pool", s.pool.clone()),
-        Str("process-manager", pm_name(s.pm).to_owned()),
+        Str("process-manager", s.pm.name().to_owned()),
         Int("start-time", s.start_time),
         Int("start-since", int(s.start_since)),
         Int("accepted-conn", int(s.accepted)),

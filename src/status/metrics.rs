@@ -1,18 +1,21 @@
-//! OpenMetrics of many pools, for a scraper: valid, and labelled by pool.
+//! Metrics of many pools, for a scraper: valid, and labelled by pool.
 //!
-//! Each figure is there twice where it is a counter: under php-fpm's name, which dashboards know and which lacks the
-//! `_total` that a counter must have (so it is declared a gauge), and as a counter of ours.
+//! What php-fpm counts is there twice: under the name that dashboards of php-fpm know, which lacks the `_total` that a counter
+//! must have (so it is declared a gauge), and as a counter of ours.
 
 use std::borrow::Cow;
+use std::fmt::Result;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::Snapshot;
-use crate::scoreboard::Stage;
+use super::{Resources, Snapshot};
+use crate::api::{Measures, PoolStatus, State};
+use crate::scoreboard::{Histogram, SIZES, Stage, TIMES};
 
 /// A pool's part of the exposition.
 #[derive(Clone, Debug)]
@@ -20,13 +23,15 @@ pub struct PoolMetrics {
     /// Its name.
     pub pool: String,
     /// None: its master does not answer.
-    pub snapshot: Option<Snapshot>,
+    pub status: Option<PoolStatus>,
+    /// What its control group tells, where it has one.
+    pub resources: Resources,
 }
 
 type Figure = fn(&Snapshot) -> u64;
 
-/// Gauges: name, help, figure.
-const GAUGES: &[(&str, &str, Figure)] = &[
+/// Gauges under php-fpm's names: name, help, figure.
+const OF_PHP_FPM: &[(&str, &str, Figure)] = &[
     ("phpfpm_start_since", "Seconds since the pool has started", |s| {
         s.start_since
     }),
@@ -62,18 +67,87 @@ const GAUGES: &[(&str, &str, Figure)] = &[
     }),
 ];
 
+type Count = fn(&PoolStatus) -> u64;
+
 /// Counters, without their `_total`.
-const COUNTERS: &[(&str, &str, Figure)] = &[
-    ("php_pool_requests", "Requests accepted by the pool", |s| s.accepted),
+const COUNTERS: &[(&str, &str, Count)] = &[
+    ("php_pool_requests", "Requests accepted by the pool", |p| {
+        p.snapshot.accepted
+    }),
     (
         "php_pool_max_children_reached",
         "Times that pm.max_children stood in the way",
-        |s| s.max_children_reached.into(),
+        |p| p.snapshot.max_children_reached.into(),
     ),
     (
         "php_pool_slow_requests",
         "Requests beyond request_slowlog_timeout",
-        |s| s.slow_requests,
+        |p| p.snapshot.slow_requests,
+    ),
+    ("php_pool_workers_started", "Workers started", |p| p.measured.spawned),
+    (
+        "php_pool_access_log_lost_lines",
+        "Lines that the access log could not be given",
+        |p| p.measured.access_log_lost,
+    ),
+];
+
+/// Counters with a label, or of a control group.
+const OTHER_COUNTERS: &[&str] = &[
+    "php_pool_workers_ended",
+    "php_pool_oom_kills",
+    "php_pool_cpu_seconds",
+    "php_pool_pressure_waiting_seconds",
+    "php_pool_pressure_stalled_seconds",
+];
+
+/// Gauges of ours.
+const GAUGES: &[(&str, &str, Count)] = &[
+    (
+        "php_pool_generation",
+        "Generations that have served, this one included",
+        |p| p.generation,
+    ),
+    ("php_pool_workers_limit", "pm.max_children", |p| p.max_children.into()),
+    (
+        "php_pool_workers_draining",
+        "Workers of earlier generations, which end with their requests",
+        |p| p.measured.draining.into(),
+    ),
+    ("php_pool_ready", "Whether a request that comes now is served", |p| {
+        p.is_ready().into()
+    }),
+    (
+        "php_pool_saturated",
+        "Whether a request that comes now has to wait for the end of another",
+        |p| p.is_saturated().into(),
+    ),
+];
+
+type Measure = fn(&Measures) -> &Histogram;
+
+/// Histograms: name, help, bounds, units of a bound for each of the metric's, figure.
+const HISTOGRAMS: &[(&str, &str, &[u64], f64, Measure)] = &[
+    (
+        "php_pool_request_duration_seconds",
+        "How long requests took, from their first byte to the end of the reply",
+        &TIMES,
+        1e6,
+        |m| &m.durations,
+    ),
+    (
+        "php_pool_queue_wait_seconds",
+        "How long requests had waited for a worker, of those whose web server says when it had them (X-Request-Start)",
+        &TIMES,
+        1e6,
+        |m| &m.waits,
+    ),
+    (
+        "php_pool_request_memory_bytes",
+        "Peak memory of requests",
+        &SIZES,
+        1.0,
+        |m| &m.memories,
     ),
 ];
 
@@ -87,54 +161,188 @@ const STAGES: [(Stage, &str); 6] = [
     (Stage::Finishing, "finishing"),
 ];
 
+const STATES: [State; 6] = [
+    State::Starting,
+    State::Running,
+    State::Reloading,
+    State::Asleep,
+    State::Failed,
+    State::Stopping,
+];
+
 #[derive(Debug)]
 struct Pools(Vec<PoolMetrics>);
 
 impl Pools {
-    /// A family with one value for each pool that answers.
-    fn family<M: EncodeMetric>(
+    /// A family; `values` writes those of one pool.
+    fn family(
         &self,
         encoder: &mut DescriptorEncoder<'_>,
         name: &str,
         help: &str,
-        value: impl Fn(&Snapshot) -> M,
-    ) -> std::fmt::Result {
-        let mut pools = self
-            .0
+        kind: MetricType,
+        mut values: impl FnMut(&PoolMetrics, &mut MetricEncoder<'_>) -> Result,
+    ) -> Result {
+        let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+        self.0.iter().try_for_each(|pool| values(pool, &mut family))
+    }
+
+    fn statuses(&self) -> impl Iterator<Item = (&str, &PoolStatus)> {
+        self.0
             .iter()
-            .filter_map(|p| Some((&p.pool, value(p.snapshot.as_ref()?))))
-            .peekable();
-        let Some((_, first)) = pools.peek() else { return Ok(()) };
-        let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
-        for (pool, metric) in pools {
-            metric.encode(family.encode_family(&[("pool", pool.as_str())])?)?;
+            .filter_map(|p| Some((p.pool.as_str(), p.status.as_ref()?)))
+    }
+
+    fn of_groups(&self, encoder: &mut DescriptorEncoder<'_>) -> Result {
+        type Value = fn(&Resources) -> Option<f64>;
+        let gauges: [(&str, &str, Value); 2] = [
+            ("php_pool_memory_bytes", "Memory of the pool's control group", |r| {
+                r.memory.map(|n| n as f64)
+            }),
+            (
+                "php_pool_memory_limit_bytes",
+                "What that may be at most, for pools that have a limit (memory.max)",
+                |r| r.memory_max.map(|n| n as f64),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            self.family(encoder, name, help, MetricType::Gauge, |p, family| {
+                match value(&p.resources) {
+                    Some(value) => ConstGauge::new(value).encode(family.encode_family(&[("pool", p.pool.as_str())])?),
+                    None => Ok(()),
+                }
+            })?;
+        }
+        let help = "Processes of the pool that the kernel has killed at a memory limit";
+        self.family(encoder, "php_pool_oom_kills", help, MetricType::Counter, |p, family| {
+            let Some(kills) = p.resources.oom_kills else {
+                return Ok(());
+            };
+            ConstCounter::new(kills).encode(family.encode_family(&[("pool", p.pool.as_str())])?)
+        })?;
+        let help = "CPU time of the pool's control group";
+        self.family(
+            encoder,
+            "php_pool_cpu_seconds",
+            help,
+            MetricType::Counter,
+            |p, family| {
+                for (mode, seconds) in &p.resources.cpu {
+                    let labels = [("pool", p.pool.as_str()), ("mode", *mode)];
+                    ConstCounter::new(*seconds).encode(family.encode_family(&labels)?)?;
+                }
+                Ok(())
+            },
+        )?;
+        let pressures = [
+            (
+                "waiting",
+                "Time in which some of the pool's tasks waited for this resource (PSI)",
+            ),
+            (
+                "stalled",
+                "Time in which all of the pool's tasks waited for this resource (PSI)",
+            ),
+        ];
+        for (index, (word, help)) in pressures.into_iter().enumerate() {
+            let name = format!("php_pool_pressure_{word}_seconds");
+            self.family(encoder, &name, help, MetricType::Counter, |p, family| {
+                for (resource, seconds) in &p.resources.pressure {
+                    let labels = [("pool", p.pool.as_str()), ("resource", *resource)];
+                    ConstCounter::new(seconds[index]).encode(family.encode_family(&labels)?)?;
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
 }
 
 impl Collector for Pools {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let up = |p: &PoolMetrics| ConstGauge::new(i64::from(p.snapshot.is_some()));
-        let kind = ConstGauge::new(0i64).metric_type();
-        let mut family = encoder.encode_descriptor("phpfpm_up", "Whether the pool's master answers", None, kind)?;
-        for p in &self.0 {
-            up(p).encode(family.encode_family(&[("pool", p.pool.as_str())])?)?;
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result {
+        let encoder = &mut encoder;
+        let help = "Whether the pool's master answers";
+        self.family(encoder, "phpfpm_up", help, MetricType::Gauge, |p, family| {
+            let up = ConstGauge::new(i64::from(p.status.is_some()));
+            up.encode(family.encode_family(&[("pool", p.pool.as_str())])?)
+        })?;
+        let of_each = |family: &mut MetricEncoder<'_>, pool: &str, metric: &dyn Fn(MetricEncoder<'_>) -> Result| {
+            metric(family.encode_family(&[("pool", pool)])?)
+        };
+        if self.statuses().next().is_none() {
+            return Ok(());
         }
-        for (name, help, figure) in GAUGES {
-            self.family(&mut encoder, name, help, |s| ConstGauge::new(figure(s)))?;
-        }
-        for (name, help, figure) in COUNTERS {
-            self.family(&mut encoder, name, help, |s| ConstCounter::new(figure(s)))?;
-        }
-        let mut family = encoder.encode_descriptor("php_pool_workers", "Workers by what they do", None, kind)?;
-        for p in &self.0 {
-            for (stage, label) in STAGES {
-                let Some(snapshot) = &p.snapshot else { continue };
-                let count = snapshot.processes.iter().filter(|one| one.stage == stage).count();
-                let labels = [("pool", p.pool.as_str()), ("state", label)];
-                ConstGauge::new(count as u64).encode(family.encode_family(&labels)?)?;
+        for (name, help, figure) in OF_PHP_FPM {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (pool, status) in self.statuses() {
+                let metric = ConstGauge::new(figure(&status.snapshot));
+                of_each(&mut family, pool, &|encoder| metric.encode(encoder))?;
             }
+        }
+        for (name, help, count) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (pool, status) in self.statuses() {
+                let metric = ConstGauge::new(count(status));
+                of_each(&mut family, pool, &|encoder| metric.encode(encoder))?;
+            }
+        }
+        for (name, help, count) in COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (pool, status) in self.statuses() {
+                let metric = ConstCounter::new(count(status));
+                of_each(&mut family, pool, &|encoder| metric.encode(encoder))?;
+            }
+        }
+        let mut family =
+            encoder.encode_descriptor("php_pool_workers", "Workers by what they do", None, MetricType::Gauge)?;
+        for (pool, status) in self.statuses() {
+            for (stage, label) in STAGES {
+                let processes = &status.snapshot.processes;
+                let count = processes.iter().filter(|one| one.stage == stage).count() as u64;
+                ConstGauge::new(count).encode(family.encode_family(&[("pool", pool), ("state", label)])?)?;
+            }
+        }
+        let help = "What the pool does: 1 for the state that it is in";
+        let mut family = encoder.encode_descriptor("php_pool_state", help, None, MetricType::Gauge)?;
+        for (pool, status) in self.statuses() {
+            for state in STATES {
+                let labels = [("pool", pool), ("state", state.name())];
+                ConstGauge::new(u64::from(status.state == state)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Workers that have ended, by the reason";
+        let mut family = encoder.encode_descriptor("php_pool_workers_ended", help, None, MetricType::Counter)?;
+        for (pool, status) in self.statuses() {
+            let exits = &status.measured.exits;
+            for (reason, count) in [
+                ("surplus", exits.surplus),
+                ("recycled", exits.recycled),
+                ("drained", exits.drained),
+                ("timeout", exits.timeout),
+                ("oom", exits.oom),
+                ("signal", exits.signal),
+                ("code", exits.code),
+            ] {
+                let labels = [("pool", pool), ("reason", reason)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, bounds, unit, measure) in HISTOGRAMS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (pool, status) in self.statuses() {
+                let histogram = measure(&status.measured.measures);
+                let bounds = bounds.iter().map(|bound| *bound as f64 / unit);
+                let (bounded, beyond) = histogram.counts.split_at(bounds.len());
+                let last = (f64::INFINITY, beyond.iter().sum());
+                let buckets: Vec<_> = bounds.zip(bounded.iter().copied()).chain([last]).collect();
+                let sum = histogram.sum as f64 / unit;
+                family
+                    .encode_family(&[("pool", pool)])?
+                    .encode_histogram::<NoLabelSet>(sum, histogram.count(), &buckets, None)?;
+            }
+        }
+        if self.0.iter().any(|p| p.resources != Resources::default()) {
+            self.of_groups(encoder)?;
         }
         Ok(())
     }
@@ -185,10 +393,7 @@ fn prometheus_line(line: &str) -> Option<Cow<'_, str>> {
         return (line != "# EOF\n").then_some(Cow::Borrowed(line));
     };
     let (name, rest) = rest.split_once(' ')?;
-    let total = if COUNTERS.iter().any(|(counter, ..)| *counter == name) {
-        "_total"
-    } else {
-        ""
-    };
+    let counts = COUNTERS.iter().any(|(counter, ..)| *counter == name) || OTHER_COUNTERS.contains(&name);
+    let total = if counts { "_total" } else { "" };
     Some(Cow::Owned(format!("# {keyword} {name}{total} {rest}")))
 }

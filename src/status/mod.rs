@@ -6,6 +6,7 @@ mod fields;
 mod metrics;
 mod page;
 mod render;
+mod resources;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -13,4 +14,5 @@ mod tests;
 pub use fields::{Field, fields};
 pub use metrics::{Exposition, PoolMetrics};
 pub use page::{Format, Reply, StatusPage, View, pong, unavailable};
+pub use resources::Resources;
 pub use snapshot::{ProcessStatus, Snapshot};

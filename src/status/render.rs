@@ -3,7 +3,6 @@
 use std::fmt::{Arguments, Write};
 
 use super::{ProcessStatus, Snapshot};
-use crate::config::Pm;
 use crate::log::Clock;
 
 /// A value, before it is escaped for a format.
@@ -19,20 +18,11 @@ pub(super) enum Value<'a> {
     Uri(&'a str, &'a str),
 }
 
-/// php-fpm's name of a process manager.
-pub(super) fn pm_name(pm: Pm) -> &'static str {
-    match pm {
-        Pm::Static => "static",
-        Pm::Dynamic => "dynamic",
-        Pm::Ondemand => "ondemand",
-    }
-}
-
 /// Name and value of what concerns the pool, in php-fpm's order. XML and fpm_get_status() have `-` for the blank.
 pub(super) fn summary(s: &Snapshot) -> [(&'static str, Value<'_>); 14] {
     [
         ("pool", Value::Text(&s.pool)),
-        ("process manager", Value::Text(pm_name(s.pm))),
+        ("process manager", Value::Text(s.pm.name())),
         ("start time", Value::Time(s.start_time)),
         ("start since", Value::Number(s.start_since)),
         ("accepted conn", Value::Number(s.accepted)),
@@ -134,7 +124,7 @@ fn plain(out: &mut String, text: &str) {
     }
 }
 
-/// As htmlspecialchars() does, for text and for attributes in double quotes; what XML 1.0 does not allow becomes U+FFFD.
+/// As htmlspecialchars() does, for text and for attributes in double quotes; what XML 1.0 or HTML do not allow becomes U+FFFD.
 pub(super) fn markup(out: &mut String, text: &str) {
     for c in text.chars() {
         match c {
@@ -143,7 +133,7 @@ pub(super) fn markup(out: &mut String, text: &str) {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\t' | '\n' | '\r' => out.push(c),
-            '\0'..='\x1f' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
             _ => out.push(c),
         }
     }
@@ -304,7 +294,7 @@ fn json_object(out: &mut String, members: &[(&str, Value<'_>)]) {
 
 /// php-fpm's text, with its faults (a HELP after its TYPE, counters without `_total`, no label): scrapers hold it so.
 pub(super) fn openmetrics(s: &Snapshot) -> String {
-    let pm = pm_name(s.pm);
+    let pm = s.pm.name();
     let mut out = String::new();
     add(
         &mut out,

@@ -65,6 +65,9 @@ pub struct ProcessStatus {
     pub user: String,
     /// Script
     pub script: String,
+    /// Request id; not on php-fpm's pages.
+    #[serde(default)]
+    pub request_id: String,
     /// CPU of the last request in percent of its duration; 0 unless idle.
     pub last_request_cpu: f64,
     /// Peak memory of the last request, bytes; 0 unless idle.

@@ -4,6 +4,7 @@ use jiff::tz::TimeZone;
 use proptest::prelude::*;
 
 use super::*;
+use crate::api::{Measured, PoolStatus, State};
 use crate::config::Pm;
 use crate::log::Clock;
 use crate::scoreboard::Stage;
@@ -26,6 +27,7 @@ fn idle() -> ProcessStatus {
         content_length: 0,
         user: String::new(),
         script: "/srv/example/www/hello.php".into(),
+        request_id: "4bf92f35".into(),
         last_request_cpu: 0.0,
         last_request_memory: 2_097_152,
     }
@@ -69,6 +71,7 @@ fn hostile(text: &str) -> Snapshot {
         query: text.into(),
         user: text.into(),
         script: text.into(),
+        request_id: text.into(),
         ..idle()
     };
     Snapshot {
@@ -270,16 +273,42 @@ fn the_status_array_has_php_fpms_keys_and_types() {
     assert!(fields.contains(&Field::Str("user", "-".into())));
 }
 
+fn status(snapshot: Snapshot) -> PoolStatus {
+    let mut measured = Measured::default();
+    measured.exits.signal = 3;
+    measured.measures.durations.counts[0] = 2;
+    measured.measures.durations.counts[15] = 1;
+    measured.measures.durations.sum = 1_500_000;
+    PoolStatus {
+        state: State::Running,
+        generation: 1,
+        failure: None,
+        max_children: 5,
+        measured,
+        user: None,
+        uid: None,
+        snapshot,
+    }
+}
+
 #[test]
 fn the_exposition_is_openmetrics() {
     let pools = vec![
         PoolMetrics {
             pool: "www".into(),
-            snapshot: Some(snapshot()),
+            status: Some(status(snapshot())),
+            resources: Resources::default(),
         },
         PoolMetrics {
             pool: "a\"b\\\n".into(),
-            snapshot: None,
+            status: None,
+            resources: Resources {
+                memory: Some(7),
+                oom_kills: Some(2),
+                cpu: vec![("user", 1.5)],
+                pressure: vec![("io", [0.5, 0.25])],
+                ..Resources::default()
+            },
         },
     ];
     let text = Exposition::OpenMetrics.of_pools(pools.clone());
@@ -288,6 +317,12 @@ fn the_exposition_is_openmetrics() {
     assert!(text.contains("php_pool_workers{pool=\"www\",state=\"running\"} 1\n"));
     assert!(text.ends_with("# EOF\n"));
     assert!(Exposition::OpenMetrics.of_pools(Vec::new()).ends_with("# EOF\n"));
+
+    assert!(text.contains("php_pool_workers_ended_total{pool=\"www\",reason=\"signal\"} 3\n"));
+    assert!(text.contains("php_pool_request_duration_seconds_bucket{le=\"0.001\",pool=\"www\"} 2\n"));
+    assert!(text.contains("php_pool_request_duration_seconds_bucket{le=\"+Inf\",pool=\"www\"} 3\n"));
+    assert!(text.contains("php_pool_request_duration_seconds_sum{pool=\"www\"} 1.5\n"));
+    assert!(text.contains("resource=\"io\"} 0.25\n"));
 
     let text = Exposition::Prometheus.of_pools(pools);
     assert!(text.contains("# TYPE php_pool_requests_total counter\nphp_pool_requests_total{pool=\"www\"} 4\n"));

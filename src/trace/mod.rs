@@ -13,6 +13,7 @@ pub mod reader;
 #[cfg(test)]
 mod reader_tests;
 pub mod slowlog;
+pub mod text;
 
 pub use process::{TraceError, Worker};
 pub use reader::{Backtrace, End, Frame, Kind, Limits, RequestText};

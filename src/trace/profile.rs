@@ -27,6 +27,12 @@ const LOOK_FOR_WORKERS: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The empty stack: between requests.
 const IDLE: u32 = 0;
+/// Most text of boxes that is kept, bytes: a worker can have a new name for each look. What comes later is one box.
+const MOST_TEXT: usize = 32 << 20;
+/// Most stacks that are kept; what comes later is one stack.
+const MOST_STACKS: usize = 1 << 16;
+/// The box of what is beyond.
+const BEYOND: &str = "[beyond]";
 
 /// A box of the flame graph.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +53,8 @@ pub struct Profile {
     /// Processor time that sampling took.
     pub cost: Duration,
     points: Vec<Point>,
+    /// Bytes of their texts.
+    text: usize,
     point_ids: HashMap<Point, u32>,
     /// Outermost first.
     stacks: Vec<Vec<u32>>,
@@ -63,6 +71,7 @@ impl Profile {
             missed: 0,
             cost: Duration::ZERO,
             points: Vec::new(),
+            text: 0,
             point_ids: HashMap::new(),
             stacks: vec![Vec::new()],
             stack_ids: HashMap::from([(Vec::new(), IDLE)]),
@@ -85,6 +94,9 @@ impl Profile {
                 file: None,
             }));
         }
+        if self.stacks.len() >= MOST_STACKS && !self.stack_ids.contains_key(&stack) {
+            stack = vec![self.beyond()];
+        }
         let next = self.stacks.len() as u32;
         let id = *self.stack_ids.entry(stack).or_insert_with_key(|stack| {
             self.stacks.push(stack.clone());
@@ -98,8 +110,23 @@ impl Profile {
     }
 
     fn point(&mut self, point: Point) -> u32 {
+        if self.text >= MOST_TEXT && !self.point_ids.contains_key(&point) {
+            return self.beyond();
+        }
+        self.known(point)
+    }
+
+    fn beyond(&mut self) -> u32 {
+        self.known(Point {
+            name: BEYOND.to_owned(),
+            file: None,
+        })
+    }
+
+    fn known(&mut self, point: Point) -> u32 {
         let next = self.points.len() as u32;
         *self.point_ids.entry(point).or_insert_with_key(|point| {
+            self.text += point.name.len() + point.file.as_ref().map_or(0, String::len);
             self.points.push(point.clone());
             next
         })
@@ -404,6 +431,27 @@ mod tests {
         assert_eq!(json["profiles"][0]["weights"], json!([0.01, 0.02]));
         assert_eq!(json["profiles"][1]["samples"], json!([[0, 1], [0, 2], [3]]));
         assert_eq!(json["profiles"][1]["endValue"], json!(0.03));
+    }
+
+    #[test]
+    fn a_worker_with_ever_new_names_is_kept_within_bounds() {
+        let look = |profile: &mut Profile, names: [String; 2]| {
+            let names = names.each_ref().map(|name| (name.as_str(), Kind::Function));
+            profile.add(7, &trace(&names, true));
+        };
+        let (mut texts, mut stacks) = (Profile::new(100), Profile::new(100));
+        let (long, looks) = ("x".repeat(10_000), MOST_TEXT / 10_000 + 100);
+        for number in 0..looks {
+            look(&mut texts, ["f".to_owned(), format!("{number}{long}")]);
+        }
+        assert!(texts.text < MOST_TEXT + 20_000, "{}", texts.text);
+        for number in 0..MOST_STACKS + 100 {
+            look(&mut stacks, [(number % 300).to_string(), (number / 300).to_string()]);
+        }
+        assert_eq!(stacks.stacks.len(), MOST_STACKS + 1);
+        assert_eq!(texts.samples().0, looks as u64);
+        let folded = [texts.folded(), stacks.folded()].concat();
+        assert_eq!(folded.iter().filter(|line| line.contains(BEYOND)).count(), 2);
     }
 
     #[test]

@@ -517,15 +517,19 @@ impl From<ReadError> for Stop {
     }
 }
 
-/// Text that may be shown on a terminal and written into a log of lines.
 fn clean(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
+    shown(&String::from_utf8_lossy(bytes))
+}
+
+/// A text that may be shown on a terminal and written into a log of lines.
+pub(super) fn shown(text: &str) -> String {
     let shown = |c: char| if is_unseen(c) { '.' } else { c };
     text.chars().map(shown).collect()
 }
 
 /// Whether a character is one that lines, terminals or their readers obey: controls, line and paragraph separators,
-/// changes of the direction of writing.
+/// changes of the direction of writing; or one that no XML may hold.
 fn is_unseen(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    let obeyed = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+    c.is_control() || obeyed || matches!(c, '\u{fffe}' | '\u{ffff}')
 }

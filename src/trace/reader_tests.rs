@@ -349,7 +349,12 @@ fn names_cannot_forge_lines_and_garbage_is_no_name() {
     let mut image = Image::new();
     main_script(&mut image);
     let class = image.class(b"class@anonymous\0/srv/x.php:3$0");
-    let function = image.function(USER, Some("f\n[0x1] \u{1b}[2J\u{202e}".as_bytes()), class, "/f.php\r\n");
+    let function = image.function(
+        USER,
+        Some("f\n[0x1] \u{1b}[2J\u{202e}\u{ffff}".as_bytes()),
+        class,
+        "/f.php\r\n",
+    );
     image.call(function, 0, 7);
     let garbage = image.function(USER, Some(b"freed"), 0, "/f.php");
     let name = image.space(64);
@@ -364,7 +369,7 @@ fn names_cannot_forge_lines_and_garbage_is_no_name() {
 
     let trace = image.trace();
     let long = "x".repeat(TEXT);
-    let expected = [long.as_str(), "???", "???", "class@anonymous::f.[0x1] .[2J.", "{main}"];
+    let expected = [long.as_str(), "???", "???", "class@anonymous::f.[0x1] .[2J..", "{main}"];
     assert_eq!(names(&trace), expected);
     assert_eq!(trace.frames[3].file.as_deref(), Some("/f.php.."));
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::process::TraceError;
-use super::reader::{Backtrace, End, Frame, Kind};
+use super::reader::{Backtrace, End, Frame, Kind, shown};
 
 /// A request that ran longer than `request_slowlog_timeout`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +64,7 @@ pub fn record(time: &str, slow: &SlowRequest, trace: Result<&Backtrace, &TraceEr
 }
 
 fn line(text: &mut String, key: &str, value: &str) {
-    let value: String = value.chars().map(|c| if c.is_control() { '.' } else { c }).collect();
-    let _ = writeln!(text, "{key} = {value}");
+    let _ = writeln!(text, "{key} = {}", shown(value));
 }
 
 /// Each call, the innermost first, with its place: `Class::method() file:line`. The script itself was called by nobody.

@@ -1,6 +1,7 @@
-//! A worker's access log: its file, and what a line needs that is not in the request.
+//! A worker's access log: its lines, and the way that they take to who writes them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -8,6 +9,7 @@ use php_pool::access_log::{AccessLog, Entry, TRUNCATED};
 use php_pool::config::access_format::{Format, Token, compile};
 use php_pool::control::PoolSettings;
 use php_pool::log::Level;
+use php_pool::scoreboard::{Scoreboard, Sleep};
 
 use super::print_log;
 
@@ -17,20 +19,29 @@ type Cpu = (u64, u64);
 /// The access log of a worker.
 pub struct Access {
     log: AccessLog,
-    file: OwnedFd,
+    board: &'static Scoreboard,
+    slot: usize,
+    /// Wakes who writes the lines.
+    bell: OwnedFd,
     /// Whether a line shows CPU times, which cost two system calls.
     needs_cpu: bool,
     before: Cpu,
+    /// Pid of the worker, `%p`.
+    pub worker: u32,
     /// Pid of the master, `%P`.
     pub master: u32,
-    /// Writing failed last time: it is said once.
-    failing: bool,
 }
 
 impl Access {
-    /// For a pool's format; None when the format is none (the master has checked it).
-    pub fn new(pool: &PoolSettings, file: OwnedFd, master: u32) -> Option<Self> {
-        let format = compile(&pool.access_format).ok()?;
+    /// For a pool's format; None when there is no log, or the format is none (the master has checked it).
+    pub fn new(
+        pool: &PoolSettings,
+        board: &'static Scoreboard,
+        slot: usize,
+        bell: OwnedFd,
+        master: u32,
+    ) -> Option<Self> {
+        let format = compile(&pool.access_format).ok().filter(|_| pool.access_log)?;
         let needs_cpu = match &format {
             Format::Tokens(tokens) => tokens.iter().any(|token| matches!(token, Token::Cpu(_))),
             Format::Json => true,
@@ -38,22 +49,19 @@ impl Access {
         let log = AccessLog::new(&format, &pool.access_suppress_path);
         Some(Self {
             log,
-            file,
+            board,
+            slot,
+            bell,
             needs_cpu,
             before: (0, 0),
+            worker: std::process::id(),
             master,
-            failing: false,
         })
     }
 
-    /// The file.
+    /// The bell of who writes the log.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    /// The file was reopened.
-    pub fn replace(&mut self, file: OwnedFd) {
-        self.file = file;
+        self.bell.as_fd()
     }
 
     /// A request begins.
@@ -73,25 +81,26 @@ impl Access {
         })
     }
 
-    /// One line for a request that has been run; `entry` lacks the CPU times.
-    pub fn write(&mut self, mut entry: Entry, log_limit: usize) {
+    /// One line for a request that has been run, and its time; `entry` lacks the CPU times. Nothing in here waits for
+    /// anybody. False: there is no room for it, and the master is to be told.
+    pub fn write(&mut self, mut entry: Entry, time: u64, log_limit: usize) -> bool {
         let now = self.cpu();
         entry.cpu_user = now.0.saturating_sub(self.before.0);
         entry.cpu_system = now.1.saturating_sub(self.before.1);
-        let Some(line) = self.log.line(&entry) else { return };
-        let result = nix::unistd::write(&self.file, line.bytes);
+        let Some(line) = self.log.line(&entry) else { return true };
+        let header = self.board.header();
+        let kept = self.board.ring(self.slot).push(line.bytes, time);
+        let wanted = match header.log_sleeps.load(SeqCst) {
+            0 => false,
+            sleep if sleep == Sleep::Pause as u32 => self.board.ring(self.slot).is_half_full(),
+            _ => true,
+        };
+        if wanted && header.log_sleeps.swap(0, SeqCst) != 0 {
+            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+        }
         if line.truncated {
             print_log(Level::Notice, false, TRUNCATED.as_bytes(), log_limit);
         }
-        let failed = result.is_err();
-        if let Err(error) = result
-            && !self.failing
-        {
-            let text = format!(
-                "a line could not be written to the access log: {error}; more such are not reported until one is"
-            );
-            print_log(Level::Error, false, text.as_bytes(), log_limit);
-        }
-        self.failing = failed;
+        kept || header.log_loses.swap(1, Relaxed) != 0
     }
 }

@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, chdir, chroot, setgroups, setresgid, setresuid, sets
 use php_pool::config::Rlimit;
 use php_pool::control::Confinement;
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, set_capabilities, set_keep_capabilities,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities, set_keep_capabilities,
 };
 use thiserror::Error;
 
@@ -153,6 +153,9 @@ fn give_up_capabilities(wanted: &Confinement, kept: CapabilitySet) -> Result<(),
     };
     if root {
         return Ok(());
+    }
+    if !capabilities(None).is_ok_and(|there| there.permitted.contains(kept)) {
+        return Err(failed("keep CAP_SYS_CHROOT for the chroot")(Errno::EPERM));
     }
     let none = CapabilitySet::empty();
     clear_ambient_capability_set().map_err(refused("clear the ambient capabilities"))?;

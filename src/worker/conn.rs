@@ -6,12 +6,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, recv, sendmsg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, recv, send, sendmsg};
+use nix::sys::time::TimeSpec;
 use php_pool::fastcgi::{Event, Input, ProtocolError};
 
 /// Room for what is read at once: a whole request in the common case.
 pub const BUFFER: usize = 64 << 10;
+
+/// How often a worker makes room for the client before it sleeps.
+const YIELDS: u32 = 6;
+
+/// For how long a worker waits for a new connection alone.
+const A_MOMENT: TimeSpec = TimeSpec::new(0, 100_000);
 
 /// Why a connection is at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +31,13 @@ pub enum Lost {
     Aborted,
     /// The peer does not speak the protocol.
     Protocol(ProtocolError),
+}
+
+/// What one connection leaves to the next.
+#[derive(Debug, Default)]
+pub struct Memory {
+    buffer: Vec<u8>,
+    input: Input,
 }
 
 /// One connection.
@@ -44,12 +58,16 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// `buffer` is memory of an earlier connection, or empty.
-    pub fn new(fd: OwnedFd, mut buffer: Vec<u8>) -> Self {
-        buffer.resize(BUFFER, 0);
+    /// A connection that nothing has been read of.
+    pub fn new(fd: OwnedFd, memory: Memory) -> Self {
+        let Memory { mut buffer, input } = memory;
+        if buffer.len() < BUFFER {
+            // As the kernel gives it: of what is never used no page is ever touched.
+            buffer = vec![0; BUFFER];
+        }
         Self {
             fd,
-            input: Input::default(),
+            input: input.renewed(),
             buffer,
             start: 0,
             end: 0,
@@ -59,20 +77,34 @@ impl Conn {
         }
     }
 
-    /// Gives back what another connection can use.
-    pub fn into_buffer(mut self) -> Vec<u8> {
-        self.buffer.truncate(BUFFER);
-        self.buffer
+    /// Closes it.
+    pub fn into_memory(self) -> Memory {
+        self.into_parts().1
     }
 
-    /// Gives the socket away, with what was read of it since the last request.
-    pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
+    /// Gives the socket away.
+    pub fn into_parts(mut self) -> (OwnedFd, Memory) {
+        // Some requests need more.
+        if self.buffer.len() > BUFFER {
+            self.buffer = Vec::new();
+        }
+        (
+            self.fd,
+            Memory {
+                buffer: self.buffer,
+                input: self.input,
+            },
+        )
+    }
+
+    /// What was read of it since the last request.
+    pub fn since_last(&self) -> Vec<u8> {
         let mut bytes = self.input.replay();
         bytes.extend_from_slice(&self.buffer[self.start..self.end]);
-        (self.fd, bytes)
+        bytes
     }
 
-    /// Bytes of which [`Conn::into_parts`] will not give many more.
+    /// Bytes of which [`Conn::since_last`] will not give many more.
     pub fn pending(&self) -> usize {
         self.input.params().len() + self.end - self.start
     }
@@ -152,6 +184,25 @@ impl Conn {
         }
     }
 
+    /// Reads the first bytes of a new connection: a client that connects is about to write, and a moment of waiting costs less than
+    /// the waiting room. False: nothing came.
+    pub fn fill_first(&mut self) -> Result<bool, Lost> {
+        for _ in 0..YIELDS {
+            if self.fill()? {
+                return Ok(true);
+            }
+            // It is between its connect and its write: on this core, where it needs our place, or on another.
+            let _ = nix::sched::sched_yield();
+        }
+        Ok(self.fill()? || (self.readable_within(A_MOMENT) && self.fill()?))
+    }
+
+    fn readable_within(&self, moment: TimeSpec) -> bool {
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        // Interrupted: somebody wants something else of us.
+        ppoll(&mut polled, Some(moment), None).is_ok_and(|count| count > 0)
+    }
+
     /// Body bytes of the request into `target`, at least one; what else arrives is given to `event`. 0: the body has
     /// ended. Waits at most `timeout` for the next byte.
     pub fn read_stdin(
@@ -194,7 +245,11 @@ impl Conn {
     pub fn send(&self, parts: &mut [IoSlice], timeout: Duration) -> Result<(), Lost> {
         let mut parts = parts;
         while !parts.is_empty() {
-            match sendmsg::<()>(self.fd.as_raw_fd(), parts, &[], MsgFlags::MSG_NOSIGNAL, None) {
+            let sent = match &*parts {
+                [only] => send(self.fd.as_raw_fd(), only, MsgFlags::MSG_NOSIGNAL),
+                many => sendmsg::<()>(self.fd.as_raw_fd(), many, &[], MsgFlags::MSG_NOSIGNAL, None),
+            };
+            match sent {
                 Ok(count) => IoSlice::advance_slices(&mut parts, count),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, timeout)?,
@@ -218,6 +273,14 @@ impl Conn {
                 Err(_) => return Err(Lost::Closed),
             }
         }
+    }
+
+    /// Whether nobody is there any more to read an answer. Over TCP that is not known before something is sent.
+    pub fn is_abandoned(&self) -> bool {
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+            && polled[0].revents().is_some_and(|events| events.intersects(gone))
     }
 
     /// Ends our side, so that the peer sees the end of the reply while we go on reading.

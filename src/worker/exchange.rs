@@ -12,7 +12,8 @@ use php_pool::control::{FromWorker, LogMessage, PoolSettings};
 use php_pool::fastcgi::{
     Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type,
 };
-use php_pool::log::{Level, LineFormat, MESSAGE_BUFFER, Stamp};
+use php_pool::log::{Level, LineFormat, MESSAGE_BUFFER, Stamp, mark};
+use php_pool::request_id::RequestId;
 use php_pool::scoreboard::{Request, Stage, monotonic_ns};
 use php_pool::status::{Reply, View, pong, unavailable};
 
@@ -110,6 +111,10 @@ pub struct Exchange {
     out: Output,
     /// The parameters, rewritten as `$_SERVER` shows them.
     pub params: Params,
+    /// Its name in the logs.
+    pub id: RequestId,
+    /// The master's log knows that name.
+    named: bool,
     /// What is run.
     pub script: Script,
     /// CONTENT_LENGTH
@@ -159,6 +164,8 @@ impl Exchange {
         } = memory;
         params.read(conn.input.params(), begin.role.name());
         out.begin(begin.id);
+        let (given, parent) = (params.get("HTTP_X_REQUEST_ID"), params.get("HTTP_TRACEPARENT"));
+        let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
         let (settings, logging) = &worker.script_settings;
         if script::is_relative(&params) {
             // Not to where the last script was: that may be another site.
@@ -182,6 +189,8 @@ impl Exchange {
             peer: conn.peer,
             conn: Some(conn),
             out,
+            id,
+            named: false,
             params,
             script,
             content_length,
@@ -210,7 +219,6 @@ impl Exchange {
     /// Writes the request into the scoreboard.
     pub fn publish(&self) {
         let get = |name| self.params.get(name).unwrap_or_default();
-        let id = self.params.get("HTTP_X_REQUEST_ID").unwrap_or_default();
         self.worker.slot().begin(
             Stage::Info,
             &Request {
@@ -219,10 +227,16 @@ impl Exchange {
                 query: if self.script.named { get("QUERY_STRING") } else { b"" },
                 script: self.script.path.as_deref().unwrap_or_default(),
                 user: self.user().as_deref().unwrap_or_default(),
-                id,
+                id: self.id.as_bytes(),
                 content_length: self.content_length,
             },
         );
+    }
+
+    /// How long ago the web server had the request, microseconds, when it says so.
+    pub fn waited(&self) -> Option<u64> {
+        let began = self.worker.slot().started_epoch.load(Relaxed);
+        waited(self.params.get("HTTP_X_REQUEST_START")?, began)
     }
 
     fn is_head(&self) -> bool {
@@ -359,6 +373,13 @@ impl Exchange {
     pub fn log(&mut self, level: Level, from_php: bool, text: &[u8]) {
         let settings = self.pool();
         let mut message = text.to_vec();
+        if (from_php || level >= settings.log_level)
+            && settings.catch_output
+            && !std::mem::replace(&mut self.named, true)
+        {
+            // Of all that is printed from now until the end of the request.
+            super::print(&mark(&self.id));
+        }
         if from_php {
             let mut format = LineFormat::new(Stamp::Untimed, settings.log_level, settings.log_limit);
             let mut line = Vec::new();
@@ -396,19 +417,16 @@ impl Exchange {
         const FIELD: usize = 4 << 10;
         let field = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(FIELD)]).into_owned();
         let get = |name| self.params.get(name).unwrap_or_default();
-        let mut uri = self.script.uri.clone().unwrap_or_default();
-        if self.script.named && !get("QUERY_STRING").is_empty() {
-            uri.push(b'?');
-            uri.extend_from_slice(get("QUERY_STRING"));
-        }
+        let query = if self.script.named { get("QUERY_STRING") } else { b"" };
         for part in text.chunks(TEXT) {
             let message = LogMessage {
                 level,
                 from_php,
                 text: String::from_utf8_lossy(part).into_owned(),
                 script: field(self.script.path.as_deref().unwrap_or_default()),
-                uri: field(&uri),
-                id: field(get("HTTP_X_REQUEST_ID")),
+                uri: field(self.script.uri.as_deref().unwrap_or_default()),
+                query: field(query),
+                id: field(self.id.as_bytes()),
             };
             // Without a master there is no log.
             let _ = self.worker.link.send(&FromWorker::Log(Box::new(message)), &[], true);
@@ -538,6 +556,9 @@ impl Exchange {
 
     /// Nothing is left to do.
     pub fn over(self) -> Over {
+        if self.named && !self.executed {
+            self.worker.end_lines();
+        }
         let memory = Memory {
             params: self.params,
             out: self.out,
@@ -561,6 +582,30 @@ pub fn answer_aside(out: &mut Output, event: &Event, capacity: u32) {
         Event::Abort { id, .. } => append_end_request(bytes, *id, ProtocolStatus::Complete),
         Event::NeedMore | Event::Request(_) | Event::Stdin(_) | Event::StdinEnd => {}
     });
+}
+
+/// X-Request-Start (`t=` and seconds with a fraction, or a whole number of milliseconds or microseconds), to `now`,
+/// microseconds since the epoch. None: it says nothing, or not the truth.
+fn waited(text: &[u8], now: u64) -> Option<u64> {
+    const LONGEST: u64 = 3_600_000_000;
+    let text = std::str::from_utf8(text).ok()?;
+    let text = text.strip_prefix("t=").unwrap_or(text);
+    let micros = match text.split_once('.') {
+        Some((seconds, fraction)) => {
+            let digits = fraction.len() <= 6 && fraction.bytes().all(|byte| byte.is_ascii_digit());
+            let fraction: u64 = digits.then(|| format!("{fraction:0<6}").parse().ok())??;
+            seconds.parse::<u32>().ok().map(u64::from)? * 1_000_000 + fraction
+        }
+        None => {
+            let number: u64 = text.parse().ok()?;
+            match text.len() {
+                13 => number * 1_000,
+                16 => number,
+                _ => return None,
+            }
+        }
+    };
+    now.checked_sub(micros).filter(|wait| *wait <= LONGEST)
 }
 
 /// A length in decimal digits; nothing at all is 0. None: it is no length.
@@ -607,6 +652,27 @@ mod tests {
         assert_eq!(parse_length(b"12"), Some(12));
         for wrong in ["-1", "+1", "1a", "0x10", "99999999999999999999", "9223372036854775808"] {
             assert_eq!(parse_length(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_web_server_says_since_when_a_request_waits() {
+        let now = 1_795_207_850_500_000;
+        for (text, wait) in [
+            ("t=1795207850.000", Some(500_000)),
+            ("1795207850.5", Some(0)),
+            ("t=1795207850400", Some(100_000)),
+            ("t=1795207850499999", Some(1)),
+            ("t=1795207851.000", None),
+            ("t=1", None),
+            ("t=1795200000.000", None),
+            ("", None),
+            ("t=1.2.3", None),
+            ("t=-1.000", None),
+            ("t=1795207850.0000000001", None),
+            ("t=9999999999999999999999", None),
+        ] {
+            assert_eq!(waited(text.as_bytes(), now), wait, "{text}");
         }
     }
 

@@ -36,6 +36,12 @@ pub fn expect(worker: &'static Worker, epoll: i32) -> Result<(), Errno> {
     }
 }
 
+/// The worker's loop waits for it no more. A connection that others get stays open, and so would its registration.
+pub fn unwatch(fd: i32) {
+    // SAFETY: takes a registration off an epoll; where there is none, nothing changes.
+    unsafe { libc::epoll_ctl(EPOLL.load(Relaxed), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
+}
+
 /// In the child, before fork() returns there. Closes by number: the owners are never used again, nor dropped.
 unsafe extern "C" fn in_child() {
     if CHILD.swap(true, Relaxed) {

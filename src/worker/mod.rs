@@ -16,13 +16,14 @@ mod zygote;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use php_pool::control::{Channel, PhpSettings, Spawn, ToWorker};
 use php_pool::log::Level;
+use php_pool::request_id;
+use php_pool::scoreboard::realtime_us;
 
 /// Runs what the arguments ask for.
 pub fn main() -> ! {
@@ -72,7 +73,9 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         board,
         queue,
         bell,
+        log_bell,
         master,
+        mapped: _,
     } = generation;
     let board: &'static _ = Box::leak(Box::new(board));
     let slot = spawn.slot as usize;
@@ -122,25 +125,34 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         bell,
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,
+        ids: request_id::Source::new(random()),
+        recycle_age: spawn.recycle_age,
         status_page: RefCell::default(),
-        access: RefCell::new(fds.next().and_then(|file| access::Access::new(&pool, file, master))),
-        log_epoch: Cell::new(board.header().log_epoch.load(Relaxed)),
+        access: RefCell::new(access::Access::new(&pool, board, slot, log_bell, master)),
         told: RefCell::default(),
         released: RefCell::default(),
+        spare: RefCell::default(),
         counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,
     }));
-    match serve::Loop::new(worker, wake) {
-        Ok(mut serving) => serving.run(),
-        Err(error) => {
-            print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
-            std::process::exit(70);
-        }
+    if let Err(error) = serve::Loop::new(worker, wake).and_then(|mut serving| serving.run()) {
+        print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
+        std::process::exit(70);
     }
     php::stop();
     std::process::exit(0)
+}
+
+/// Of this process alone: what the zygote had would be the same in all its workers.
+fn random() -> [u64; 2] {
+    let mut bytes = [[0; 8]; 2];
+    // It cannot fail once the machine is up; time and pid are different enough for names.
+    if rustix::rand::getrandom(bytes.as_flattened_mut(), rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
+        bytes = [realtime_us().to_ne_bytes(), u64::from(std::process::id()).to_ne_bytes()];
+    }
+    bytes.map(u64::from_ne_bytes)
 }
 
 fn is_tcp(listener: BorrowedFd) -> bool {

@@ -14,6 +14,7 @@ struct Text {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    hash: u32,
     name: Text,
     /// None: it was removed. Its place stays, as its order does.
     value: Option<Text>,
@@ -49,7 +50,7 @@ impl Params {
     }
 
     fn store(&mut self, text: &[u8]) -> Text {
-        let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
+        let text = until_nul(text);
         let at = self.arena.len() as u32;
         self.arena.extend_from_slice(text);
         self.arena.push(0);
@@ -63,20 +64,15 @@ impl Params {
         &self.arena[text.at as usize..(text.at + text.length) as usize]
     }
 
-    fn bucket(&self, name: &[u8]) -> usize {
-        // FNV-1a over the length and the ends: parameter names differ there.
-        let picked = name.iter().take(4).chain(name.iter().rev().take(8));
-        let hash = picked.fold(0xcbf2_9ce4_8422_2325 ^ name.len() as u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        (hash >> 20) as usize & (self.buckets.len() - 1)
+    fn bucket(&self, hash: u32) -> usize {
+        hash as usize & (self.buckets.len() - 1)
     }
 
-    fn find(&self, name: &[u8]) -> Option<usize> {
-        let mut at = *self.buckets.get(self.bucket(name))?;
+    fn find(&self, name: &[u8], hash: u32) -> Option<usize> {
+        let mut at = *self.buckets.get(self.bucket(hash))?;
         while let Some(index) = at {
             let entry = &self.entries[index as usize];
-            if self.text(entry.name) == name {
+            if entry.hash == hash && self.text(entry.name) == name {
                 return Some(index as usize);
             }
             at = entry.next;
@@ -86,29 +82,35 @@ impl Params {
 
     /// The value of a parameter.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.find(name.as_bytes())
+        self.find(name.as_bytes(), hash(name.as_bytes()))
             .and_then(|index| self.entries[index].value)
             .map(|value| self.text(value))
     }
 
     /// Sets a parameter; a new one comes last.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        let name = until_nul(name);
+        let hash = hash(name);
         let value = Some(self.store(value));
-        match self.find(name) {
+        match self.find(name, hash) {
             Some(index) => self.entries[index].value = value,
             None => {
-                let bucket = self.bucket(name);
+                let bucket = self.bucket(hash);
                 let name = self.store(name);
                 let next = self.buckets[bucket].replace(self.entries.len() as u32);
-                self.entries.push(Entry { name, value, next });
+                self.entries.push(Entry {
+                    hash,
+                    name,
+                    value,
+                    next,
+                });
             }
         }
     }
 
     /// Removes a parameter.
     pub fn remove(&mut self, name: &str) {
-        if let Some(index) = self.find(name.as_bytes()) {
+        if let Some(index) = self.find(name.as_bytes(), hash(name.as_bytes())) {
             self.entries[index].value = None;
         }
     }
@@ -119,6 +121,27 @@ impl Params {
             .iter()
             .filter_map(|entry| Some((self.text(entry.name), self.text(entry.value?))))
     }
+}
+
+fn until_nul(text: &[u8]) -> &[u8] {
+    // Searched word by word, unlike split()'s.
+    if text.contains(&0) {
+        text.split(|&byte| byte == 0).next().unwrap_or_default()
+    } else {
+        text
+    }
+}
+
+/// Eight bytes at a time: parameter names are a word or three long.
+fn hash(name: &[u8]) -> u32 {
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(MIX).rotate_left(29);
+    let (words, rest) = name.as_chunks();
+    let whole = words
+        .iter()
+        .fold(name.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+    let last = rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    (mix(whole, last) >> 32) as u32
 }
 
 #[cfg(test)]

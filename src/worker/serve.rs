@@ -12,14 +12,15 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{SockFlag, accept4};
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
-use php_pool::control::{Channel, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
+use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::scoreboard::{Control, STOPPING, Scoreboard, Slot, Stage, monotonic_ns, realtime_us};
+use php_pool::request_id;
+use php_pool::scoreboard::{Control, SIZES, STOPPING, Scoreboard, Slot, Stage, TIMES, Wear, monotonic_ns, realtime_us};
 use php_pool::status::{Snapshot, StatusPage};
 
 use super::access::Access;
-use super::conn::{BUFFER, Conn, Lost};
+use super::conn::{self, BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
 use super::script::Settings;
@@ -33,6 +34,10 @@ pub type Queue = Channel<Handover, Handover>;
 
 /// How long a worker waits for the master's answer.
 const MASTER_ANSWERS: Duration = Duration::from_secs(5);
+
+/// A worker says at least so many requests before its last one that it is to be replaced, and a tenth of all before: enough
+/// for another to be made.
+const LAST_REQUESTS: u64 = 8;
 
 /// Most that a lingering close reads.
 const LINGER_BYTES: usize = 16 << 20;
@@ -59,18 +64,22 @@ pub struct Worker {
     pub bell: OwnedFd,
     /// Settings of script resolution, and fastcgi.logging.
     pub script_settings: (Settings, bool),
-    /// Requests after which it is replaced; 0 is never.
+    /// Requests after which it leaves; 0 is never.
     pub max_requests: u64,
+    /// Names of requests that come without.
+    pub ids: request_id::Source,
+    /// Age at which it is to be replaced; zero is never.
+    pub recycle_age: Duration,
     /// Renders the pool's state.
     pub status_page: RefCell<StatusPage>,
     /// The access log.
     pub access: RefCell<Option<Access>>,
-    /// The scoreboard's `log_epoch` up to which reopened logs have been received.
-    pub log_epoch: Cell<u32>,
     /// What the master said while something else was awaited.
     pub told: RefCell<Vec<ToWorker>>,
     /// Connections that a script let go of before it ended.
     pub released: RefCell<Vec<Conn>>,
+    /// Memory of closed connections.
+    pub spare: RefCell<Vec<conn::Memory>>,
     /// Whether the scoreboard's count of requests has ours.
     pub counts: Cell<bool>,
     /// The master is gone.
@@ -135,39 +144,13 @@ impl Worker {
             let received = self.link.receive(false).ok()?;
             match received.message {
                 ToWorker::Status(snapshot) => return Some(*snapshot),
-                other => self.note(other, received.fds),
-            }
-        }
-    }
-
-    /// What the master says unasked: the new log at once, the rest when there is time.
-    fn note(&self, message: ToWorker, fds: Vec<OwnedFd>) {
-        match message {
-            ToWorker::AccessLog => {
-                if let (Some(access), Some(file)) = (&mut *self.access.borrow_mut(), fds.into_iter().next()) {
-                    access.replace(file);
-                }
-            }
-            other => self.told.borrow_mut().push(other),
-        }
-    }
-
-    /// After this, lines go to the log that was opened last.
-    fn catch_up_with_logs(&self) {
-        let epoch = self.board.header().log_epoch.load(Relaxed);
-        if self.log_epoch.replace(epoch) != epoch {
-            while let Ok(received) = self.link.receive(false) {
-                self.note(received.message, received.fds);
+                other => self.told.borrow_mut().push(other),
             }
         }
     }
 
     /// One line for a request that has been run.
     pub fn log_access(&self, exchange: &Exchange, now: u64, memory: u64) {
-        if self.access.borrow().is_none() {
-            return;
-        }
-        self.catch_up_with_logs();
         let mut access = self.access.borrow_mut();
         let Some(access) = &mut *access else { return };
         let get = |name| exchange.params.get(name).unwrap_or_default();
@@ -179,7 +162,7 @@ impl Worker {
             duration: now.saturating_sub(slot.started.load(Relaxed)) / 1000,
             cpu_user: 0,
             cpu_system: 0,
-            pid: std::process::id(),
+            pid: access.worker,
             parent: access.master,
             pool: &self.pool.name,
             method: get("REQUEST_METHOD"),
@@ -191,7 +174,7 @@ impl Worker {
             },
             script: exchange.script.path.as_deref().unwrap_or_default(),
             user: &user,
-            id: get("HTTP_X_REQUEST_ID"),
+            id: exchange.id.as_bytes(),
             remote: exchange.peer,
             status: exchange.status,
             content_length: exchange.content_length,
@@ -203,7 +186,14 @@ impl Worker {
             },
             header: &|name| php::response_header(name),
         };
-        access.write(entry, self.pool.log_limit);
+        if !access.write(entry, now, self.pool.log_limit) {
+            self.ring();
+        }
+    }
+
+    /// The master is to look.
+    fn ring(&self) {
+        let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
     }
 
     /// From now on this worker is as good as idle to the pool.
@@ -226,11 +216,24 @@ impl Worker {
             return;
         }
         if keep {
+            forked::unwatch(conn.as_fd().as_raw_fd());
             self.hand_over(conn);
         } else if !conn.is_over() {
             conn.shut_down();
             self.released.borrow_mut().push(conn);
         }
+    }
+
+    /// Keeps the memory of a connection for the next ones.
+    fn put_by(&self, memory: conn::Memory) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < 4 {
+            spare.push(memory);
+        }
+    }
+
+    fn connection(&self, fd: OwnedFd) -> Conn {
+        Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
     }
 
     /// Gives a kept connection to the master, who wakes an idle worker when it has something to say.
@@ -239,8 +242,16 @@ impl Worker {
             return;
         }
         let (kept, since) = (conn.kept || !conn.input.is_fresh(), conn.began);
-        let (fd, bytes) = conn.into_parts();
-        let message = FromWorker::Keep(Handover { bytes, kept, since });
+        let bytes = conn.since_last();
+        let (fd, memory) = conn.into_parts();
+        self.put_by(memory);
+        let handover = Handover {
+            bytes,
+            kept,
+            since,
+            queued: 0,
+        };
+        let message = FromWorker::Keep(handover);
         if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
             let text = format!("a kept connection could not be handed to the master: {error}");
             print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
@@ -294,6 +305,12 @@ impl CpuMeter {
     }
 }
 
+/// Connections that are accepted before the kept ones are looked at.
+const MOST_ROUNDS: u32 = 8;
+
+/// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
+const LOOK_EVERY: u32 = 4;
+
 const LISTENER: u64 = 0;
 const QUEUE: u64 = 1;
 const LINK: u64 = 2;
@@ -306,14 +323,19 @@ pub struct Loop {
     epoll: Epoll,
     parked: HashMap<u64, Parked>,
     next_token: u64,
-    buffers: Vec<Vec<u8>>,
     memory: Memory,
     aside: Output,
     cpu: CpuMeter,
     served: u64,
+    wear: Wear,
+    /// A connection is likely to wait at the listener: it is worth a look there, which in vain costs as much as a socket.
+    pressed: bool,
+    /// Connections that the kernel woke this worker for.
+    woken: u32,
     /// Since the waiting room was last looked at.
     rounds: u32,
-    born: Instant,
+    /// Its first accept.
+    born: Option<Instant>,
     leaving: bool,
     /// The listener whose turn it is.
     turn: usize,
@@ -326,11 +348,6 @@ impl Loop {
     /// When the kernel refuses an epoll.
     pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        for listener in &worker.listeners {
-            epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
-        }
-        epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
         epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         forked::expect(worker, epoll.0.as_raw_fd())?;
@@ -339,13 +356,15 @@ impl Loop {
             epoll,
             parked: HashMap::new(),
             next_token: CONNECTIONS,
-            buffers: Vec::new(),
             memory: Memory::default(),
             aside: Output::default(),
             cpu: CpuMeter::default(),
             served: 0,
+            wear: Wear::Fresh,
+            pressed: true,
+            woken: 0,
             rounds: 0,
-            born: Instant::now(),
+            born: None,
             leaving: false,
             turn: 0,
             clients_checked: false,
@@ -353,12 +372,35 @@ impl Loop {
     }
 
     /// Serves until it is time to leave.
-    pub fn run(&mut self) {
-        let slot = self.worker.slot();
+    ///
+    /// # Errors
+    /// When the kernel refuses a registration.
+    pub fn run(&mut self) -> Result<(), Errno> {
+        self.hold_back();
+        if self.must_leave() {
+            return Ok(()); // a spare that nobody needs
+        }
+        let (worker, slot) = (self.worker, self.worker.slot());
+        let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
+        for listener in &worker.listeners {
+            self.epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
+        }
+        self.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
+        self.born = Some(Instant::now());
         slot.set_stage(Stage::Idle, monotonic_ns());
+        self.count_down();
         while !self.must_leave() {
             // Under load there is nothing to wait for; but kept connections must not starve.
-            let accepted = if self.rounds < 8 { self.accept() } else { None };
+            let mut accepted = None;
+            if self.rounds < MOST_ROUNDS {
+                accepted = self.next_in_line();
+            }
+            if accepted.is_none() && self.pressed && self.rounds < MOST_ROUNDS {
+                // The web server that was just answered may need this core for its next step.
+                let _ = nix::sched::sched_yield();
+                accepted = self.accept();
+                self.pressed = accepted.is_some();
+            }
             match accepted {
                 Some(conn) => {
                     self.rounds += 1;
@@ -367,7 +409,22 @@ impl Loop {
                 None => self.wait(),
             }
         }
+        // Those in the queue have been taken from the listener: nobody would find them there. Who comes later finds others, if
+        // this worker alone was told to stop.
+        let end = monotonic_ns();
+        while self.is_the_end()
+            && let Some((conn, queued)) = self.next_in_queue()
+        {
+            self.attend(conn, None);
+            if queued > end {
+                break;
+            }
+        }
         slot.set_stage(Stage::None, monotonic_ns());
+        if worker.board.header().draining.load(SeqCst) == 0 {
+            // Its place is free.
+            self.worker.ring();
+        }
         self.clear_waiting_room();
         for listener in &self.worker.listeners {
             let _ = self.epoll.delete(listener);
@@ -379,6 +436,44 @@ impl Loop {
         while !self.parked.is_empty() {
             self.wait();
         }
+        Ok(())
+    }
+
+    /// A spare is ready and accepts nothing, until the place of a worker that leaves is free.
+    fn hold_back(&mut self) {
+        let held = |worker: &Worker| worker.control().hold.load(SeqCst) != 0;
+        if !held(self.worker) {
+            return;
+        }
+        self.worker.slot().set_stage(Stage::Held, monotonic_ns());
+        self.worker.ring();
+        while held(self.worker) && !self.must_leave() {
+            self.wait();
+        }
+    }
+
+    /// Says in time that the number of its requests comes to its end.
+    fn count_down(&mut self) {
+        let most = self.worker.max_requests;
+        if most > 0 && self.served + (most / 10).max(LAST_REQUESTS) >= most {
+            self.wear(Wear::Soon);
+        }
+    }
+
+    fn wear(&mut self, wear: Wear) {
+        if self.wear < wear {
+            self.wear = wear;
+            self.worker.slot().set_wear(wear);
+            self.worker.ring();
+        }
+    }
+
+    /// When it is too old; None is never, or long known.
+    fn too_old_at(&self) -> Option<Instant> {
+        let age = self.worker.recycle_age;
+        self.born
+            .filter(|_| !age.is_zero() && self.wear < Wear::Over)
+            .map(|born| born + age)
     }
 
     /// The kernel wakes one idle worker for a connection. If it was this one, while it was asked to leave, nobody else will be
@@ -397,14 +492,50 @@ impl Loop {
         }
     }
 
+    /// Who has waited longest at a full pool.
+    fn next_in_line(&mut self) -> Option<Conn> {
+        if self.worker.board.header().line.load(Relaxed) == 0 {
+            return None;
+        }
+        self.next_in_queue().map(|(conn, _)| conn)
+    }
+
+    /// The next one in the queue whose client has not left meanwhile (a script must not run for nobody), and since when it
+    /// waits there.
+    fn next_in_queue(&mut self) -> Option<(Conn, u64)> {
+        loop {
+            let received = self.worker.queue.receive(false).ok()?;
+            let queued = received.message.queued;
+            let conn = self.resume(received)?;
+            if !conn.is_abandoned() {
+                return Some((conn, queued));
+            }
+            self.worker.put_by(conn.into_memory());
+        }
+    }
+
+    /// Whether no worker may come after this one: the pool stops, or the master is gone. SIGTERM says that, too, and may be
+    /// here before the master has wholly ended.
+    fn is_the_end(&self) -> bool {
+        while !self.worker.orphaned.get() {
+            match self.worker.link.receive(false) {
+                Ok(received) => self.worker.told.borrow_mut().push(received.message),
+                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(_) => break,
+            }
+        }
+        let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
+        stopping || self.worker.orphaned.get()
+    }
+
     /// A connection as somebody else has left it.
     fn resume(&mut self, received: Received<Handover>) -> Option<Conn> {
         let fd = received.fds.into_iter().next()?;
-        let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+        let mut conn = self.worker.connection(fd);
         if self.worker.tcp && self.worker.pool.access_log {
             conn.ask_peer();
         }
-        let Handover { bytes, kept, since } = received.message;
+        let Handover { bytes, kept, since, .. } = received.message;
         conn.resume(&bytes, kept);
         // What has begun has a limit, whoever began to read it.
         conn.began = if since == 0 && !bytes.is_empty() {
@@ -424,15 +555,17 @@ impl Loop {
             || worker.orphaned.get()
             || header.draining.load(SeqCst) != 0
             || worker.control().drain.load(SeqCst) != 0
-            || (worker.max_requests > 0 && self.served >= worker.max_requests)
-            || (!worker.pool.recycle_age.is_zero() && self.born.elapsed() >= worker.pool.recycle_age);
+            || (worker.max_requests > 0 && self.served >= worker.max_requests);
+        if self.too_old_at().is_some_and(|at| at <= Instant::now()) {
+            self.wear(Wear::Over);
+        }
         self.leaving
     }
 
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::AccessLog | ToWorker::Status(_) => {}
+            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) => {}
         }
     }
 
@@ -455,7 +588,7 @@ impl Loop {
             Ok(fd) => {
                 // SAFETY: accept4 has just made this descriptor.
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-                let mut conn = Conn::new(fd, self.buffers.pop().unwrap_or_default());
+                let mut conn = self.worker.connection(fd);
                 if self.worker.tcp && (self.worker.pool.allowed_clients.is_some() || self.worker.pool.access_log) {
                     conn.ask_peer();
                     if !self.is_allowed(&conn) {
@@ -507,17 +640,24 @@ impl Loop {
 
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
+        let (mut new, mut answered) = (token.is_none(), false);
         loop {
             match conn.next() {
-                Ok(Event::NeedMore) => match conn.fill() {
-                    Ok(true) => {
-                        if conn.began == 0 {
-                            conn.began = monotonic_ns();
-                        }
+                // The next request takes its client some time: a look would be in vain.
+                Ok(Event::NeedMore) if answered && conn.input.is_idle() && !conn.has_unread() => {
+                    conn.began = 0;
+                    return self.park(conn, token, Wait::Request);
+                }
+                Ok(Event::NeedMore) => {
+                    let first = std::mem::take(&mut new);
+                    let filled = if first { conn.fill_first() } else { conn.fill() };
+                    match filled {
+                        Ok(true) if conn.began == 0 => conn.began = monotonic_ns(),
+                        Ok(true) => {}
+                        Ok(false) => return self.park(conn, token, Wait::Request),
+                        Err(_) => return self.close(conn, token),
                     }
-                    Ok(false) => return self.park(conn, token, Wait::Request),
-                    Err(_) => return self.close(conn, token),
-                },
+                }
                 Ok(Event::Request(begin)) => {
                     let Some((back, lost, keep)) = self.serve(conn, begin, token) else {
                         return;
@@ -537,10 +677,10 @@ impl Loop {
                         }
                         return self.worker.hand_over(conn);
                     }
-                    if !conn.has_unread() {
-                        return self.park(conn, token, Wait::Request);
+                    answered = true;
+                    if conn.has_unread() {
+                        conn.began = monotonic_ns();
                     }
-                    conn.began = monotonic_ns();
                 }
                 Ok(Event::Stdin(_) | Event::StdinEnd) => {}
                 Ok(event) => {
@@ -585,9 +725,12 @@ impl Loop {
         }
         let mut exchange = Exchange::new(worker, begin, conn, std::mem::take(&mut self.memory));
         exchange.publish();
+        if let Some(wait) = exchange.waited() {
+            slot.waits.add(&TIMES, wait);
+        }
         worker.counts.set(true);
         if header.request_begins() {
-            let _ = nix::unistd::write(&worker.bell, &1u64.to_ne_bytes());
+            worker.ring();
         }
 
         let retire = php::serve(&mut exchange);
@@ -596,12 +739,18 @@ impl Loop {
         let duration = now.saturating_sub(started);
         slot.duration.store(duration, Relaxed);
         slot.busy.fetch_add(duration, Relaxed);
+        slot.durations.add(&TIMES, duration / 1000);
+        slot.memories.add(&SIZES, slot.memory.load(Relaxed));
         slot.finished.fetch_add(1, Relaxed);
         slot.cpu.store(self.cpu.of_request(duration), Relaxed);
         worker.stop_counting();
         slot.set_stage(Stage::Idle, now);
         self.served += 1;
-        self.leaving |= retire || self.has_grown();
+        self.leaving |= retire;
+        self.count_down();
+        if self.has_grown() {
+            self.wear(Wear::Over);
+        }
 
         let Over { conn, keep, memory } = exchange.over();
         self.memory = memory;
@@ -614,7 +763,7 @@ impl Loop {
     /// Whether the private memory is beyond `worker.recycle_memory`.
     fn has_grown(&self) -> bool {
         let limit = self.worker.pool.recycle_memory;
-        if limit == 0 {
+        if limit == 0 || self.wear == Wear::Over {
             return false;
         }
         // Pages: total, resident, shared, … Within a chroot there is no /proc, and no recycling by memory.
@@ -637,9 +786,7 @@ impl Loop {
         if let Some(token) = token {
             self.forget(&conn, token);
         }
-        if self.buffers.len() < 4 {
-            self.buffers.push(conn.into_buffer());
-        }
+        self.worker.put_by(conn.into_memory());
     }
 
     fn forget(&mut self, conn: &Conn, _token: u64) {
@@ -696,13 +843,13 @@ impl Loop {
 
     /// Waits for anything.
     fn wait(&mut self) {
-        let busy = self.rounds >= 8;
+        let busy = self.rounds >= MOST_ROUNDS;
         self.rounds = 0;
         let mut events = [EpollEvent::empty(); 16];
         let first = self.parked.values().filter_map(|parked| parked.deadline).min();
         let mut timeout = first.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
-        if !self.worker.pool.recycle_age.is_zero() {
-            let left = self.worker.pool.recycle_age.saturating_sub(self.born.elapsed()) + Duration::from_millis(1);
+        if let Some(at) = self.too_old_at() {
+            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
         let timeout = match timeout {
@@ -723,7 +870,15 @@ impl Loop {
                 std::process::exit(70);
             }
         };
-        for event in &events[..count] {
+        let events = &mut events[..count];
+        // Nobody else was woken for what waits there, and a kept connection can be passed on.
+        events.sort_unstable_by_key(EpollEvent::data);
+        let line = self.worker.board.header().line.load(Relaxed) != 0;
+        for event in events {
+            // This look was for the kept ones; those in line come next, and then who comes.
+            if busy && line && matches!(event.data(), LISTENER | QUEUE) {
+                continue;
+            }
             self.handle(event.data());
         }
         let now = Instant::now();
@@ -749,6 +904,8 @@ impl Loop {
             LISTENER | QUEUE if self.must_leave() => {}
             LISTENER => {
                 if let Some(conn) = self.accept() {
+                    self.woken = self.woken.wrapping_add(1);
+                    self.pressed |= self.woken.is_multiple_of(LOOK_EVERY);
                     self.attend(conn, None);
                 }
             }
@@ -758,12 +915,12 @@ impl Loop {
                         self.attend(conn, None);
                     }
                 }
-                Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
+                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },
             LINK => match self.worker.link.receive(false) {
-                Ok(received) => self.worker.note(received.message, received.fds),
-                Err(php_pool::control::ChannelError::Closed) => self.worker.orphaned.set(true),
+                Ok(received) => self.worker.told.borrow_mut().push(received.message),
+                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },
             WAKE => signals::clear_wake(),

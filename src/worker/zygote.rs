@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -33,8 +34,12 @@ pub struct Generation {
     pub queue: OwnedFd,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
+    /// Wakes who writes the access log.
+    pub log_bell: OwnedFd,
     /// Pid of the master, for the access log.
     pub master: u32,
+    /// The files that this process's code comes from.
+    pub mapped: Vec<PathBuf>,
 }
 
 /// Runs the zygote on the control channel at descriptor 3, to its end.
@@ -72,7 +77,8 @@ fn start(control: &Control) -> Result<Generation, String> {
         ));
     }
     let mut fds = fds.into_iter();
-    let (Some(board), Some(queue), Some(bell)) = (fds.next(), fds.next(), fds.next()) else {
+    let (Some(board), Some(queue), Some(bell), Some(log_bell)) = (fds.next(), fds.next(), fds.next(), fds.next())
+    else {
         return Err("Configure came without its descriptors".to_owned());
     };
     let listeners = fds.collect();
@@ -96,6 +102,8 @@ fn start(control: &Control) -> Result<Generation, String> {
     if !php::start(&config.php) {
         return Err("PHP module start-up failed; what it says stands before this line".into());
     }
+    // Before a chroot hides /proc.
+    let mapped = mapped();
     confine::close(&config.confinement).map_err(|e| e.to_string())?;
     super::environment::replace(&config.env);
     php::apply(&config.php, complain);
@@ -108,8 +116,27 @@ fn start(control: &Control) -> Result<Generation, String> {
         board,
         queue,
         bell,
+        log_bell,
         master,
+        mapped,
     })
+}
+
+/// The files that are mapped to be executed.
+fn mapped() -> Vec<PathBuf> {
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    let mut files: Vec<PathBuf> = maps
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            // Address, rights, offset, device, inode, path.
+            let line = std::str::from_utf8(line).ok()?;
+            let path = &line[line.find('/')?..];
+            let executable = line.split_whitespace().nth(1)?.contains('x');
+            executable.then(|| PathBuf::from(path))
+        })
+        .collect();
+    files.dedup();
+    files
 }
 
 /// Forks on command until the master says Quit or is gone.
@@ -127,6 +154,7 @@ fn serve(control: &Control, generation: Generation) -> i32 {
     };
     let ready = FromZygote::Ready {
         php: php::version().to_owned(),
+        mapped: generation.mapped.clone(),
     };
     if control.send(&ready, &[], true).is_err() {
         return 0;

@@ -4,10 +4,12 @@
  * or in php-fpm's root master. `attack.report` (a file) and `attack.zygote` (a deed) in php.ini say what it does there. */
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -269,13 +271,66 @@ static const zend_function_entry functions[] = {
 enum { CONTROL = 3 };
 
 /* postcard: the number of the variant, then its fields. */
-static const unsigned char READY[] = {0, 5, '9', '.', '9', '.', '9'}, PONG[] = {5, 0};
+static const unsigned char READY[] = {0, 5, '9', '.', '9', '.', '9', 0}, PONG[] = {5, 0};
 
+/* Until the master hangs up. */
 static void flood(const void *bytes, size_t length, const int *fds, size_t count)
 {
     while (send_message(CONTROL, bytes, length, fds, count, MSG_NOSIGNAL) != EPIPE) {
     }
     _exit(0);
+}
+
+/* A process whose title holds a text; 0: none that can be seen. */
+static int titled(const char *text)
+{
+    DIR *all = opendir("/proc");
+    struct dirent *entry;
+    int found = 0;
+    while (all && found == 0 && (entry = readdir(all))) {
+        char path[300], title[256] = "";
+        snprintf(path, sizeof path, "/proc/%s/cmdline", entry->d_name);
+        int fd = atoi(entry->d_name) > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+        if (fd >= 0 && read(fd, title, sizeof title - 1) > 0 && strstr(title, text)) {
+            found = atoi(entry->d_name);
+        }
+        close(fd);
+    }
+    if (all) {
+        closedir(all);
+    }
+    return found;
+}
+
+/* In the zygote's place: answers each order for a worker with the descriptor of something else. */
+static void impostor(const char *whom)
+{
+    int fds[2], count = 1;
+    if (strcmp(whom, "nothing") == 0) {
+        count = 0;
+    } else if (strcmp(whom, "a file") == 0) {
+        fds[0] = open("/dev/null", O_RDONLY);
+    } else {
+        int pid = strcmp(whom, "init") == 0 ? 1 : strcmp(whom, "the master") == 0 ? getppid()
+                : strcmp(whom, "itself") == 0 ? getpid() : titled(whom);
+        fds[0] = (int) syscall(SYS_pidfd_open, pid, 0);
+    }
+    send_message(CONTROL, READY, sizeof READY, NULL, 0, MSG_NOSIGNAL);
+    for (;;) {
+        static unsigned char order[1 << 18];
+        ssize_t length = recv(CONTROL, order, sizeof order, 0);
+        if (length <= 0) {
+            _exit(0);
+        }
+        unsigned char answer[16] = {order[0] == 1 ? 2 : 5}; /* Spawn: Spawned, Ping: Pong */
+        size_t size = 1;
+        while (size < sizeof answer - 1 && (ssize_t) size < length && (answer[size] = order[size]) & 0x80) {
+            size++;
+        }
+        if (order[0] == 1 || order[0] == 2) {
+            send_message(CONTROL, answer, size + 1, fds, order[0] == 1 ? (size_t) count : 0, MSG_NOSIGNAL);
+        }
+    }
 }
 
 /* In a child of the zygote, so that the zygote itself goes on as it should. */
@@ -316,7 +371,9 @@ static void in_child(const char *deed)
             send_message(CONTROL, spawned, sizeof spawned, fds, 2, MSG_NOSIGNAL);
             send_message(CONTROL, ended, sizeof ended, NULL, 0, MSG_NOSIGNAL);
             send_message(CONTROL, failed, sizeof failed, NULL, 0, MSG_NOSIGNAL);
-            send_message(CONTROL, READY, sizeof READY, NULL, 0, MSG_NOSIGNAL);
+            if (send_message(CONTROL, READY, sizeof READY, NULL, 0, MSG_NOSIGNAL) == EPIPE) {
+                break;
+            }
             usleep(1000);
         }
     }
@@ -353,7 +410,9 @@ static PHP_MINIT_FUNCTION(attack)
             pause();
         }
     }
-    if (deed && *deed) {
+    if (deed && strncmp(deed, "impostor of ", 12) == 0) {
+        impostor(deed + 12);
+    } else if (deed && *deed) {
         in_child(deed);
     }
     return SUCCESS;

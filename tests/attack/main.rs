@@ -4,6 +4,10 @@
 //! It takes root, as only root can have tenants. Numbers of system calls are those of x86-64.
 
 mod attacks;
+#[path = "../pool/harness.rs"]
+#[allow(dead_code, reason = "each tier uses its part")]
+mod harness;
+mod master;
 mod ordinary;
 mod site;
 #[path = "../support/mod.rs"]
@@ -58,11 +62,8 @@ fn main() -> ExitCode {
             trial.with_ignored_flag(skipped)
         })
         .collect();
-    trials.extend(
-        ordinary::trials()
-            .into_iter()
-            .map(|trial| trial.with_ignored_flag(!root)),
-    );
+    let ours = ordinary::trials().into_iter().chain(master::trials());
+    trials.extend(ours.map(|trial| trial.with_ignored_flag(!root)));
     trials.push(Trial::test("the_table_in_the_document_is_true", check_document).with_ignored_flag(!root || !has_keys));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

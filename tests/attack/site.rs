@@ -329,7 +329,11 @@ impl Drop for Site {
     fn drop(&mut self) {
         // So that it makes no more of them.
         let _ = kill(Pid::from_raw(self.master()), Signal::SIGSTOP);
-        let left = self.below("php-fpm");
+        // Of whoever has come loose from the master the folder tells.
+        let place = self.path("");
+        let of_here = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&place));
+        let mut left: Vec<i32> = processes().iter().map(|(pid, ..)| *pid).filter(of_here).collect();
+        left.extend(self.below("php-fpm"));
         let _ = self.child.kill();
         let _ = self.child.wait();
         // Those of php-fpm stay when their master is killed; those of php-pool leave, unless an attack keeps them.

@@ -57,6 +57,39 @@ pub const ATTACKS: &[Attack] = &[
         run: |site| survives(site, Duration::from_secs(3)),
     },
     Attack {
+        name: "zygote_passes_off_a_neighbour",
+        tries: "zygote: pass the neighbour's worker off as its own (its pidfd in the answer to an order)",
+        plan: Plan {
+            victim: "pm = static",
+            ..zygote("attack.zygote = impostor of pool victim")
+        },
+        run: |site| is_not_accepted(site, " is a child of "),
+    },
+    Attack {
+        name: "zygote_passes_off_the_master",
+        tries: "zygote: pass the master off as a worker",
+        plan: zygote("attack.zygote = impostor of the master"),
+        run: |site| is_not_accepted(site, " is a child of "),
+    },
+    Attack {
+        name: "zygote_passes_off_itself",
+        tries: "zygote: pass itself off as a worker",
+        plan: zygote("attack.zygote = impostor of itself"),
+        run: |site| is_not_accepted(site, " is a child of "),
+    },
+    Attack {
+        name: "zygote_passes_off_a_file",
+        tries: "zygote: pass a file off as a worker's pidfd",
+        plan: zygote("attack.zygote = impostor of a file"),
+        run: |site| is_not_accepted(site, "its descriptor is no pidfd"),
+    },
+    Attack {
+        name: "zygote_passes_off_nothing",
+        tries: "zygote: tell of a worker without a pidfd",
+        plan: zygote("attack.zygote = impostor of nothing"),
+        run: |site| is_not_accepted(site, "it came without its descriptor"),
+    },
+    Attack {
         name: "zygote_is_silent",
         tries: "zygote: never get ready",
         plan: zygote("attack.zygote = silence"),
@@ -79,7 +112,7 @@ pub const ATTACKS: &[Attack] = &[
                  $epoll = attack_syscall(291, 0)[0]; $file = attack_syscall(2, '/dev/zero', 0)[0]; $pipe = attack_syscall(22, str_repeat('x', 8))[2];
                  $pipe = unpack('l2', $pipe)[1];
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
-                     for ($i = 0; $i < 200; $i++) foreach ([$listening, $epoll, $file, $pipe, $link] as $fd) { attack_send($link, $keep, [$fd]); attack_send($link, $keep, [$fd, $fd, $fd]); }
+                     for ($i = 0; $i < 190; $i++) foreach ([$listening, $epoll, $file, $pipe, $link] as $fd) { attack_send($link, $keep, [$fd]); attack_send($link, $keep, [$fd, $fd, $fd]); }
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
                      { $fd = attack_lingering(); attack_send($link, $keep, [$fd]); attack_syscall(3, $fd); } echo 'sent';",
                 Duration::from_secs(20),
@@ -111,14 +144,31 @@ pub const ATTACKS: &[Attack] = &[
     },
 ];
 
+/// Whether the master refuses the villain's worker, with this reason, and harms nobody for it.
+fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {
+    site.wait_for_log("what it calls workers are none");
+    let refused = |line: &String| line.contains("is not accepted: ") && line.contains(reason);
+    assert!(site.log().iter().any(refused), "{}", site.log().join("\n"));
+    let before = site.below("pool victim");
+    let outcome = survives(site, Duration::from_secs(2));
+    // Not after the end of the server: the log then has the end of each.
+    match site.log().iter().find(|line| {
+        before
+            .iter()
+            .any(|pid| line.contains(&format!("child {pid} exited on signal")))
+    }) {
+        Some(line) => Broken(line.clone()),
+        None => outcome,
+    }
+}
+
 /// Whether all goes on for the others, after the villain has had his time; nor has the master grown, or its log.
 fn survives(site: &mut Site, time: Duration) -> Outcome {
     let before = resident(site.master());
     std::thread::sleep(time);
-    let lines = site.log().len();
+    let (after, lines) = (resident(site.master()), site.log().len());
     let outcome = well(site, "the neighbour and the master go on");
     if let Held(_) = &outcome {
-        let after = resident_before_the_end(site, before);
         if after > before + (100 << 10) {
             return Broken(format!("the master has grown from {before} to {after} KiB"));
         }
@@ -130,10 +180,6 @@ fn survives(site: &mut Site, time: Duration) -> Outcome {
         }
     }
     outcome
-}
-
-fn resident_before_the_end(site: &Site, before: u64) -> u64 {
-    resident(site.master()).max(before)
 }
 
 /// Resident memory of a process, KiB; 0 when it is gone.

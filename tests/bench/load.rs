@@ -11,19 +11,30 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use serde::{Deserialize, Serialize};
+
 use crate::support::fcgi::{self, Address, END_REQUEST, PATIENCE, STDERR, STDOUT};
 
 /// One request, ready to be sent again and again.
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
+    pub params: Vec<(&'static str, String)>,
     /// The connection is kept for the next request.
     pub keep: bool,
 }
 
 impl Request {
     /// A request as nginx sends it with Debian's `fastcgi.conf`.
-    pub fn new(script: &str, keep: bool, method: &str, content_type: &str, body: &[u8]) -> Self {
+    /// uwsgi finds its script by PATH_INFO.
+    pub fn new(
+        script: &str,
+        keep: bool,
+        method: &str,
+        content_type: &str,
+        body: &[u8],
+        script_as_path_info: bool,
+    ) -> Self {
         let name = script.rsplit_once("/www").map_or(script, |(_, name)| name);
         let length = if body.is_empty() {
             String::new()
@@ -62,6 +73,10 @@ impl Request {
             ),
             ("HTTP_ACCEPT_LANGUAGE", "en-GB,en;q=0.5"),
         ];
+        let mut params: Vec<(&'static str, String)> = params.map(|(name, value)| (name, value.to_owned())).into();
+        if script_as_path_info {
+            params.push(("PATH_INFO", name.to_owned()));
+        }
         let pairs: Vec<u8> = params
             .iter()
             .flat_map(|(name, value)| fcgi::pair(name.as_bytes(), value.as_bytes()))
@@ -71,30 +86,28 @@ impl Request {
         bytes.extend(fcgi::stream(fcgi::PARAMS, 1, &pairs, 0xffff));
         // nginx cuts a body into records of its buffer size.
         bytes.extend(fcgi::stream(fcgi::STDIN, 1, body, 16 << 10));
-        Self { bytes, keep }
+        Self { bytes, params, keep }
     }
 }
 
-/// What came of a round.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    pub requests: u64,
-    pub elapsed: Duration,
-    /// From the first byte sent, or the connection opened, to the last byte of the answer.
-    pub latencies: Vec<Duration>,
+/// What one round has shown.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Round {
+    pub requests: f64,
+    /// Requests a second.
+    pub rate: f64,
+    /// CPU time of the server, all its processes, for one request, in microseconds.
+    pub cpu: f64,
+    /// From the first byte sent, or the connection opened, to the last byte of the answer, in milliseconds.
+    pub p50: f64,
+    pub p99: f64,
 }
 
 /// Runs `in_flight` requests at a time against a server for `duration`. Every answer must be as
 /// long as `expected` says (None: answers differ), and PHP must have nothing to complain about in it.
-pub fn run(
-    address: &Address,
-    request: &Request,
-    in_flight: usize,
-    duration: Duration,
-    expected: Option<u64>,
-) -> Outcome {
+pub fn run(address: &Address, request: &Request, in_flight: usize, duration: Duration, expected: Option<u64>) -> Round {
     let begin = Instant::now();
-    let mut outcome = Outcome::default();
+    let mut latencies: Vec<Duration> = Vec::with_capacity(1 << 16);
     let mut clients: Vec<Client> = (0..in_flight).map(|_| Client::start(address, request, None)).collect();
     let mut buffer = vec![0; 256 << 10];
     while !clients.is_empty() {
@@ -112,8 +125,7 @@ pub fn run(
                     "bytes on STDOUT and STDERR, against those of the first answer"
                 );
             }
-            outcome.requests += 1;
-            outcome.latencies.push(client.begin.elapsed());
+            latencies.push(client.begin.elapsed());
             let again = begin.elapsed() < duration;
             let stream = client.stream.take().filter(|_| request.keep);
             if again {
@@ -122,8 +134,16 @@ pub fn run(
         }
         clients.retain(|client| client.stream.is_some());
     }
-    outcome.elapsed = begin.elapsed();
-    outcome
+    let elapsed = begin.elapsed();
+    latencies.sort_unstable();
+    let percentile = |p: usize| latencies[(latencies.len() * p / 100).min(latencies.len() - 1)].as_secs_f64() * 1e3;
+    Round {
+        requests: latencies.len() as f64,
+        rate: latencies.len() as f64 / elapsed.as_secs_f64(),
+        cpu: 0.0,
+        p50: percentile(50),
+        p99: percentile(99),
+    }
 }
 
 /// The clients that can go on.

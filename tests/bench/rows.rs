@@ -39,6 +39,12 @@ pub struct Row {
     pub cores: Cores,
     /// Whether every answer is as long as the first.
     pub constant: bool,
+    /// About the bytes of an answer's body, for the transport's floor.
+    pub answer_size: usize,
+    /// Through a web server, by wrk, which keeps so many idle connections to the pool in each of its processes.
+    pub web: Option<u32>,
+    /// What is aimed at: the ratio of the rates, php-pool's to php-fpm's.
+    pub target: f64,
 }
 
 const HELLO: Row = Row {
@@ -53,6 +59,17 @@ const HELLO: Row = Row {
     in_flight: 4,
     cores: Cores::Apart,
     constant: true,
+    answer_size: 82,
+    web: None,
+    target: 1.0,
+};
+
+const WEB: Row = Row {
+    cores: Cores::Free,
+    workers: 4,
+    web: Some(0),
+    constant: false,
+    ..HELLO
 };
 
 const TCP: Listen = Listen::Tcp("127.0.0.1");
@@ -60,10 +77,12 @@ const TCP: Listen = Listen::Tcp("127.0.0.1");
 pub const ROWS: &[Row] = &[
     Row {
         name: "hello: new, unix, 4 in flight",
+        target: 4.0,
         ..HELLO
     },
     Row {
         name: "hello: new, tcp, 4 in flight",
+        target: 4.0,
         listen: TCP,
         ..HELLO
     },
@@ -75,6 +94,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "hello: kept, unix, client on the same core",
+        target: 1.3,
         keep: true,
         in_flight: 1,
         cores: Cores::Shared,
@@ -82,6 +102,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "hello: kept, tcp, client on the same core",
+        target: 1.3,
         listen: TCP,
         keep: true,
         in_flight: 1,
@@ -119,6 +140,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "overload: hello, 16 kept connections on 2 workers (php-fpm: new)",
+        target: 0.9,
         keep: true,
         keep_for_php_fpm: false,
         workers: 2,
@@ -128,25 +150,32 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "json: 20 KB, 5 includes, new, unix",
+        target: 1.3,
         script: "json.php",
+        answer_size: 20 << 10,
         answer: "\"section\":4",
         ..HELLO
     },
     Row {
         name: "output: 1 MB, new, unix",
+        target: 1.2,
         script: "output.php",
+        answer_size: 1 << 20,
         answer: "0123456789abcdef",
         ..HELLO
     },
     Row {
         name: "output: 1 MB, new, tcp",
+        target: 1.2,
         script: "output.php",
+        answer_size: 1 << 20,
         answer: "0123456789abcdef",
         listen: TCP,
         ..HELLO
     },
     Row {
         name: "post: 1 MB form, new, unix",
+        target: 1.1,
         script: "post.php",
         answer: "fields: 10",
         body: Body::Form(1 << 20),
@@ -154,6 +183,7 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "upload: 10 MB, new, unix",
+        target: 1.2,
         script: "upload.php",
         answer: "size: 10485760",
         body: Body::Upload(10 << 20),
@@ -161,12 +191,14 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "classes: 150 files from opcache, new, unix",
+        target: 1.2,
         script: "classes.php",
         answer: "sum: 11175",
         ..HELLO
     },
     Row {
         name: "dokuwiki: start page, new, unix",
+        target: 1.0,
         script: "doku.php",
         answer: "</html>",
         constant: false,
@@ -174,9 +206,41 @@ pub const ROWS: &[Row] = &[
     },
     Row {
         name: "cpu: a bound script, new, unix",
+        target: 0.98,
         script: "cpu.php",
         answer: "primes: 9592",
         in_flight: 1,
         ..HELLO
+    },
+    Row {
+        name: "web: hello through nginx, new, 4 workers, 4 clients",
+        target: 1.5,
+        ..WEB
+    },
+    Row {
+        name: "web: hello through nginx, kept, 4 workers, 4 clients",
+        web: Some(2),
+        target: 1.5,
+        ..WEB
+    },
+    Row {
+        name: "web: hello through nginx, 16 kept on 2 workers, 8 clients",
+        web: Some(16),
+        workers: 2,
+        in_flight: 8,
+        target: 1.5,
+        ..WEB
+    },
+    Row {
+        name: "web: json through nginx, new, 4 workers, 4 clients",
+        script: "json.php",
+        answer: "\"section\":4",
+        ..WEB
+    },
+    Row {
+        name: "web: dokuwiki through nginx, new, 4 workers, 4 clients",
+        script: "doku.php",
+        answer: "</html>",
+        ..WEB
     },
 ];

@@ -1,11 +1,18 @@
 //! A connection that has nothing to say stands in nobody's way.
 
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::Case;
 use crate::load::{Request, answer, ask};
 use crate::reloads::Stage;
+use crate::schedule::{self, Role};
 use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, Record, STDIN, begin, pair, stream};
 use crate::support::server::{Listen, Setup};
 use crate::support::web::{Front, Site, Web};
@@ -13,6 +20,10 @@ use crate::support::web::{Front, Site, Web};
 pub const CASES: &[Case] = &[
     ("connections::idle_kept_ones_pin_no_worker", idle_kept),
     ("connections::more_kept_ones_than_workers_behind_nginx", behind_nginx),
+    (
+        "connections::a_wake_up_that_a_leaving_worker_got_is_passed_on",
+        wake_up_passed_on,
+    ),
     ("connections::silent_peers_hold_no_worker", silent),
     ("connections::a_body_that_stops_costs_its_limit", body_stops),
     ("connections::a_reader_that_stops_costs_its_limit", reader_stops),
@@ -62,6 +73,9 @@ fn idle_kept() {
     }
 }
 
+/// How many requests go through nginx; `--requests`.
+pub static NGINX_REQUESTS: AtomicU64 = AtomicU64::new(2400);
+
 fn behind_nginx() {
     let stage = Stage::new(Setup {
         name: "behind-nginx",
@@ -75,6 +89,7 @@ fn behind_nginx() {
         pool: &stage.server.address,
         keep: 32,
         port: None,
+        script_as_path_info: false,
     };
     let web = Web::start(Front::Nginx, &site, &stage.server.home.join("nginx")).unwrap_or_else(|e| panic!("{e}"));
     let url = web.url();
@@ -83,8 +98,8 @@ fn behind_nginx() {
             let url = url.clone();
             thread::spawn(move || {
                 let agent = ureq::Agent::new_with_defaults();
-                for n in 0..100 {
-                    let request = Request::plain(client * 1000 + n, 0);
+                for n in 0..NGINX_REQUESTS.load(Relaxed).div_ceil(24) {
+                    let request = Request::plain(client * 1_000_000 + n, 0);
                     let mut answer = agent
                         .get(format!("{url}/chaos.php?{}", request.query()))
                         .call()
@@ -102,6 +117,80 @@ fn behind_nginx() {
     }
     assert_eq!(web.log(), "", "nginx has nothing to complain about");
     drop(web);
+    stage.stop();
+}
+
+/// The kernel wakes one idle worker for a connection. Here it is one that gets no turn before it is told to leave; the
+/// others, of which nobody has been woken, must not sleep on. The pool is one that makes nobody in its place, who would find
+/// the connection by himself.
+fn wake_up_passed_on() {
+    let stage = Stage::new(Setup {
+        name: "wake-up",
+        workers: 4,
+        pool: "pm = ondemand\npm.process_idle_timeout = 600s\n",
+        ..Setup::BASE
+    });
+    let cpus = sched_getaffinity(Pid::this()).expect("the kernel tells");
+    let cpu = (0..CpuSet::count())
+        .rfind(|cpu| cpus.is_set(*cpu).unwrap_or(false))
+        .expect("there is one");
+    let mut only = CpuSet::new();
+    only.set(cpu).expect("it is one of the set");
+    let (mut id, mut passed_on) = (0, 0);
+    while passed_on < 3 {
+        assert!(id < 1000, "the worker always was the faster");
+        // Three of them at least, all idle in the end.
+        let busy: Vec<_> = (0..3)
+            .map(|_| {
+                id += 1;
+                let request = Request::plain(id, 300);
+                let mut connection = stage.server.connect();
+                connection.send(&request.bytes(&stage.script, false));
+                (connection, request)
+            })
+            .collect();
+        for (mut connection, request) in busy {
+            let (_, outcome) = answer(&mut connection, &request);
+            outcome.unwrap_or_else(|e| panic!("request {}: {e}", request.id));
+        }
+        // The one that is woken first stays the one.
+        let first = stage.serve(&Request::plain(id, 0));
+        let workers = || {
+            schedule::processes(&stage.server)
+                .into_iter()
+                .filter(|(_, role)| *role != Role::Zygote)
+        };
+        assert!(workers().count() >= 2);
+        // It gives way to everybody on its processor, where somebody is always busy.
+        let idle_class = Command::new("chrt")
+            .args(["--idle", "--pid", "0", &first.to_string()])
+            .status();
+        assert!(idle_class.expect("chrt is there").success());
+        sched_setaffinity(Pid::from_raw(first), &only).expect("it is ours");
+        let (spins, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let server = thread::scope(|scope| {
+            scope.spawn(|| {
+                sched_setaffinity(Pid::from_raw(0), &only).expect("a thread may choose");
+                spins.store(true, Relaxed);
+                while !over.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            while !spins.load(Relaxed) {
+                thread::yield_now();
+            }
+            id += 1;
+            let request = Request::plain(id, 0);
+            let mut connection = stage.server.connect();
+            connection.send(&request.bytes(&stage.script, false));
+            schedule::signal(first, Signal::SIGQUIT);
+            over.store(true, Relaxed);
+            let (pid, outcome) = answer(&mut connection, &request);
+            outcome.unwrap_or_else(|e| panic!("nobody was woken for request {id}: {e}\n{}", stage.server.log()));
+            pid.expect("a whole answer names its worker")
+        });
+        passed_on += u32::from(server != first);
+    }
     stage.stop();
 }
 

@@ -19,6 +19,9 @@ pub const STALLED: Duration = Duration::from_secs(30);
 /// file tells.
 pub const SCRIPT: &str = r#"<?php
 header('Content-Type: text/plain');
+$greed = $_GET['greed'] ?? '';
+if ($greed == 'memory') $held = str_repeat('x', 1 << 40);
+if ($greed == 'descriptors') while ($held[] = @fopen('/dev/null', 'r'));
 echo 'pid ', getmypid(), "\n";
 if (isset($_GET['flush'])) flush();
 $in = file_get_contents('php://input');
@@ -43,6 +46,10 @@ pub enum Kind {
     Large,
     /// fastcgi_finish_request(), and work after it.
     Finish,
+    /// Takes all descriptors that its worker may have.
+    Descriptors,
+    /// Wants more memory than it may have, and is told so.
+    Memory,
 }
 
 /// One request.
@@ -55,6 +62,8 @@ pub struct Request {
     /// Milliseconds of work after the client was let go.
     pub finish: Option<u64>,
     pub flush: bool,
+    /// What it takes all of.
+    pub greed: Option<&'static str>,
 }
 
 impl Request {
@@ -66,6 +75,7 @@ impl Request {
             out: 0,
             finish: None,
             flush: milliseconds > 100,
+            greed: None,
         }
     }
 
@@ -90,6 +100,14 @@ impl Request {
                 finish: Some(random.between(1, 500)),
                 ..plain
             },
+            Kind::Descriptors => Self {
+                greed: Some("descriptors"),
+                ..plain
+            },
+            Kind::Memory => Self {
+                greed: Some("memory"),
+                ..plain
+            },
         }
     }
 
@@ -100,6 +118,9 @@ impl Request {
         }
         if self.flush {
             query += "&flush=1";
+        }
+        if let Some(greed) = self.greed {
+            query += &format!("&greed={greed}");
         }
         query
     }
@@ -184,6 +205,8 @@ pub fn answer(connection: &mut Connection, request: &Request) -> (Option<i32>, R
         .map_or(stdout.len(), |at| at + 4);
     let (pid, rest) = read_pid(&stdout[begin..]);
     let outcome = match end {
+        // It failed as it must, and its worker did not.
+        Ok(end) if request.greed == Some("memory") && end == [0; 8] && stdout.starts_with(b"Status: 500") => Ok(()),
         Err(what) => Err(format!("{what} after {} bytes of the answer", stdout.len())),
         Ok(end) if end != [0; 8] || others > 0 => Err(format!(
             "END_REQUEST says {end:?}, {others} records of other types, and the answer is {}",

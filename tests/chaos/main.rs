@@ -1,7 +1,7 @@
 //! No request is lost or stalled, whatever an administrator, a client or bad luck does: docs/guarantees.md, proved.
 //!
-//! `--seconds N` is how long the closed loop under chaos runs (default 20), `--seed S` what it is drawn from. The rest is
-//! libtest's.
+//! `--seconds N` is how long the closed loop under chaos runs (default 60), `--seed S` what it is drawn from;
+//! `--requests N` how many go through nginx on kept connections (default 2,400). The rest is libtest's.
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each tier uses its part")]
@@ -15,8 +15,10 @@ mod random;
 mod reloads;
 mod schedule;
 mod storm;
+mod upgrades;
 
 use std::process::ExitCode;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Trial};
@@ -26,7 +28,7 @@ pub type Case = (&'static str, fn());
 
 fn main() -> ExitCode {
     let mut rest = Vec::new();
-    let (mut seconds, mut seed) = (20, None);
+    let (mut seconds, mut seed) = (60, None);
     let mut given = std::env::args();
     while let Some(argument) = given.next() {
         let mut number = |name: &str| {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         match argument.as_str() {
             "--seconds" => seconds = number("--seconds"),
             "--seed" => seed = Some(number("--seed")),
+            "--requests" => connections::NGINX_REQUESTS.store(number("--requests"), Relaxed),
             _ => rest.push(argument),
         }
     }
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
             Ok(())
         },
     )];
-    for (name, case) in [reloads::CASES, connections::CASES, process::CASES].concat() {
+    for (name, case) in [reloads::CASES, upgrades::CASES, connections::CASES, process::CASES].concat() {
         trials.push(Trial::test(name, move || {
             case();
             Ok(())

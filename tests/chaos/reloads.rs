@@ -59,10 +59,39 @@ impl Stage {
     pub fn stop(mut self) {
         self.server.stop().unwrap_or_else(|e| panic!("{e}"));
     }
+
+    /// Does something again and again, `most` times or for 12 seconds, while clients of all kinds are served: none may lose a
+    /// request or be stalled. Returns how often it was done, which must be more than `least`, and how many descriptors the master
+    /// had before.
+    pub fn under_load(&self, phases: [&'static str; 2], most: u32, least: u32, act: impl Fn(&Server)) -> (u32, usize) {
+        let shared = Shared::new(self.script.clone(), 1, phases);
+        let mut load = Load::new(shared.clone());
+        for keep in [false, true] {
+            for kind in [Kind::Short, Kind::Short, Kind::Long, Kind::Finish] {
+                load.client("www", &self.server.address, kind, keep);
+            }
+        }
+        thread::sleep(Duration::from_secs(4));
+        let before = descriptors(schedule::master(&self.server));
+        shared.chaos.store(true, Relaxed);
+        let until = Instant::now() + Duration::from_secs(12);
+        let mut times = 0;
+        while times < most && Instant::now() < until {
+            act(&self.server);
+            times += 1;
+        }
+        let shared = load.stop();
+        let account = shared.ledger.account();
+        println!("{}, {times} times: {account}", phases[1]);
+        assert!(times > least, "{}: only {times} times in 12 s", phases[1]);
+        assert!(account.unattributed.is_empty(), "{account}\n{}", self.server.log());
+        account.assert_not_stalled(shared.phases);
+        (times, before)
+    }
 }
 
 /// Descriptors that a process has open.
-fn descriptors(pid: i32) -> usize {
+pub fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
@@ -72,28 +101,8 @@ fn under_load() {
         workers: 6,
         ..Setup::BASE
     });
-    let shared = Shared::new(stage.script.clone(), 1, ["without reloads", "during reloads"]);
-    let mut load = Load::new(shared.clone());
-    for keep in [false, true] {
-        for kind in [Kind::Short, Kind::Short, Kind::Long, Kind::Finish] {
-            load.client("www", &stage.server.address, kind, keep);
-        }
-    }
-    thread::sleep(Duration::from_secs(4));
     let master = schedule::master(&stage.server);
-    let before = descriptors(master);
-    shared.chaos.store(true, Relaxed);
-    let until = Instant::now() + Duration::from_secs(12);
-    let mut reloads = 0;
-    while reloads < 100 && Instant::now() < until {
-        schedule::reload(&stage.server);
-        reloads += 1;
-    }
-    let shared = load.stop();
-    let account = shared.ledger.account();
-    println!("{reloads} reloads under load: {account}");
-    assert!(reloads > 5, "only {reloads} reloads in 12 s");
-    assert!(account.unattributed.is_empty(), "{account}\n{}", stage.server.log());
+    let (reloads, before) = stage.under_load(["without reloads", "during reloads"], 100, 5, schedule::reload);
     // The old generations go, and take what they held in the master with them.
     let deadline = Instant::now() + PATIENCE;
     let settled = || {

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 
 use crate::load::Shared;
 use crate::random::Random;
-use crate::support::server::Server;
+use crate::support::server::{self, Server};
 
 /// What a process of ours is, by its title.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ pub fn count(server: &Server, what: &str) -> usize {
 }
 
 pub const READY: &str = "ready to handle connections";
+pub const TAKEN_OVER: &str = "has taken over";
 const GIVEN_UP: &str = "the reload is given up";
 
 /// Reloads, and waits until the new generation serves.
@@ -58,6 +59,48 @@ pub fn reload(server: &Server) {
     let before = count(server, READY);
     signal(master(server), Signal::SIGUSR2);
     server.wait_for_log("the end of a reload", |log| log.matches(READY).count() > before);
+}
+
+/// The disk of the access log is full for a while: /dev/full stands in for it, as nothing may be mounted for a test.
+fn full_disk(server: &Server, random: &mut Random) {
+    let file = server.home.join("pool.conf");
+    let good = fs::read_to_string(&file).expect("the server's own file can be read");
+    let log = server.home.join("access.log").display().to_string();
+    assert!(good.contains(&log), "there is an access log");
+    write(&file, &good.replace(&log, "/dev/full"));
+    reload(server);
+    thread::sleep(Duration::from_millis(random.between(20, 300)));
+    write(&file, &good);
+    reload(server);
+}
+
+/// A server that runs a program of its own, which can be replaced.
+pub fn own_program(home: &Path) {
+    for copy in ["program.a", "program.b"] {
+        fs::copy(server::php_pool(), home.join(copy)).expect("the server's folder can be written");
+    }
+    let worker = server::php_pool().with_file_name("php-pool-worker");
+    std::os::unix::fs::symlink(worker, home.join("php-pool-worker")).expect("the server's folder can be written");
+}
+
+/// Puts another file of the program into the place of the one that runs, as a package does, and reloads: it takes over.
+pub fn upgrade(server: &Server) {
+    let at = |name: &str| server.home.join(name);
+    let rename = |from: &str, to: &str| fs::rename(at(from), at(to)).expect("a file can be renamed");
+    rename("program.a", "program.c");
+    rename("program.b", "program.a");
+    rename("program.c", "program.b");
+    fs::hard_link(at("program.b"), at("program.c")).expect("the server's folder can be written");
+    rename("program.c", "php-fpm");
+    let before = count(server, TAKEN_OVER);
+    signal(master(server), Signal::SIGUSR2);
+    // The end of an earlier reload is not the end of this one.
+    server.wait_for_log("that the new program has taken over and serves", |log| {
+        log.matches(TAKEN_OVER).count() > before
+            && log
+                .rsplit_once(TAKEN_OVER)
+                .is_some_and(|(_, since)| since.contains(READY))
+    });
 }
 
 /// A reload on a file that says nonsense must fail, and say so; then the file is mended.
@@ -91,7 +134,7 @@ fn write(file: &Path, text: &str) {
 pub fn run(server: &Server, shared: &Arc<Shared>, random: &mut Random, until: Instant) {
     while Instant::now() < until {
         thread::sleep(Duration::from_millis(random.between(20, 400)));
-        let what = match random.below(16) {
+        let what = match random.below(18) {
             0..=2 => {
                 reload(server);
                 "reload"
@@ -124,7 +167,15 @@ pub fn run(server: &Server, shared: &Arc<Shared>, random: &mut Random, until: In
                 }
                 "zygote killed"
             }
-            _ => ask_worker_to_leave(server, random),
+            15 => ask_worker_to_leave(server, random),
+            16 => {
+                full_disk(server, random);
+                "full disk"
+            }
+            _ => {
+                upgrade(server);
+                "upgrade"
+            }
         };
         shared.ledger.did(what);
     }
@@ -145,6 +196,13 @@ fn kill_worker(server: &Server, shared: &Arc<Shared>, random: &mut Random, how: 
     if let Some((pid, pool)) = worker(server, random) {
         shared.ledger.kill(&pool, pid);
         signal(pid, how);
+        // A zombie has no command line.
+        let alive = || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
+        let patience = Instant::now() + Duration::from_secs(30);
+        while alive() && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        shared.ledger.dead(pid);
     }
     if how == Signal::SIGKILL {
         "worker killed"

@@ -17,22 +17,24 @@ use crate::support::server::{self, Kind as Which, Server, Setup, free_port};
 use crate::support::web::{Front, Site, Web};
 use crate::support::wiki::folder;
 
-fn owner() -> &'static str {
-    if nix::unistd::geteuid().is_root() {
+/// What every pool has. A worker's descriptors are few enough for a script to take them all.
+fn common() -> String {
+    let owner = if nix::unistd::geteuid().is_root() {
         "user = www-data\ngroup = www-data\nlisten.owner = www-data\nlisten.group = www-data\n"
     } else {
         ""
-    }
+    };
+    format!("{owner}rlimit_core = 0\nrlimit_files = 400\n")
 }
 
 /// A static pool on a unix socket, a dynamic one on TCP and an ondemand one on a unix socket, in one master.
 fn setup(port: u16) -> &'static Setup {
-    let owner = owner();
+    let common = common();
     let pool = format!(
-        "{owner}rlimit_core = 0\naccess.log = {{home}}/access.log\n\
-         [dynamic]\n{owner}rlimit_core = 0\nlisten = 127.0.0.1:{port}\npm = dynamic\npm.max_children = 8\n\
+        "{common}access.log = {{home}}/access.log\n\
+         [dynamic]\n{common}listen = 127.0.0.1:{port}\npm = dynamic\npm.max_children = 8\n\
          pm.start_servers = 2\npm.min_spare_servers = 1\npm.max_spare_servers = 3\npm.max_requests = 100\n\
-         [ondemand]\n{owner}rlimit_core = 0\nlisten = {{home}}/ondemand\npm = ondemand\npm.max_children = 6\n\
+         [ondemand]\n{common}listen = {{home}}/ondemand\npm = ondemand\npm.max_children = 6\n\
          pm.process_idle_timeout = 1s\n"
     );
     Box::leak(Box::new(Setup {
@@ -61,6 +63,7 @@ pub fn run(seed: u64, seconds: u64) {
     let www = server::www(root.path(), setup);
     prepare(&www);
     let mut server = Server::start(Which::under_test(), setup, root.path()).unwrap_or_else(|e| panic!("{e}"));
+    schedule::own_program(&server.home);
     let tcp = Address::Tcp("127.0.0.1".to_owned(), port);
     let ondemand = Address::Unix(server.home.join("ondemand"));
     let nginx = |pool: &Address, keep: u32, name: &str| {
@@ -69,6 +72,7 @@ pub fn run(seed: u64, seconds: u64) {
             pool,
             keep,
             port: None,
+            script_as_path_info: false,
         };
         Web::start(Front::Nginx, &site, &root.path().join(name)).unwrap_or_else(|e| panic!("{e}"))
     };
@@ -83,6 +87,8 @@ pub fn run(seed: u64, seconds: u64) {
         load.client(pool, address, Kind::Long, pool == "dynamic");
         load.client(pool, address, Kind::Large, pool == "www");
         load.client(pool, address, Kind::Finish, pool != "ondemand");
+        load.client(pool, address, Kind::Descriptors, pool == "ondemand");
+        load.client(pool, address, Kind::Memory, pool != "dynamic");
     }
     through(&mut load, "www", &webs[0]);
     through(&mut load, "dynamic", &webs[1]);

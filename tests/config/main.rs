@@ -7,6 +7,7 @@
 
 mod differences;
 mod documents;
+mod migrate;
 mod verdict;
 
 use std::fs;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let corpus = Arc::new(Corpus::new(Path::new(SOURCE)));
     let mut trials: Vec<Trial> = corpus.cases.iter().map(|name| trial(name.clone(), &corpus)).collect();
     trials.extend(documents::trials(&corpus.cases));
+    trials.extend(migrate::trials(&corpus));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -152,21 +152,26 @@ impl Corpus {
         Ok(verdict)
     }
 
-    /// What we make of it.
-    pub fn ours(&self, name: &str) -> Verdict {
+    /// How we read it.
+    pub fn options(&self, name: &str) -> LoadOptions {
         let env: HashMap<OsString, OsString> = ENVIRONMENT.iter().map(|(k, v)| (k.into(), v.into())).collect();
         let search = phpini::Search {
             none: true,
             defines: vec![DEFINE.into()],
             ..phpini::Search::new("8.2")
         };
-        let options = LoadOptions {
+        LoadOptions {
             prefix: self.has_prefix(name).then(|| self.folder.path().to_owned()),
             ini: search.find().values(&env),
             env,
             test: true,
             ..LoadOptions::new(self.path(name))
-        };
+        }
+    }
+
+    /// What we make of it.
+    pub fn ours(&self, name: &str) -> Verdict {
+        let options = self.options(name);
         let mut verdict = Verdict::default();
         match config::load(&options) {
             Ok(config) => {

@@ -42,6 +42,13 @@ static SUPPRESS: Setup = Setup {
     ..Setup::BASE
 };
 
+static IDS: Setup = Setup {
+    name: "access-ids",
+    pool: "access.log = {home}/access.log\naccess.format = \"%r %q\"\n",
+    php_pool: "access.format = \"%r %q %L\"\n",
+    ..Setup::BASE
+};
+
 static LONG: Setup = Setup {
     name: "access-long",
     pool: "access.log = {home}/access.log\naccess.format = \"%r %{A}e%{A}e%{A}e%{A}e end\"\n",
@@ -197,14 +204,37 @@ pub fn cases() -> Vec<Case> {
                 run.note(hidden(&log.join("\n")));
             },
         );
-        cases.same(
-            "a line is written before the client has the end of its answer",
-            &DEFAULT,
+        cases.differs(
+            "a line names its request by the web servers id or one of ours",
+            &IDS,
+            "php-fpm has no ids",
             |run| {
-                run.file("order.php", "<?php echo 1;");
-                run.send_unrecorded(&run.get("/order.php"));
-                let log = fs::read_to_string(run.server.home.join("access.log")).unwrap_or_default();
-                run.note(format!("{}", log.contains("/order.php")));
+                run.file("id.php", "");
+                let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+                let get = run.get("/id.php");
+                let parent = get
+                    .clone()
+                    .set("HTTP_TRACEPARENT", format!("00-{trace}-00f067aa0ba902b7-01"));
+                let requests = [
+                    parent.clone().set("HTTP_X_REQUEST_ID", "Root=1-6789/abc").query("1"),
+                    parent.set("HTTP_X_REQUEST_ID", "a\"b\n").query("2"),
+                    get.clone().query("3"),
+                    get.query("4"),
+                ];
+                let mut log = log_of(run, &requests, "/id.php");
+                log.sort();
+                if run.is_php_pool() {
+                    assert_eq!(
+                        log[..2],
+                        ["/id.php 1 Root=1-6789/abc".to_owned(), format!("/id.php 2 {trace}")]
+                    );
+                    let own: Vec<_> = log[2..]
+                        .iter()
+                        .map(|line| line.rsplit(' ').next().unwrap_or_default())
+                        .collect();
+                    assert!(own[0] != own[1] && own.iter().all(|id| id.len() == 32), "{log:?}");
+                }
+                run.note(log.len().to_string() + &log[0]);
             },
         );
     })

@@ -18,6 +18,14 @@ static PLAIN: Setup = Setup {
     ..Setup::BASE
 };
 
+static NAMED: Setup = Setup {
+    name: "output-named",
+    workers: 1,
+    pool: "catch_workers_output = yes\n",
+    php_pool: "[global]\nlog_request_id = yes\n[www]\n",
+    ..Setup::BASE
+};
+
 /// Prints each piece by a write of its own, then what ends the wait.
 const PRINTER: &str = "foreach (explode(',', file_get_contents('php://input')) as $piece) { \
     fwrite($f ??= fopen('php://' . $_SERVER['HTTP_STREAM'], 'w'), base64_decode($piece)); usleep(2000); }";
@@ -174,6 +182,37 @@ pub fn cases() -> Vec<Case> {
                 let lines = log.lines().filter(|l| l.contains("notice-"));
                 run.note(lines.map(without_time_and_pid).collect::<Vec<_>>().join("\n"));
             })
+            .alone();
+        cases
+            .differs(
+                "a message names its request where that is asked for",
+                &NAMED,
+                "php-fpm has no ids",
+                |run| {
+                    let get = run
+                        .page("error_log(\"named-1\nnamed-2\"); fopen('php://stderr', 'w'); trigger_error('named-3');");
+                    run.send_unrecorded(&get.set("HTTP_X_REQUEST_ID", "abc-1"));
+                    run.send_unrecorded(&run.page("error_log('named-4');").set("HTTP_X_REQUEST_ID", "abc-2"));
+                    let log = run
+                        .server
+                        .wait_for_log("the last message", |log| log.contains("named-4"));
+                    let lines: Vec<String> = log
+                        .lines()
+                        .filter(|l| l.contains("named-"))
+                        .map(without_time_and_pid)
+                        .collect();
+                    if run.is_php_pool() {
+                        let of = |id: &str| {
+                            lines
+                                .iter()
+                                .filter(|line| line.contains(&format!("[pool www] [request {id}] child")))
+                                .count()
+                        };
+                        assert_eq!((of("abc-1"), of("abc-2")), (3, 1), "{lines:?}");
+                    }
+                    run.note(lines.join("\n"));
+                },
+            )
             .alone();
         cases
             .same("a long message of error_log is cut to the limit", &DECORATED, |run| {

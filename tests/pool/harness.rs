@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,7 @@ use crate::support::fcgi::{Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Re
 use crate::support::process::{spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits for a condition.
 pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
@@ -29,6 +31,8 @@ pub fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
 /// A folder with scripts and a configuration.
 pub struct Place {
     dir: tempfile::TempDir,
+    /// The configuration names no log.
+    log_to_stderr: AtomicBool,
 }
 
 impl Place {
@@ -36,7 +40,37 @@ impl Place {
         let dir = tempfile::Builder::new().prefix("php-pool-test").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         std::os::unix::fs::symlink(executable(), dir.path().join("php-fpm")).unwrap();
-        Self { dir }
+        Self {
+            dir,
+            log_to_stderr: AtomicBool::new(false),
+        }
+    }
+
+    /// The same with a program of its own, `php-pool`, that can be replaced.
+    pub fn with_own_program(self) -> Self {
+        for other in ["php-pool.a", "php-pool.b"] {
+            fs::copy(executable(), self.path(other)).unwrap();
+        }
+        let worker = executable().with_file_name("php-pool-worker");
+        std::os::unix::fs::symlink(worker, self.path("php-pool-worker")).unwrap();
+        self.install();
+        fs::remove_file(self.path("php-fpm")).unwrap();
+        std::os::unix::fs::symlink(self.path("php-pool"), self.path("php-fpm")).unwrap();
+        self
+    }
+
+    /// Puts another file of the same program into the place of the one there is, as a package does.
+    pub fn install(&self) {
+        fs::rename(self.path("php-pool.a"), self.path("php-pool.c")).unwrap();
+        fs::rename(self.path("php-pool.b"), self.path("php-pool.a")).unwrap();
+        fs::rename(self.path("php-pool.c"), self.path("php-pool.b")).unwrap();
+        fs::hard_link(self.path("php-pool.b"), self.path("php-pool.c")).unwrap();
+        fs::rename(self.path("php-pool.c"), self.path("php-pool")).unwrap();
+    }
+
+    fn program(&self) -> PathBuf {
+        let own = self.path("php-pool");
+        if own.exists() { own } else { executable() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -46,6 +80,33 @@ impl Place {
     pub fn write(&self, name: &str, content: &str) -> PathBuf {
         fs::write(self.path(name), content).unwrap();
         self.path(name)
+    }
+
+    pub fn connect(&self, socket: &str) -> Connection {
+        Connection::open(&Address::Unix(self.path(socket))).unwrap()
+    }
+
+    /// Sends a request for a script, with a query if it has one.
+    pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
+        let bytes = [begin(1, RESPONDER, flags).bytes(), self.rest_of_request(uri)].concat();
+        assert!(connection.send(&bytes));
+    }
+
+    /// What follows the first record of a request.
+    pub fn rest_of_request(&self, uri: &str) -> Vec<u8> {
+        let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
+        let file = self.path(script.trim_start_matches('/')).display().to_string();
+        let pairs: Vec<u8> = [
+            ("SCRIPT_FILENAME", file.as_str()),
+            ("SCRIPT_NAME", script),
+            ("REQUEST_METHOD", "GET"),
+            ("QUERY_STRING", query),
+            ("SERVER_PROTOCOL", "HTTP/1.1"),
+        ]
+        .iter()
+        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+        .collect();
+        [stream(PARAMS, 1, &pairs, 8192), stream(STDIN, 1, b"", 8192)].concat()
     }
 
     /// Writes the configuration. `{dir}` is this folder and `{user}` the line that root needs; a log and a pid file are
@@ -60,7 +121,14 @@ impl Place {
         let text = text
             .replace("{user}", user)
             .replace("{dir}", &self.dir.path().display().to_string());
-        self.write("pool.conf", &text);
+        self.configure_as(&text);
+    }
+
+    fn configure_as(&self, text: &str) -> PathBuf {
+        // `php-pool serve` logs to stderr then.
+        let named = |line: &&str| line.starts_with("error_log") && self.log_to_stderr.load(Relaxed);
+        let lines: Vec<&str> = text.lines().filter(|line| !named(line)).collect();
+        self.write("pool.conf", &(lines.join("\n") + "\n"))
     }
 
     /// Starts a master in the foreground.
@@ -77,15 +145,33 @@ impl Place {
     }
 
     /// The same by our own command line, with a control socket `control`.
-    #[allow(dead_code, reason = "by the tier of traces")]
     pub fn start_with_control(self) -> Master {
-        // Its log is stderr unless the configuration names another.
-        let text = fs::read_to_string(self.path("pool.conf")).unwrap();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
-        self.write("pool.conf", &lines.join("\n"));
-        let mut command = that_dies_with_us("KILL", executable());
-        command.arg("serve").arg(self.path("pool.conf"));
+        let mut command = that_dies_with_us("KILL", self.program());
+        command.arg("serve").arg(self.log_to_stderr());
         command.arg("--control").arg(self.path("control"));
+        self.launch(command)
+    }
+
+    /// The same as systemd starts it, with a folder of its own for the control socket.
+    #[allow(dead_code, reason = "by the tier of the bus")]
+    pub fn start_with_runtime_directory(self, name: &str) -> Master {
+        let mut command = that_dies_with_us("KILL", executable());
+        command.arg("serve").arg(self.log_to_stderr());
+        command.env("RUNTIME_DIRECTORY", self.path(name));
+        self.launch(command)
+    }
+
+    /// The configuration, from now on without a log of its own.
+    fn log_to_stderr(&self) -> PathBuf {
+        self.log_to_stderr.store(true, Relaxed);
+        self.configure_as(&fs::read_to_string(self.path("pool.conf")).unwrap())
+    }
+
+    /// By our own command line, with the configuration as it is.
+    #[allow(dead_code, reason = "by this tier alone")]
+    pub fn start_as_configured(self) -> Master {
+        let mut command = that_dies_with_us("KILL", self.program());
+        command.arg("serve").arg(self.path("pool.conf"));
         self.launch(command)
     }
 
@@ -127,7 +213,8 @@ impl Place {
     }
 }
 
-fn executable() -> PathBuf {
+/// Our program as it was built.
+pub fn executable() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     this.ancestors().nth(2).unwrap().join("php-pool")
 }
@@ -199,7 +286,7 @@ impl Master {
     }
 
     pub fn connect(&self, socket: &str) -> Connection {
-        Connection::open(&Address::Unix(self.place.path(socket))).unwrap()
+        self.place.connect(socket)
     }
 
     /// Asks for a script on the socket `sock`.
@@ -215,25 +302,7 @@ impl Master {
 
     /// Sends a request for a script, with a query if it has one.
     pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
-        let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
-        let file = self.place.path(script.trim_start_matches('/')).display().to_string();
-        let pairs: Vec<u8> = [
-            ("SCRIPT_FILENAME", file.as_str()),
-            ("SCRIPT_NAME", script),
-            ("REQUEST_METHOD", "GET"),
-            ("QUERY_STRING", query),
-            ("SERVER_PROTOCOL", "HTTP/1.1"),
-        ]
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-        let bytes = [
-            begin(1, RESPONDER, flags).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, b"", 8192),
-        ]
-        .concat();
-        assert!(connection.send(&bytes));
+        self.place.ask(connection, uri, flags);
     }
 
     /// Asks again and again on a kept connection.
@@ -267,6 +336,11 @@ impl Master {
     pub fn zygote(&self, pool: &str) -> i32 {
         self.below(&format!("zygote {pool}"))[0]
     }
+}
+
+/// Sends a request for a script to whoever serves this folder.
+pub fn ask(place: &Place, connection: &mut Connection, uri: &str) {
+    place.ask(connection, uri, 0);
 }
 
 /// The body of a reply that is whole.

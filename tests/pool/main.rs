@@ -3,15 +3,21 @@
 //!
 //! `cargo test --test pool -- FILTER`
 
+mod access_log;
+mod full;
 mod harness;
 mod limits;
 mod processes;
+mod recycling;
+mod renewal;
+mod restart;
 mod scaling;
 mod signals;
 mod start;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each tier uses its part")]
 mod support;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -25,11 +31,17 @@ fn main() -> ExitCode {
     // They wait more than they compute.
     arguments.test_threads.get_or_insert(6);
     let cases = [
+        access_log::CASES,
         start::CASES,
         processes::CASES,
         signals::CASES,
         scaling::CASES,
         limits::CASES,
+        recycling::CASES,
+        upgrade::CASES,
+        renewal::CASES,
+        restart::CASES,
+        full::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|(name, case)| {
         Trial::test(*name, move || {

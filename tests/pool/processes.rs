@@ -10,6 +10,10 @@ use crate::harness::{Place, exists, lives, sleeps, wait_for};
 
 pub const CASES: &[Case] = &[
     (
+        "processes::a_kept_connection_outlives_scripts_that_let_go_of_it",
+        let_go_of,
+    ),
+    (
         "processes::a_dead_worker_is_replaced_and_its_request_named",
         a_dead_worker_is_replaced,
     ),
@@ -18,6 +22,7 @@ pub const CASES: &[Case] = &[
         a_dead_zygote_is_replaced,
     ),
     ("processes::a_stopped_zygote_blocks_nobody", a_stopped_zygote),
+    ("processes::titles_are_those_of_php_fpm", titles),
     ("processes::nobody_survives_the_master", nobody_survives_the_master),
     (
         "processes::a_start_up_without_end_ends_with_the_master",
@@ -27,6 +32,10 @@ pub const CASES: &[Case] = &[
     (
         "processes::crashes_start_a_new_generation",
         crashes_start_a_new_generation,
+    ),
+    (
+        "processes::a_worker_killed_in_a_request_makes_its_generation_suspect",
+        killed_in_a_request,
     ),
     (
         "processes::requests_do_not_wake_the_master",
@@ -166,6 +175,51 @@ fn crashes_start_a_new_generation() {
     master.get("/pid.php");
 }
 
+fn killed_in_a_request() {
+    let place = place(
+        2,
+        "emergency_restart_threshold = 2\nemergency_restart_interval = 1m\n",
+        "",
+    );
+    place.write(
+        "sleep.php",
+        "<?php file_put_contents(__DIR__ . '/asleep', getmypid()); sleep(600);",
+    );
+    let master = place.serve();
+    let zygote = master.zygote("www");
+    for round in 1..=2 {
+        // One that had no request held nothing: not the one that has just answered, which may still tidy up.
+        wait_for("two workers", || master.workers("www").len() == 2);
+        let last: i32 = master.get("/pid.php").parse().unwrap();
+        let idle = master.workers("www").into_iter().find(|pid| *pid != last).unwrap();
+        crash(idle, Signal::SIGKILL);
+        master.said(&format!("child {idle} exited on signal 9"));
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, "/sleep.php", 0);
+        let pid = || {
+            std::fs::read_to_string(master.place.path("asleep"))
+                .ok()?
+                .parse::<i32>()
+                .ok()
+        };
+        wait_for("the request", || pid().is_some());
+        let pid = pid().unwrap();
+        crash(pid, Signal::SIGKILL);
+        let line = master.said(&format!("child {pid} exited on signal 9"));
+        assert!(line.contains("/sleep.php"), "{line}");
+        // Others are served all the time.
+        assert!(!master.get("/pid.php").is_empty());
+        std::fs::remove_file(master.place.path("asleep")).unwrap();
+        assert!(round == 2 || master.count("failed processes threshold") == 0);
+    }
+    master.said("failed processes threshold (2 in 60 sec) is reached, initiating reload");
+    wait_for("another zygote alone", || {
+        let zygotes = master.below("zygote www");
+        zygotes.len() == 1 && zygotes[0] != zygote
+    });
+    assert!(!master.get("/pid.php").is_empty());
+}
+
 fn requests_do_not_wake_the_master() {
     let place = Place::new();
     place.write("pid.php", "<?php echo getmypid();");
@@ -205,5 +259,42 @@ fn idle_kept_connections() {
     assert!(begin.elapsed() < Duration::from_secs(5));
     for connection in &mut kept {
         assert!(!master.ask_kept(connection, "/pid.php").is_empty());
+    }
+}
+
+fn titles() {
+    let master = place(2, "", "").serve_with(2);
+    let title = |pid: i32| {
+        let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    };
+    let file = master.place.path("pool.conf");
+    assert_eq!(
+        title(master.pid()),
+        format!("php-fpm: master process ({})", file.display())
+    );
+    for pid in master.workers("www") {
+        assert_eq!(title(pid), "php-fpm: pool www");
+    }
+    assert_eq!(title(master.zygote("www")), "php-fpm: zygote www");
+    // As `ps` and `pgrep` name them without their arguments.
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", master.pid())).unwrap();
+    assert_eq!(name.trim_end(), "php-fpm");
+}
+
+/// It goes to the master while the script works on, and comes back to the same worker.
+fn let_go_of() {
+    let place = Place::new();
+    place.write("plain.php", "<?php echo $_GET['n'];");
+    place.write("finish.php", "<?php echo $_GET['n']; fastcgi_finish_request();");
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let master = place.serve_with(1);
+    let mut connection = master.connect("sock");
+    for n in 0..12 {
+        let script = if n % 3 == 1 { "finish" } else { "plain" };
+        assert_eq!(
+            master.ask_kept(&mut connection, &format!("/{script}.php?n={n}")),
+            n.to_string()
+        );
     }
 }

@@ -191,7 +191,9 @@ fn log_rotation_ends_no_worker() {
     ));
     let master = place.serve_with(3);
     let before = master.workers("www");
+    let read = |name: &str| fs::read_to_string(master.place.path(name)).unwrap();
     master.get("/pid.php?1");
+    wait_for("its line", || read("access.log") == "/pid.php\n");
     fs::rename(master.place.path("access.log"), master.place.path("access.log.1")).unwrap();
     fs::rename(master.place.path("error.log"), master.place.path("error.log.1")).unwrap();
     master.signal(Signal::SIGUSR1);
@@ -200,12 +202,10 @@ fn log_rotation_ends_no_worker() {
     for _ in 0..20 {
         master.get("/sleep.php?ms=0");
     }
-    let read = |name: &str| fs::read_to_string(master.place.path(name)).unwrap();
+    wait_for("lines in the new file", || {
+        read("access.log") == "/sleep.php\n".repeat(20)
+    });
     assert_eq!(read("access.log.1"), "/pid.php\n");
-    assert_eq!(
-        read("access.log").lines().filter(|line| *line == "/sleep.php").count(),
-        20
-    );
     assert!(exists(&master.place.path("error.log")));
     assert_eq!(master.workers("www"), before);
 }

@@ -3,13 +3,15 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::Case;
-use crate::harness::{Place, exists, lives, wait_for};
+use crate::harness::{Place, ask, body, exists, lives, wait_for};
+use crate::support::fcgi::{Address, Connection};
 
 pub const CASES: &[Case] = &[
     (
@@ -32,7 +34,12 @@ pub const CASES: &[Case] = &[
         "start::the_socket_has_the_mode_that_was_asked_for",
         the_socket_has_its_mode,
     ),
+    ("start::serve_writes_the_log_that_the_file_names", the_log_that_is_named),
     ("start::sockets_are_taken_over", sockets_are_taken_over),
+    ("start::a_socket_of_systemd_is_taken_over", systemd_socket),
+    ("start::a_socket_is_for_those_on_its_list", acl),
+    ("start::a_daemon_needs_no_descriptors", without_descriptors),
+    ("start::a_test_says_what_php_fpm_says", test_lines),
 ];
 
 fn a_pool_serves_and_leaves_nothing_behind() {
@@ -213,4 +220,158 @@ fn sockets_are_taken_over() {
     assert!(listener.as_raw_fd() > 2);
     let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+fn systemd_socket() {
+    let run = |pid: &str| {
+        let place = Place::new();
+        place.write("x.php", "<?php echo getenv('LISTEN_FDS') === false ? 'here' : 'told';");
+        place.configure("[www]\n{user}\nlisten = {dir}/sock\nclear_env = no\npm = static\npm.max_children = 1\n");
+        let listener = UnixListener::bind(place.path("sock")).unwrap();
+        let script = format!(
+            "exec 3<&0; LISTEN_PID={pid} LISTEN_FDS=1 LISTEN_FDNAMES=listen exec {fpm} -F -O -n -y {conf} 2>{log}",
+            fpm = place.path("php-fpm").display(),
+            conf = place.path("pool.conf").display(),
+            log = place.path("said").display()
+        );
+        let mut command = crate::support::process::that_dies_with_us("KILL", "sh");
+        command
+            .arg("-c")
+            .arg(script)
+            .stdin(std::os::fd::OwnedFd::from(listener));
+        let child = crate::support::process::spawn(command).unwrap();
+        (place, child)
+    };
+    let said = |place: &Place| fs::read_to_string(place.path("said")).unwrap_or_default();
+
+    let (place, mut child) = run("$$");
+    let inode = fs::metadata(place.path("sock")).unwrap().ino();
+    wait_for("it is ready", || said(&place).contains("ready to handle connections"));
+    let mut connection = Connection::open(&Address::Unix(place.path("sock"))).unwrap();
+    ask(&place, &mut connection, "/x.php");
+    assert_eq!(body(&connection.reply(1)), "here");
+    let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let after = fs::metadata(place.path("sock")).unwrap().ino();
+    assert_eq!(after, inode, "the socket of another was removed");
+
+    // Meant for another process: the path is taken, by that socket.
+    let (place, mut child) = run("1");
+    assert_eq!(child.wait().unwrap().code(), Some(78), "{}", said(&place));
+    assert!(
+        said(&place).contains("Another FPM instance seems to already listen on"),
+        "{}",
+        said(&place)
+    );
+}
+
+fn acl() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // what another user may do only root can try
+    }
+    let place = Place::new();
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\nlisten.mode = 0600\nlisten.acl_users = nobody\npm = ondemand\npm.max_children = 1\n",
+    );
+    let master = place.serve();
+    let connects_as = |uid: u32| {
+        let path = master.place.path("sock");
+        let thread = std::thread::spawn(move || {
+            // Of this thread alone, whose capabilities over files go with it.
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
+            std::os::unix::net::UnixStream::connect(path)
+                .map(drop)
+                .map_err(|error| error.kind())
+        });
+        thread.join().unwrap()
+    };
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();
+    assert_eq!(connects_as(nobody), Ok(()));
+    assert_eq!(connects_as(nobody - 1), Err(std::io::ErrorKind::PermissionDenied));
+}
+
+fn without_descriptors() {
+    let place = Place::new();
+    place.write(
+        "x.php",
+        "<?php error_log('a line'); file_put_contents('php://stderr', \"another\\n\"); echo 'here';",
+    );
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\ncatch_workers_output = yes\n",
+    );
+    let script = format!(
+        "exec {fpm} -D -n -y {conf} 0<&- 1>&- 2>&-",
+        fpm = place.path("php-fpm").display(),
+        conf = place.path("pool.conf").display()
+    );
+    let status = Command::new("sh").arg("-c").arg(script).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    let pid: i32 = fs::read_to_string(place.path("pid")).unwrap().parse().unwrap();
+    let mut connection = Connection::open(&Address::Unix(place.path("sock"))).unwrap();
+    ask(&place, &mut connection, "/x.php");
+    assert_eq!(body(&connection.reply(1)), "here");
+    let log = || fs::read_to_string(place.path("error.log")).unwrap();
+    wait_for("what the script said", || log().contains("another"));
+    // Every line is whole, and is one of the log.
+    for line in log().lines() {
+        assert!(line.starts_with('['), "{line}");
+    }
+    // What a library prints goes to the error log, as with php-fpm.
+    let log = place.path("error.log");
+    for (fd, wanted) in [Path::new("/dev/null"), Path::new("/dev/null"), &log]
+        .iter()
+        .enumerate()
+    {
+        let target = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap();
+        assert_eq!(target, *wanted, "descriptor {fd} of the daemon");
+    }
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    wait_for("the daemon ends", || !lives(pid));
+}
+
+fn test_lines() {
+    let php_fpm = std::env::var("PHP_FPM").unwrap_or_else(|_| "/usr/sbin/php-fpm8.2".to_owned());
+    let place = Place::new();
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let run = |program: &std::path::Path| {
+        let output = Command::new(program)
+            .arg("-t")
+            .arg("-y")
+            .arg(place.path("pool.conf"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        // The time of day is no part of it.
+        let cut = |line: &str| line.split_once("] ").map_or(line, |(_, rest)| rest).to_owned();
+        let lines: Vec<String> = text.split('\n').map(cut).collect();
+        (output.status.code(), output.stdout, lines)
+    };
+    let ours = run(&place.path("php-fpm"));
+    assert_eq!(ours, run(std::path::Path::new(&php_fpm)));
+    let file = place.path("pool.conf").display().to_string();
+    assert_eq!(
+        ours.2[0],
+        format!("NOTICE: configuration file {file} test is successful")
+    );
+    assert!(!exists(&place.path("sock")) && !exists(&place.path("pid")));
+}
+
+/// Under systemd stderr is the journal: with `error_log` the lines are in that file, and there alone.
+fn the_log_that_is_named() {
+    let place = Place::new();
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let master = place.start_as_configured();
+    let log = || fs::read_to_string(master.place.path("error.log")).unwrap_or_default();
+    wait_for("the start in the file", || {
+        log().contains("ready to handle connections")
+    });
+    master.signal(Signal::SIGUSR2);
+    wait_for("a reload in the file", || {
+        log().matches("ready to handle connections").count() == 2
+    });
+    // The file of a rotated log is opened anew.
+    fs::rename(master.place.path("error.log"), master.place.path("error.log.1")).unwrap();
+    master.signal(Signal::SIGUSR1);
+    wait_for("the new file", || log().contains("error log file re-opened"));
+    assert_eq!(master.count("Reloading in progress"), 0, "{:?}", master.log());
 }

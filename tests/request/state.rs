@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::harness::{Case, Cases, Request, Run};
+use crate::harness::{Case, Cases, Request, Run, wait_until};
 use crate::support::fcgi::Reply;
 use crate::support::server::Setup;
 
@@ -155,6 +155,35 @@ fn opcache(c: &mut Cases) {
             let request = t.get("/reset.php");
             assert_eq!(t.send(&request).text(), "bool(true)\n");
             assert_eq!(t.php("echo 'new';").text(), "new");
+        },
+    );
+    // Where PHP does not look at files for a while, php-pool does not go to a folder again for a second.
+    c.same(
+        "a_folder_that_another_takes_the_place_of_is_left_soon",
+        &UNCHECKED,
+        |t| {
+            let script = "<?php clearstatcache(); echo fileinode('.') === fileinode(__DIR__) ? 'here' : 'elsewhere';";
+            t.file("release/main.php", script);
+            let request = t.get("/release/main.php");
+            for _ in 0..4 {
+                assert_eq!(t.send(&request).text(), "here");
+            }
+            let (release, old) = (t.root.join("release"), t.root.join("old"));
+            std::fs::rename(&release, &old).expect("it is there");
+            t.file("release/main.php", script);
+            // Each of both workers may have been there.
+            wait_until("requests run in the new folder", || {
+                (0..8).all(|_| t.send_unrecorded(&request).text() == "here")
+            });
+            t.file(
+                "release/away.php",
+                "<?php chdir('..'); echo basename(getcwd()) === 'release' ? 'still' : 'away';",
+            );
+            let away = t.get("/release/away.php");
+            for _ in 0..4 {
+                assert_eq!(t.send(&away).text(), "away");
+                assert_eq!(t.send(&request).text(), "here");
+            }
         },
     );
     c.same("a_script_deleted_after_it_was_cached_is_an_error", &OPCACHE_ONE, |t| {

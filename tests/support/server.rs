@@ -59,7 +59,7 @@ pub fn php_fpm_release() -> Version {
 }
 
 /// Our executable: cargo puts it above the folder of the tests, the benches and the examples.
-fn php_pool() -> PathBuf {
+pub fn php_pool() -> PathBuf {
     let this = std::env::current_exe().expect("Linux has /proc/self/exe");
     this.ancestors()
         .nth(2)

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 
 use super::fcgi::{self, Connection, PATIENCE};
 use super::server::{Kind, Listen, Server, Setup, www};
@@ -21,7 +23,7 @@ pub enum How {
     New,
     /// On a kept connection; the worker had to wait for it.
     Kept,
-    /// On a new connection that was in the queue when the worker came to it.
+    /// On a new connection that waited while the only worker was at another request: in the socket, or with php-pool's master.
     Queued,
 }
 
@@ -42,8 +44,14 @@ pub struct Subject {
 
 impl Subject {
     pub fn start(kind: Kind, root: &Path) -> Result<Self, String> {
+        Self::start_with(kind, root, "strace", "")
+    }
+
+    /// With more lines for the pool; `name` is its folder's.
+    pub fn start_with(kind: Kind, root: &Path, name: &'static str, pool: &str) -> Result<Self, String> {
         let setup: &'static Setup = Box::leak(Box::new(Setup {
-            name: "strace",
+            name,
+            pool: Box::leak(format!("ping.path = /ping\n{pool}").into_boxed_str()),
             workers: 1,
             listen: Listen::Unix,
             opcache: false, // as Debian's settings have it
@@ -54,7 +62,10 @@ impl Subject {
         let server = Server::start(kind, setup, root)?;
         let script = www(root, setup).join("hello.php");
         fs::write(&script, "<?php echo \"Hello, world!\\n\";").map_err(|e| e.to_string())?;
-        fs::write(script.with_file_name("slow.php"), "<?php usleep(200000);").map_err(|e| e.to_string())?;
+        fs::write(script.with_file_name("slow.php"), "<?php readfile(__DIR__ . '/gate');")
+            .map_err(|e| e.to_string())?;
+        let _ = fs::remove_file(script.with_file_name("gate"));
+        mkfifo(&script.with_file_name("gate"), Mode::from_bits_truncate(0o644)).map_err(|e| e.to_string())?;
         let mut subject = Self {
             server,
             script: script.display().to_string(),
@@ -98,12 +109,22 @@ impl Subject {
                 }
             }
             How::Queued => {
-                // While the worker sleeps in the first request, the others queue up.
-                let mut connections: Vec<Connection> = (0..=count).map(|_| self.server.connect()).collect();
-                for (n, connection) in connections.iter_mut().enumerate() {
-                    let script = if n == 0 { "slow.php" } else { "hello.php" };
-                    connection.send(&self.request(script, false));
+                let asking = |script| {
+                    let mut connection = self.server.connect();
+                    connection.send(&self.request(script, "/hello.php", false));
+                    connection
+                };
+                // While the worker is in the first request, the others queue up.
+                let mut connections = vec![asking("slow.php")];
+                let gate = self.gate()?;
+                connections.extend((0..count).map(|_| asking("hello.php")));
+                if self.server.kind == Kind::PhpPool {
+                    // It answers who comes behind them when it has taken them all.
+                    let mut ping = self.server.connect();
+                    ping.send(&self.request("ping", "/ping", false));
+                    answered(&mut ping);
                 }
+                drop(gate);
                 for connection in &mut connections {
                     answered(connection);
                     connection.half_close();
@@ -126,12 +147,26 @@ impl Subject {
         worker.ok_or_else(|| "the server has no worker".to_owned())
     }
 
-    fn request(&self, script: &str, keep: bool) -> Vec<u8> {
+    /// The writing end of what slow.php reads to its end, once it does.
+    fn gate(&self) -> Result<fs::File, String> {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).custom_flags(nix::libc::O_NONBLOCK);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match options.open(Path::new(&self.script).with_file_name("gate")) {
+                Ok(gate) => return Ok(gate),
+                Err(error) if Instant::now() > deadline => return Err(format!("slow.php does not run: {error}")),
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    fn request(&self, script: &str, uri: &str, keep: bool) -> Vec<u8> {
         let script = self.script.replace("hello.php", script);
         let params: Vec<u8> = [
             ("SCRIPT_FILENAME", script.as_str()),
-            ("SCRIPT_NAME", "/hello.php"),
-            ("REQUEST_URI", "/hello.php"),
+            ("SCRIPT_NAME", uri),
+            ("REQUEST_URI", uri),
             ("REQUEST_METHOD", "GET"),
             ("QUERY_STRING", ""),
             ("SERVER_PROTOCOL", "HTTP/1.1"),
@@ -148,7 +183,7 @@ impl Subject {
     }
 
     fn ask(&self, connection: &mut Connection, script: &str, keep: bool) {
-        connection.send(&self.request(script, keep));
+        connection.send(&self.request(script, "/hello.php", keep));
         answered(connection);
     }
 }
@@ -205,6 +240,10 @@ impl Strace {
             // "PID name(arguments) = result"; a call that is resumed was counted when it began.
             let call = line.split_once(' ').map_or(line, |(_, call)| call).trim_start();
             if call.starts_with("<...") {
+                continue;
+            }
+            // Rust's library looks at each descriptor before it closes it, where debug assertions are compiled in.
+            if cfg!(debug_assertions) && call.starts_with("fcntl(") && call.contains("F_GETFD") {
                 continue;
             }
             if let Some((name, _)) = call.split_once('(')

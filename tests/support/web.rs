@@ -38,6 +38,8 @@ pub struct Site<'a> {
     pub keep: u32,
     /// The loopback port to listen on; None takes a free one.
     pub port: Option<u16>,
+    /// nginx alone: PATH_INFO names the script, as uwsgi wants it.
+    pub script_as_path_info: bool,
 }
 
 /// A running web server; ended when dropped.
@@ -91,6 +93,11 @@ impl Web {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Its processes.
+    pub fn pids(&self) -> Vec<i32> {
+        self.daemon.family().iter().map(|process| process.pid).collect()
+    }
+
     /// What the web server has complained about.
     pub fn log(&self) -> String {
         self.daemon.output() + &fs::read_to_string(self.home.join("error.log")).unwrap_or_default()
@@ -110,6 +117,11 @@ fn nginx(site: &Site, home: &Path, port: u16) -> String {
     let (keep, keep_conn) = match site.keep {
         0 => (String::new(), ""),
         n => (format!("keepalive {n};"), "fastcgi_keep_conn on;"),
+    };
+    let path_info = if site.script_as_path_info {
+        "$fastcgi_script_name"
+    } else {
+        "$fastcgi_path_info"
     };
     let mut temporary = String::new();
     for what in ["client_body", "fastcgi", "proxy", "scgi", "uwsgi"] {
@@ -136,7 +148,7 @@ http {{
         location ~ [^/]\\.php(/|$) {{
             fastcgi_split_path_info ^(.+?\\.php)(/.*)$;
             include /etc/nginx/fastcgi.conf;
-            fastcgi_param PATH_INFO $fastcgi_path_info;
+            fastcgi_param PATH_INFO {path_info};
             fastcgi_pass php;
             {keep_conn}
         }}

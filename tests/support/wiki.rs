@@ -81,6 +81,7 @@ impl Wiki {
             pool: &self.server.address,
             keep,
             port,
+            script_as_path_info: false,
         };
         Web::start(front, &site, &self.root.path().join(front.to_string()))
     }
@@ -184,7 +185,7 @@ fn give_to_php(path: &Path) -> io::Result<()> {
 }
 
 /// The user of the pool where the master is root; else the pool runs as whoever runs the tests.
-fn php_user() -> Option<User> {
+pub fn php_user() -> Option<User> {
     geteuid()
         .is_root()
         .then(|| User::from_name("www-data").ok().flatten().expect("Debian has www-data"))

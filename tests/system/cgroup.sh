@@ -59,7 +59,7 @@ test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     contains "$line" "/srv/eat.php"
     contains "$line" "/eat.php?who=me"
     entry=$(journalctl MESSAGE_ID=b991bd98767c4958b8e0cc67010813ce PHP_POOL=greedy -o json --no-pager | head -n 1)
-    equal "$(jq -r '[.PHP_SCRIPT, .PHP_URI, .PRIORITY] | join(" ")' <<<"$entry")" "/srv/eat.php /eat.php?who=me 4"
+    equal "$(jq -r '[.PHP_SCRIPT, .PHP_URI, .PHP_QUERY, .PRIORITY] | join(" ")' <<<"$entry")" "/srv/eat.php /eat.php who=me 4"
     [ "$(jq -r .PHP_WORKER <<<"$entry")" -gt 0 ]
     contains "$line" "its peak was"
     # The other one lives, and so does the service.

@@ -25,8 +25,8 @@ END
     for case in '4 Undefined variable' '5 a notice' '5 too old' '5 plain words' '5 printed words' '3 nobody catches this'; do
         entry=$(entry says "${case#* }")
         equal "${case#* }: $(jq -r .PRIORITY <<<"$entry")" "${case#* }: ${case%% *}"
-        equal "$(jq -r '[.PHP_POOL, .PHP_WORKER, .PHP_SCRIPT, .PHP_URI, .PHP_REQUEST_ID] | join(" ")' <<<"$entry")" \
-            "says $pid /srv/warn.php /warn.php?who=me r-4711"
+        equal "$(jq -r '[.PHP_POOL, .PHP_WORKER, .PHP_SCRIPT, .PHP_URI, .PHP_QUERY, .PHP_REQUEST_ID] | join(" ")' <<<"$entry")" \
+            "says $pid /srv/warn.php /warn.php who=me r-4711"
     done
     # As an administrator asks for it.
     contains "$(journalctl PHP_POOL=says PRIORITY=4 -o cat --no-pager)" "Undefined variable"
@@ -112,7 +112,7 @@ test_a_dead_worker_has_its_identifier_request_and_explanation() {
     id=$(journalctl PHP_POOL=coroner -o json --no-pager | jq -r 'select((.MESSAGE | tostring) | contains("SIGKILL")) | .MESSAGE_ID')
     entry=$(journalctl "MESSAGE_ID=$id" PHP_POOL=coroner -o json --no-pager | head -n 1)
     equal "$(jq -r .PHP_SCRIPT <<<"$entry")" /srv/die.php
-    equal "$(jq -r .PHP_URI <<<"$entry")" "/die.php?who=me"
+    equal "$(jq -r '.PHP_URI + "?" + .PHP_QUERY' <<<"$entry")" "/die.php?who=me"
     contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A worker of a pool has died"
 }
 
@@ -175,3 +175,32 @@ test_error_log_names_a_file_for_php_fpms_text_log() {
     contains "$log" 'said into stderr: "NOTICE: PHP message: one"'
     lacks "$(journal text)" "PHP message"
 }
+
+test_a_slow_request_is_one_entry_with_its_stack() {
+    pool slow "slowlog = /var/log/php-pool-slow.log" "request_slowlog_timeout = 300ms"
+    script slow.php <<<'<?php
+function wait(int $seconds, array $more) { sleep($seconds); }
+wait(2, []); echo "done";'
+    start slow
+    equal "$(request slow slow.php $'a=b\nMESSAGE=forged')" "done"
+    id=3f5a514f538d45929208c115c32abc14
+    until_true 60 has_entry "MESSAGE_ID=$id" PHP_POOL=slow
+    equal "$(journalctl "MESSAGE_ID=$id" PHP_POOL=slow -o json --no-pager | wc -l)" 1
+    entry=$(journalctl "MESSAGE_ID=$id" PHP_POOL=slow -o json --no-pager)
+    equal "$(jq -r .PRIORITY <<<"$entry")" 4
+    equal "$(jq -r .PHP_SCRIPT <<<"$entry")" /srv/slow.php
+    equal "$(jq -r .PHP_METHOD <<<"$entry")" GET
+    contains "$(jq -r .PHP_URI <<<"$entry")" /slow.php
+    contains "$(jq -r .PHP_QUERY <<<"$entry")" a=b
+    [ "$(jq -r .PHP_DURATION_USEC <<<"$entry")" -ge 300000 ]
+    equal "$(jq -r .PHP_BACKTRACE <<<"$entry")" "#0 /srv/slow.php(2): sleep(int)
+#1 /srv/slow.php(3): wait(int, array)
+#2 {main}"
+    contains "$(jq -r .MESSAGE <<<"$entry")" "executing too slow ("
+    contains "$(jq -r .MESSAGE <<<"$entry")" "#0 /srv/slow.php(2): sleep(int)"
+    # One entry for all of it; the file has the record.
+    lacks "$(journal slow)" "finished trace of"
+    contains "$(cat /var/log/php-pool-slow.log)" "] sleep() /srv/slow.php:2"
+    contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A request is slow"
+}
+has_entry() { [ -n "$(journalctl "$@" -o cat --no-pager)" ]; }

@@ -63,10 +63,10 @@ script() {
     chmod 644 "/srv/$1"
 }
 
-# request POOL SCRIPT [QUERY]: the body of the answer.
+# request POOL SCRIPT [QUERY]: the body of the answer, for which it waits $PATIENCE seconds (120).
 request() {
     SCRIPT_FILENAME=/srv/$2 SCRIPT_NAME=/$2 REQUEST_URI="/$2${3:+?$3}" QUERY_STRING=${3:-} REQUEST_METHOD=GET \
-        timeout 120 cgi-fcgi -bind -connect "/run/php-pool/$1.sock" | sed '1,/^\r*$/d'
+        timeout "${PATIENCE:-120}" cgi-fcgi -bind -connect "/run/php-pool/$1.sock" | sed '1,/^\r*$/d'
 }
 
 # start POOL: its socket and its service.

@@ -3,7 +3,7 @@
 test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
     until_true 60 systemctl is-active php-pool@www.service
     mkdir -p /var/www/html
-    echo '<?php echo PHP_SAPI, " ", php_ini_loaded_file(), " ", $_SERVER["PATH_INFO"] ?? "none";' >/var/www/html/i.php
+    echo '<?php echo PHP_SAPI, " ", php_ini_loaded_file(), " ", $_SERVER["PATH_INFO"] ?: "none";' >/var/www/html/i.php
     printf 'server { listen 8088; root /var/www/html; include snippets/php-pool.conf; }\n' >/etc/nginx/sites-enabled/test
     systemctl start nginx
     contains "$(curl -s http://127.0.0.1:8088/i.php)" "fpm-fcgi /etc/php/"
@@ -13,12 +13,12 @@ test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
 
 test_phpenmod_knows_the_sapi_and_its_trigger_reloads_the_pools() {
     until_true 60 systemctl is-active php-pool@www.service
-    contains "$(phpquery -S)" php-pool
     version=$(phpquery -V | tail -n 1)
+    contains "$(phpquery -S -v "$version")" php-pool
     [ -e "/etc/php/$version/php-pool/conf.d/10-opcache.ini" ]
     before=$(php-pool status www | grep -o 'generation [0-9]*')
     phpdismod -s php-pool calendar
-    dpkg-trigger "/etc/php/$version/php-pool/conf.d"
+    dpkg-trigger --by-package=php-common "/etc/php/$version/php-pool/conf.d"
     dpkg --configure --pending
     [ "$(php-pool status www | grep -o 'generation [0-9]*')" != "$before" ]
 }
@@ -69,6 +69,82 @@ test_a_thousand_pool_files_cost_what_they_should() {
     # Four times the files, and room for the machine's moods: more would not be linear.
     [ "$many" -lt $((few * 8 + 500)) ]
     rm /etc/php-pool/pool.d/p1*.conf
+}
+
+# bumped DIR: our packages with a higher version, in DIR.
+bumped() {
+    local deb tree
+    mkdir -p "$1"
+    for deb in /vm/debs/php-pool*.deb; do
+        tree=$(mktemp -d)
+        dpkg-deb -R "$deb" "$tree"
+        sed -i -e 's/^Version: .*/&+next/' -e 's/php-pool (= \([^)]*\))/php-pool (= \1+next)/' "$tree/DEBIAN/control"
+        dpkg-deb -Znone -b "$tree" "$1" >/dev/null
+        rm -r "$tree"
+    done
+}
+# visit NUMBER: asks again and again until /tmp/visited is there, and keeps every answer.
+visit() {
+    until [ -e /tmp/visited ]; do
+        curl -sS --max-time 300 -w ' %{http_code}\n' http://127.0.0.1:8089/visit.php 2>&1 || echo "curl $?"
+    done >"/tmp/visits.$1"
+}
+more_visits() { [ "$(cat /tmp/visits.* | wc -l)" -ge $(($1 + 20)) ]; }
+
+test_an_upgrade_is_not_noticed_by_visitors() {
+    until_true 60 systemctl is-active php-pool@www.service
+    mkdir -p /var/www/html
+    echo '<?php echo "here";' >/var/www/html/visit.php
+    script long.php <<<'<?php file_put_contents("/srv/state/long-begun", ""); while (!file_exists("/srv/state/upgraded")) usleep(50000); echo "whole";'
+    rm -f /tmp/visited /tmp/visits.* /srv/state/{long-begun,upgraded}
+    printf 'server { listen 8089; root /var/www/html; include snippets/php-pool.conf; }\n' >/etc/nginx/sites-enabled/visits
+    systemctl start nginx
+    systemctl reload nginx
+    bumped /tmp/next
+    before=$(main_pid www) workers=$(worker_pids www)
+    PATIENCE=600 request www long.php >/tmp/long &
+    long=$!
+    until_true 60 test -e /srv/state/long-begun
+    visit 1 &
+    one=$!
+    visit 2 &
+    two=$!
+    until_true 120 more_visits 0
+    DEBIAN_FRONTEND=noninteractive dpkg -i /tmp/next/*.deb
+    until_true 120 more_visits "$(cat /tmp/visits.* | wc -l)"
+    touch /tmp/visited
+    wait $one $two
+    echo "measured: $(cat /tmp/visits.* | wc -l) visits over an upgrade"
+    equal "$(sort /tmp/visits.* | uniq -c | grep -v ' here 200$')" ""
+    # What was running goes on, in the old program, until it is done.
+    kill -0 $long || fail "the long request has ended: $(cat /tmp/long)"
+    touch /srv/state/upgraded
+    wait $long
+    equal "$(cat /tmp/long)" whole
+    equal "$(main_pid www)" "$before"
+    equal "$(readlink "/proc/$before/exe")" /usr/bin/php-pool
+    equal "$(systemctl show -P NRestarts php-pool@www)" 0
+    until_true 60 all_new
+    for pid in $workers; do
+        [ ! -e "/proc/$pid" ] || fail "the worker $pid is still there"
+    done
+    equal "$(systemctl is-active php-pool-bus.socket)" active
+    rm /etc/nginx/sites-enabled/visits
+}
+all_new() { ! readlink $(printf '/proc/%s/exe ' $(worker_pids www)) | grep -v "^/usr/lib/php-pool/.*/php-pool-worker$"; }
+
+test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
+    echo 'env[KEPT] = still here' >>/etc/php-pool/pool.d/www.conf
+    version=$(phpquery -V | tail -n 1)
+    dpkg --remove "php-pool-php$version" php-pool
+    grep -q KEPT /etc/php-pool/pool.d/www.conf
+    [ -e "/etc/php/$version/php-pool/php.ini" ]
+    equal "$(systemctl list-units --no-legend --plain 'php-pool*')" ""
+    [ ! -e /run/php-pool/www.sock ]
+    DEBIAN_FRONTEND=noninteractive dpkg --force-confold -i /vm/debs/php-pool*.deb
+    until_true 60 systemctl is-active php-pool@www.service
+    script kept.php <<<'<?php echo getenv("KEPT");'
+    equal "$(request www kept.php)" "still here"
 }
 
 test_a_purge_leaves_nothing() {

@@ -145,10 +145,11 @@ test_a_changed_socket_fails_the_reload_with_the_commands_that_help() {
     pool moved "listen.mode = 0666"
     ! php-pool reload moved 2>/tmp/moved || fail "the reload succeeded"
     contains "$(cat /tmp/moved)" "listen.mode has changed"
-    contains "$(cat /tmp/moved)" "systemctl daemon-reload && systemctl restart php-pool@moved.socket php-pool@moved.service"
+    units="php-pool@moved.socket php-pool@moved.service"
+    commands="systemctl daemon-reload && systemctl stop $units && systemctl start $units"
+    contains "$(cat /tmp/moved)" "$commands"
     ! systemctl reload php-pool@moved || fail "systemctl reload succeeded"
-    systemctl daemon-reload
-    systemctl restart php-pool@moved.socket php-pool@moved.service
+    bash -c "$commands"
     equal "$(stat -c '%a' /run/php-pool/moved.sock)" 666
     systemctl reload php-pool@moved
     pool moved "listen = /run/php-pool/elsewhere.sock"

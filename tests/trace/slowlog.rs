@@ -112,7 +112,15 @@ fn same_record() {
     let (ours, our_count, we_said) = ask(Place::new());
     let (frames, rest) = ours.split_at(ours.find("request = ").unwrap_or_else(|| panic!("{ours}")));
     assert_eq!(frames, theirs);
-    assert!(rest.starts_with("request = GET /slow.php?a=b\nduration = 1."), "{rest}");
+    let id = rest.strip_prefix("request = GET /slow.php?a=b\nrequest_id = ");
+    let (id, rest) = id
+        .and_then(|rest| rest.split_once('\n'))
+        .unwrap_or_else(|| panic!("{ours}"));
+    assert!(
+        id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        "{ours}"
+    );
+    assert!(rest.starts_with("duration = 1."), "{ours}");
     assert_eq!(our_count, their_count);
     assert!(their_count.ends_with(" 1"), "{their_count}");
     assert_eq!(we_said, they_said);
@@ -248,7 +256,7 @@ fn control() {
     });
     let (head, stack) = seen.split_once('\n').unwrap();
     assert!(
-        head.contains(", pool www, ") && head.contains(" ms: GET /slow.php?a=b  "),
+        head.contains(", pool www, ") && head.contains(" ms, request ") && head.contains(": GET /slow.php?a=b  "),
         "{head}"
     );
     let script = master.place.path("slow.php").display().to_string();

@@ -48,7 +48,8 @@ pub static GLOBAL: &[Row] = &[
         "error_log",
         Kind::Path(Base::State),
         ERROR_LOG,
-        "The error log: a file, or the word syslog. Without this line, php-pool serve logs to standard error or the journal; php-fpm in the foreground uses it unless standard error is a terminal.",
+        "The error log: a file, or the word syslog. Without this line php-pool serve logs to standard error, under systemd the \
+         journal; with it there and nowhere else.",
     )
     .default("log/php-fpm.log"),
     Row::new("syslog.ident", Kind::Text, field!(syslog_ident), "The tag of our lines in syslog.").default("php-fpm"),
@@ -81,6 +82,15 @@ pub static GLOBAL: &[Row] = &[
     )
     .default("1024")
     .refusal(Level::Error, "log_limit must be greater than 512"),
+    Row::new(
+        "log_request_id",
+        Kind::Bool,
+        field!(log_request_id),
+        "Whether lines of the error log name the request they are about: [pool www] [request ID]. The journal has the id in \
+         PHP_REQUEST_ID, whatever stands here.",
+    )
+    .default("no")
+    .ours(),
     Row::new(
         "emergency_restart_interval",
         Kind::Time,

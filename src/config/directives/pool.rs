@@ -143,7 +143,8 @@ pub static POOL: &[Row] = &[
         "pm.max_requests",
         Kind::Number(0..=i32::MAX as i64),
         field!(pm_max_requests),
-        "The requests after which a worker is replaced. 0 is never.",
+        "The requests after which a worker is replaced, for each up to a tenth less, so that they are not replaced together. \
+         Its replacement is ready before it leaves. 0 is never.",
     )
     .default("0"),
     Row::new(
@@ -171,7 +172,7 @@ pub static POOL: &[Row] = &[
         "access.format",
         Kind::Text,
         field!(access_format),
-        "What a line of the access log holds; the word json is one object a line.",
+        "What a line of the access log holds: php-fpm's tokens, and %L, the request's id. The word json is one object a line.",
     )
     .hidden_default(super::super::access_format::DEFAULT, "undefined"),
     Row::list(
@@ -406,15 +407,16 @@ pub static POOL: &[Row] = &[
         "queue.max",
         Kind::Number(0..=1_048_576),
         field!(queue_max),
-        "The most connections that the master holds while every worker is busy; further ones wait in the socket's queue.",
+        "The most requests that wait while every worker is busy; further ones are refused at once: 503 for the browser, \
+         FCGI_OVERLOADED for the web server. 0 is without limit.",
     )
-    .default("4096")
+    .default("0")
     .ours(),
     Row::new(
         "queue.timeout",
         Kind::Time,
         field!(queue_timeout),
-        "How long a connection waits there before the web server is told that the pool is overloaded. 0 is without limit.",
+        "How long a request waits for a worker before it is refused in the same way. 0 is without limit.",
     )
     .default("0")
     .ours(),
@@ -477,7 +479,8 @@ pub static POOL: &[Row] = &[
         "worker.recycle_age",
         Kind::Time,
         field!(worker_recycle_age),
-        "The age at which a worker is replaced. 0 is never.",
+        "The age at which a worker is replaced, for each up to a tenth less; a request under way is finished. Its replacement \
+         is ready before it leaves. 0 is never.",
     )
     .default("0")
     .ours(),
@@ -485,7 +488,8 @@ pub static POOL: &[Row] = &[
         "worker.recycle_memory",
         Kind::Size,
         field!(worker_recycle_memory),
-        "The private memory after a request at which a worker is replaced. 0 is never.",
+        "The private memory after a request at which a worker is replaced; its replacement is ready before it leaves. Not \
+         with chroot, where a worker cannot see its memory. 0 is never.",
     )
     .default("0")
     .ours(),

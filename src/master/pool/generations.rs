@@ -1,16 +1,22 @@
 //! From one generation to the next: starting one, moving over to it, draining the one before, sleeping and waking, the end.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::front;
 use super::{PING_EVERY, Pool, Wanted};
-use crate::config::Pm;
+use crate::config::{self, Pm};
 use crate::control::{Exit, ToZygote};
 use crate::log::{Level, MessageId};
 use crate::master::access_log::AccessLog;
+use crate::master::daemon::Scope;
 use crate::master::generation::{Generation, Life};
+use crate::master::listen::are_same;
+use crate::master::stamp::{Files, only_roots};
 use crate::master::systemd::LONGEST_START;
 use crate::master::watch::{self, GenerationId, Place};
 use crate::master::worker::describe;
@@ -43,7 +49,8 @@ impl Pool {
             pool: self.id,
             generation: GenerationId(self.ctx.number()),
         };
-        match Generation::start(&self.ctx, place, global, config, identity, listeners, &self.queue) {
+        let log = self.access_log.as_ref();
+        match Generation::start(&self.ctx, place, global, config, identity, listeners, &self.queue, log) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -65,18 +72,50 @@ impl Pool {
         self.touch();
     }
 
-    /// A reload: the next generation is made from this. `force` also where nothing has changed.
-    pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>) {
+    /// A reload: the next generation is made from this, at once where that makes a difference.
+    pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>, scope: Scope) {
+        let renewed = scope == Scope::All || !self.is_up_to_date(&wanted);
+        if !are_same(&self.wanted.listeners, &wanted.listeners) {
+            self.leave_the_front();
+        }
         self.wanted = wanted;
-        self.access_log = access_log;
+        let continued = match (&self.access_log, &access_log) {
+            (Some(before), Some(now)) => before.continue_in(now),
+            _ => false,
+        };
+        if !continued {
+            self.access_log = access_log.map(Rc::new);
+        }
         self.serve_status();
-        if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
+        self.queue
+            .set_rules(front::rules(self.id, &self.wanted.config, &self.ctx.events));
+        if !renewed {
+            self.log().notice("nothing has changed; its workers go on");
+        } else if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
             self.start();
         }
         self.touch();
     }
 
-    pub(super) fn ready(&mut self, id: GenerationId, php: String) {
+    /// Whether the generation that serves is what would be made from this.
+    fn is_up_to_date(&self, wanted: &Wanted) -> bool {
+        // Where a section stands in its file says nothing about the pool.
+        let plain = |pool: &Rc<config::Pool>| config::Pool {
+            line: 0,
+            ..(**pool).clone()
+        };
+        let of_the_log = |global: &config::Global| (global.log_level, global.log_limit);
+        let before = &self.wanted;
+        let unchanged = plain(&before.config) == plain(&wanted.config)
+            && of_the_log(&before.global) == of_the_log(&wanted.global)
+            && before.identity == wanted.identity
+            && are_same(&before.listeners, &wanted.listeners);
+        let current = self.current.as_ref();
+        let serves = current.is_some_and(|current| current.can_spawn() && current.is_up_to_date());
+        unchanged && serves && self.next.is_none() && self.failed.is_none() && self.restart_at.is_none()
+    }
+
+    pub(super) fn ready(&mut self, id: GenerationId, php: String, mapped: Vec<PathBuf>) {
         let Some(mut next) = self
             .next
             .take_if(|next| next.place.generation == id && next.life == Life::Starting)
@@ -86,12 +125,12 @@ impl Pool {
         next.life = Life::Ready;
         next.trace_layout = next.board.header().trace_layout();
         self.counters.generations += 1;
+        next.mapped = Files::now(only_roots(mapped));
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
         // php-fpm's log has no line for it.
-        let level = if self.ctx.log.in_journal() {
-            Level::Notice
-        } else {
-            Level::Debug
+        let level = match self.ctx.log.keeps_fields() {
+            true => Level::Notice,
+            false => Level::Debug,
         };
         self.log().identified(MessageId::GenerationReady).log(
             level,
@@ -235,6 +274,7 @@ impl Pool {
     pub fn stop(&mut self, limit: Duration) {
         self.stopping = true;
         (self.listening, self.status) = (Vec::new(), None);
+        self.leave_the_front();
         if let Some(next) = self.next.take() {
             self.retire(next);
         }

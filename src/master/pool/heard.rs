@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
+use crate::config::or_never;
 use crate::control::{ChannelError, FromWorker, FromZygote, LogMessage, ToWorker};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
@@ -40,7 +41,7 @@ impl Pool {
                 FromZygote::Ready { .. } if generation.life != Life::Starting => {
                     generation.break_off("it is ready once more");
                 }
-                FromZygote::Ready { php } => self.ready(id, php),
+                FromZygote::Ready { php, mapped } => self.ready(id, php, mapped),
                 FromZygote::Failed { reason } => {
                     if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
                         self.reason = Some(reason);
@@ -82,14 +83,17 @@ impl Pool {
             text,
             script,
             uri,
+            query,
             id,
         } = message;
         let request = TextView {
             script,
+            uri,
+            query,
             id,
             ..TextView::default()
         };
-        let fields = fields_of(&self.wanted.config.name, pid, &request, &uri);
+        let fields = fields_of(&self.wanted.config.name, pid, &request);
         self.ctx.log.sent(&fields, level, from_php, &text);
     }
 
@@ -105,11 +109,11 @@ impl Pool {
                     let limit = match handover.since {
                         0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
                         // One that has never said a word is no kept connection.
-                        0 => Some(config.request_header_timeout),
+                        0 => Some(or_never(config.request_header_timeout)),
                         // A request that has begun has what is left of its time, whoever waits for it.
                         since => {
                             let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
-                            Some(config.request_header_timeout.saturating_sub(spent))
+                            Some(or_never(config.request_header_timeout).saturating_sub(spent))
                         }
                     };
                     self.queue.keep(handover, fd, limit);

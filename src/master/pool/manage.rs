@@ -5,24 +5,23 @@ use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use super::Pool;
+use super::{Pool, TRY_AGAIN};
 use crate::api::Happened;
 use crate::config::{self, Pm};
 use crate::log::{MessageId, errno};
-use crate::master::access_log::AccessLog;
 use crate::master::context::State;
-use crate::master::generation::Death;
+use crate::master::generation::{Death, Errand};
 use crate::master::watch;
 use crate::pm::{self, Line};
-
-/// Wait after an order that could not be given.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 impl Pool {
     pub(super) fn manage(&mut self, now: Duration, room: Option<u32>) {
         let config = self.wanted.config.clone();
+        let earlier = self.leaving.iter().map(|(generation, _)| generation).chain(&self.old);
+        let draining = earlier.map(|generation| generation.workers.len() as u32).sum::<u32>();
         let Some(current) = &mut self.current else {
             // Asleep, or not yet awake: a connection wakes it.
+            self.leave_the_front();
             if self.next.is_none() && self.restart_at.is_none() {
                 if self.queue.waiting() > 0 {
                     self.start();
@@ -38,26 +37,45 @@ impl Pool {
             room,
             ..pm::Snapshot::default()
         };
+        snapshot.recycling.left = current.departures(now);
         current.count(&mut snapshot);
         snapshot.peak = snapshot.peak.max(std::mem::take(&mut self.peak));
-        let limits = pm::Limits::from(&*current.config);
+        let mut limits = pm::Limits::from(&*current.config);
+        // Workers of older generations come on top, up to a bound; each one more keeps a place of this generation until it
+        // has finished its request. Who needs that place waits, as in a pool that is full.
+        let overlap = config.reload_overlap.unwrap_or(limits.max_children);
+        limits.max_children = limits.max_children.saturating_sub(draining.saturating_sub(overlap));
+        let can_spawn = current.can_spawn();
+        // Without a worker nobody would empty the queue: then the socket is the safer place.
+        let serves = snapshot.active > 0 || !snapshot.idle.is_empty();
+        let all_made = serves && (snapshot.total() >= limits.max_children || room == Some(0) || !can_spawn);
+        self.attend_the_front(now, &snapshot, all_made);
+        let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         if limits.style != Pm::Static {
             snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
         }
-        if !current.can_spawn() || self.ctx.state.get() != State::Normal {
+        if !can_spawn || self.ctx.state.get() != State::Normal {
             return;
         }
         let decision = pm::decide(&limits, &mut self.memory, &snapshot);
         self.counters.max_children_reached += u32::from(decision.max_children_reached);
-        let access_log = self.access_log.as_ref().map(AccessLog::file);
         let mut trouble = None;
-        for index in 0..decision.spawn.min(current.free_slots()) {
-            if let Err(reason) = current.spawn(access_log, index < decision.replace) {
+        (0..decision.release).for_each(|_| current.release(now));
+        (0..decision.dismiss).for_each(|_| current.dismiss(now));
+        decision.retire.iter().for_each(|id| current.retire(*id));
+        let errands = (0..decision.spawn + decision.hold).map(|index| match index {
+            _ if index >= decision.spawn => Errand::Spare,
+            _ if index < decision.replace => Errand::Replace,
+            _ => Errand::Grow,
+        });
+        for errand in errands.take(current.free_slots() as usize) {
+            if let Err(reason) = current.spawn(errand) {
                 trouble = Some(reason);
                 break;
             }
+            self.counters.spawned += 1;
         }
         for id in &decision.ask {
             current.ask(*id, now);
@@ -65,9 +83,9 @@ impl Pool {
         for id in &decision.kill {
             current.kill(*id, now);
         }
-        let total = snapshot.total() + decision.spawn;
+        let total = snapshot.total() + decision.release + decision.spawn;
         let available = snapshot.idle.iter().filter(|idle| idle.asked.is_none()).count() as u32;
-        let starting = snapshot.starting + decision.spawn;
+        let starting = snapshot.starting + decision.release + decision.spawn;
         // Who begins a request rings when fewer than this many are idle then.
         let spare = match limits.style {
             Pm::Static => None,
@@ -124,7 +142,9 @@ impl Pool {
             self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
             self.touch();
         } else if starting > 0 {
-            self.wake_at(now + TRY_AGAIN);
+            // A queue with limits waits for them.
+            let soon = Duration::from_millis(20);
+            self.wake_at(now + if self.queue.is_bounded() { soon } else { TRY_AGAIN });
         }
         self.listen(limits.style != Pm::Static && available == 0 && total < limits.max_children);
     }
@@ -214,7 +234,7 @@ impl Pool {
             global.emergency_restart_threshold as usize,
             global.emergency_restart_interval,
         );
-        if !death.crashed || threshold == 0 || interval.is_zero() {
+        if !death.suspect || threshold == 0 || interval.is_zero() {
             return;
         }
         self.crashes.push_back(now);

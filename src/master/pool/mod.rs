@@ -1,17 +1,24 @@
 //! A pool: the generation that serves, the one that is to take over, and those that drain.
 #![forbid(unsafe_code)]
 
+mod access_logs;
+mod front;
 mod generations;
 mod heard;
 mod manage;
+mod save;
 mod seen;
+
+pub use save::SavedPool;
 
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use self::front::Front;
 use super::access_log::AccessLog;
 use super::context::Context;
 use super::generation::{Generation, Totals};
@@ -21,13 +28,15 @@ use super::status_server;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
-use crate::control::ToWorker;
 use crate::log::{About, errno};
 use crate::pm::{self, Backoff};
 use crate::scoreboard::realtime_us;
 
 /// How often a zygote is asked whether it is well.
 const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// Wait after an order that could not be given.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a generation is made from.
 #[derive(Clone, Debug)]
@@ -52,7 +61,7 @@ pub struct Pool {
     /// What the next generation is made from.
     pub wanted: Wanted,
     /// The access log.
-    pub access_log: Option<AccessLog>,
+    pub access_log: Option<Rc<AccessLog>>,
     ctx: Rc<Context>,
     queue: Queue,
     current: Option<Generation>,
@@ -85,13 +94,15 @@ pub struct Pool {
     stopping: bool,
     crashes: VecDeque<Duration>,
     listening: Vec<Watch>,
+    front: Front,
     status: Option<Watch>,
     wake: Option<Duration>,
     counters: Counters,
 }
 
 /// What outlives generations.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Counters {
     /// Seconds since the epoch.
     start_time: i64,
@@ -102,6 +113,7 @@ struct Counters {
     max_queue: u32,
     slow: u64,
     generations: u64,
+    spawned: u64,
 }
 
 impl Pool {
@@ -111,12 +123,19 @@ impl Pool {
     /// When there are no descriptors left.
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
-        let mut pool = Self {
+        let queue = Queue::new(id, &ctx.events, front::rules(id, &wanted.config, &ctx.events))?;
+        let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), queue);
+        pool.serve_status();
+        Ok(pool)
+    }
+
+    fn with(ctx: &Rc<Context>, id: PoolId, wanted: Wanted, access_log: Option<Rc<AccessLog>>, queue: Queue) -> Self {
+        Self {
             id,
             wanted,
             access_log,
             ctx: ctx.clone(),
-            queue: Queue::new(id, &ctx.events)?,
+            queue,
             current: None,
             next: None,
             leaving: None,
@@ -135,6 +154,7 @@ impl Pool {
             stopping: false,
             crashes: VecDeque::new(),
             listening: Vec::new(),
+            front: Front::Away,
             status: None,
             wake: Some(Duration::ZERO),
             counters: Counters {
@@ -142,9 +162,7 @@ impl Pool {
                 started: watch::now(),
                 ..Counters::default()
             },
-        };
-        pool.serve_status();
-        Ok(pool)
+        }
     }
 
     /// Answers on `pm.status_listen`.
@@ -165,7 +183,8 @@ impl Pool {
         }
     }
 
-    fn log(&self) -> About<'_> {
+    /// Its part of the log.
+    pub fn log(&self) -> About<'_> {
         self.ctx.log.pool(&self.wanted.config.name)
     }
 
@@ -204,25 +223,11 @@ impl Pool {
         self.generations().for_each(|generation| generation.read_output());
     }
 
-    /// The access log was opened again.
-    pub fn pass_access_log_on(&mut self) {
-        let Some(log) = self.access_log.take() else { return };
-        for generation in self.generations() {
-            for worker in generation.workers.values() {
-                if let Ok(fd) = log.try_clone() {
-                    worker.tell(&ToWorker::AccessLog, &[fd]);
-                }
-            }
-            // Raised after the descriptors are on their way: who sees it finds them.
-            generation.board.header().log_epoch.fetch_add(1, SeqCst);
-        }
-        self.access_log = Some(log);
-    }
-
     /// Looks at everything and does what there is to do. `room` is what `process.max` leaves.
     pub fn look(&mut self, room: Option<u32>) {
         let now = watch::now();
         self.wake = None;
+        self.check_access_logs();
         self.bury(now);
         self.drain(now);
         self.enforce_limits(now);

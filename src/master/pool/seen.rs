@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Pool;
-use crate::api::{self, PoolStatus, Traced};
+use crate::api::{self, Measured, PoolStatus, Traced};
 use crate::master::backlog::Backlog;
 use crate::master::generation::Generation;
 use crate::master::status_server::Answer;
@@ -45,8 +45,33 @@ impl Pool {
             state,
             generation: self.counters.generations,
             failure: self.failed.clone(),
+            max_children: self.wanted.config.pm_max_children,
+            measured: self.measured(),
             user: self.wanted.identity.name.clone(),
+            uid: self.wanted.identity.user.as_ref().map(|(uid, ..)| *uid),
             snapshot: self.snapshot(),
+        }
+    }
+
+    /// What is no part of php-fpm's status.
+    fn measured(&mut self) -> Measured {
+        let totals = self.counters.totals;
+        let (mut measures, mut draining) = (totals.measures, 0);
+        let current = self.current.as_ref().map(|current| current.place.generation);
+        for generation in self.generations() {
+            let views = generation.views();
+            views.iter().for_each(|(_, view)| measures.add(view));
+            if Some(generation.place.generation) != current {
+                draining += views.len() as u32;
+            }
+        }
+        Measured {
+            spawned: self.counters.spawned,
+            draining,
+            exits: totals.exits,
+            measures,
+            access_log_lost: self.access_log.as_ref().map_or(0, |log| log.lost()),
+            cgroup: self.ctx.cgroup.as_ref().map(|groups| groups.base().to_owned()),
         }
     }
 
@@ -77,7 +102,8 @@ impl Pool {
         let mut accepted = self.counters.totals.requests;
         if let Some(current) = &self.current {
             current.count(&mut counted);
-            for (worker, view) in current.views() {
+            // Spares have not begun.
+            for (worker, view) in current.views().into_iter().filter(|(worker, _)| !worker.held) {
                 accepted = accepted.saturating_add(view.requests);
                 processes.extend(status::process(worker, &view, now));
             }

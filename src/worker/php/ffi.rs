@@ -108,6 +108,7 @@ pub struct Cgi {
     pub discard_path: bool,
     pub logging: bool,
     pub doc_root: *const c_char,
+    pub revalidate: i64,
 }
 
 /// `struct shim_request`

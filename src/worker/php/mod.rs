@@ -4,6 +4,7 @@
 //! `shim_serve` to its return, and the callbacks find it there.
 
 mod ffi;
+mod folder;
 mod timer;
 
 use std::ffi::{CStr, CString, c_char};
@@ -293,16 +294,18 @@ pub fn stop() {
     unsafe { ffi::shim_stop() }
 }
 
-/// Settings of the request's path.
+/// Settings of the request's path, for a worker that is where it belongs: from here on its folder is remembered.
 pub fn script_settings() -> (Settings, bool) {
     let mut raw = ffi::Cgi {
         fix_pathinfo: true,
         discard_path: false,
         logging: true,
         doc_root: null(),
+        revalidate: 0,
     };
     // SAFETY: PHP is started; the struct is ours.
     unsafe { ffi::shim_settings(&mut raw) };
+    folder::trust(Duration::from_secs(raw.revalidate.try_into().unwrap_or(0)));
     let doc_root = (!raw.doc_root.is_null()).then(|| {
         // SAFETY: a C string of PHP's, copied at once.
         unsafe { CStr::from_ptr(raw.doc_root) }.to_bytes().to_vec()
@@ -336,11 +339,11 @@ impl Files for PhpFiles {
 /// Runs a request through PHP. True: this process must not serve another. Does not return in a child that the script has forked:
 /// that ends here, and what the process has beside the request (persistent connections) stays its parent's.
 pub fn serve(exchange: &mut Exchange) -> bool {
-    exchange.c_params = exchange
-        .params
-        .iter()
-        .map(|(name, value)| ffi::Param::new(name, value))
-        .collect();
+    exchange.c_params.clear();
+    let params = exchange.params.iter();
+    exchange
+        .c_params
+        .extend(params.map(|(name, value)| ffi::Param::new(name, value)));
     let text = |name: &str| {
         exchange
             .params

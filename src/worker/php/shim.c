@@ -750,7 +750,7 @@ bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t v
 
 bool shim_load_extension(const char *name)
 {
-    bool loaded = false;
+    volatile bool loaded = false;
     zend_interned_strings_switch_storage(0); /* its strings live as long as the process, as if it had been there at start-up */
     zend_first_try {
         loaded = php_load_extension(name, MODULE_PERSISTENT, 1) == SUCCESS;
@@ -779,6 +779,9 @@ void shim_settings(struct shim_cgi *out)
     out->discard_path = cgi.discard_path;
     out->logging = cgi.logging;
     out->doc_root = PG(doc_root) && *PG(doc_root) ? PG(doc_root) : NULL;
+    /* Without opcache none of these exists, and all are 0. */
+    bool looks = INI_BOOL("opcache.validate_timestamps");
+    out->revalidate = !INI_BOOL("opcache.enable") ? 0 : looks ? INI_INT("opcache.revalidate_freq") : INT64_MAX;
 }
 
 bool shim_resolves(const char *path)

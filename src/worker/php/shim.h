@@ -91,6 +91,7 @@ struct shim_cgi {
     bool discard_path;
     bool logging;
     const char *doc_root; /* PG(doc_root); NULL when empty */
+    int64_t revalidate;   /* seconds for which PHP takes a file for what it was: opcache's, or 0 */
 };
 
 struct shim_request {

@@ -83,7 +83,7 @@ pub fn connection(data: &[u8]) {
     theirs.write_all(bytes).expect("it fits into the socket's buffer");
     drop(theirs);
 
-    let mut conn = Conn::new(ours.into(), Vec::new());
+    let mut conn = Conn::new(ours.into(), Default::default());
     let mut heard = Heard::default();
     let end = loop {
         match conn.next() {

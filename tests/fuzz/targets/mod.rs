@@ -1,6 +1,7 @@
 //! What each target does with hostile bytes. Shared by the bounded run (`main.rs`) and the coverage-guided long one
 //! (`libfuzzer.rs`). A target panics when something is wrong that it would notice.
 
+mod api;
 mod config;
 mod control;
 mod fastcgi;
@@ -8,6 +9,7 @@ mod log;
 mod request;
 mod scoreboard;
 mod status;
+mod trace;
 
 /// A target.
 #[derive(Clone, Copy)]
@@ -66,6 +68,16 @@ pub const TARGETS: &[Target] = &[
         name: "scoreboard",
         run: scoreboard::memory,
         words: &[],
+    },
+    Target {
+        name: "trace",
+        run: trace::memory,
+        words: &[],
+    },
+    Target {
+        name: "question",
+        run: api::question,
+        words: api::WORDS,
     },
     Target {
         name: "status",

@@ -1,8 +1,9 @@
 //! Status queries, and the strings of requests on status pages.
 
+use php_pool::api::{Measured, PoolStatus, State};
 use php_pool::config::Pm;
 use php_pool::scoreboard::{SlotView, Stage};
-use php_pool::status::{Exposition, Format, PoolMetrics, ProcessStatus, Snapshot, StatusPage, View, fields};
+use php_pool::status::{Exposition, Format, PoolMetrics, ProcessStatus, Resources, Snapshot, StatusPage, View, fields};
 
 use super::Cursor;
 
@@ -32,6 +33,7 @@ pub fn pages(data: &[u8]) {
         &mut process.query,
         &mut process.user,
         &mut process.script,
+        &mut process.request_id,
     ] {
         *text = cursor.string();
     }
@@ -46,11 +48,20 @@ pub fn pages(data: &[u8]) {
 /// Renders everything, and compares its structure with that of a harmless snapshot.
 pub fn render(snapshot: &Snapshot) {
     let mut harmless = quiet();
-    // Which parts there are depends on what is empty and on what the worker does.
+    // Which parts there are depends on what is empty, which a dash stands for, and on what the worker does.
     let (theirs, ours) = (&snapshot.processes[0], &mut harmless.processes[0]);
-    let like = |text: &str| if text.is_empty() { String::new() } else { "x".to_owned() };
+    let like = |text: &str| {
+        if matches!(text, "" | "-") {
+            text.to_owned()
+        } else {
+            "x".to_owned()
+        }
+    };
     (ours.method, ours.uri, ours.query) = (like(&theirs.method), like(&theirs.uri), like(&theirs.query));
     (ours.user, ours.script, ours.stage) = (like(&theirs.user), like(&theirs.script), theirs.stage);
+    ours.request_id = like(&theirs.request_id);
+    (ours.content_length, ours.last_request_memory) = (theirs.content_length, theirs.last_request_memory);
+    ours.last_request_cpu = theirs.last_request_cpu;
     let mut page = StatusPage::default();
     for format in [
         Format::Text,
@@ -94,7 +105,17 @@ pub fn render(snapshot: &Snapshot) {
         let lines = |snapshot: &Snapshot| {
             let pool = PoolMetrics {
                 pool: "www".to_owned(),
-                snapshot: Some(snapshot.clone()),
+                status: Some(PoolStatus {
+                    state: State::Running,
+                    generation: 1,
+                    failure: None,
+                    max_children: 5,
+                    measured: Measured::default(),
+                    user: None,
+                    uid: None,
+                    snapshot: snapshot.clone(),
+                }),
+                resources: Resources::default(),
             };
             exposition.of_pools(vec![pool]).lines().count()
         };
@@ -118,6 +139,7 @@ fn quiet() -> Snapshot {
         content_length: 0,
         user: String::new(),
         script: String::new(),
+        request_id: String::new(),
         last_request_cpu: 0.0,
         last_request_memory: 0,
     };
@@ -150,6 +172,6 @@ pub fn snapshot_of(view: &SlotView) -> Snapshot {
     process.last_request_memory = view.memory;
     let text = view.text.clone().unwrap_or_default();
     (process.method, process.uri, process.query) = (text.method, text.uri, text.query);
-    (process.user, process.script) = (text.user, text.script);
+    (process.user, process.script, process.request_id) = (text.user, text.script, text.id);
     snapshot
 }

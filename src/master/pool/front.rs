@@ -1,0 +1,135 @@
+//! A full pool: while no worker is free, and only then, the master takes the connections that wait.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use super::{Pool, TRY_AGAIN};
+use crate::config;
+use crate::log::errno;
+use crate::master::queue::line::Rules;
+use crate::master::status_server::Pages;
+use crate::master::watch::{self, Events, PoolId, Watch};
+use crate::pm;
+
+/// A pool is full when no worker has been free, or has begun another request, for so long. Before that, those that wait are
+/// the workers' own to take, which is cheaper for everybody.
+const STUCK: Duration = Duration::from_millis(20);
+
+/// How often, at most, the master is told that connections come while all workers are at work: under load that is always so.
+const CALM: Duration = Duration::from_millis(100);
+
+/// What the master does at the listener of a pool that can have no more workers.
+#[derive(Debug)]
+pub enum Front {
+    /// Nothing.
+    Away,
+    /// It wants to be told of a connection for which no worker waits.
+    Listening(#[expect(dead_code, reason = "they work as long as they live")] Vec<Watch>),
+    /// It was told, then.
+    Told(Duration),
+    /// It takes what comes while no worker waits.
+    Open(Vec<Watch>),
+}
+
+impl Front {
+    /// Whether the master takes what waits.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+}
+
+/// How those that wait are treated.
+pub fn rules(id: PoolId, pool: &config::Pool, events: &Events) -> Rules {
+    Rules::new(Pages::new(id, pool, events), pool)
+}
+
+impl Pool {
+    /// Looks after those that wait. `all_made`: no further worker can be made.
+    pub(super) fn attend_the_front(&mut self, now: Duration, pool: &pm::Snapshot, all_made: bool) {
+        let Some(current) = &self.current else { return };
+        let busy = all_made && pool.starting == 0 && pool.idle.iter().all(|idle| idle.asked.is_some());
+        let stuck_at = current.last_begin() + STUCK;
+        let next = match std::mem::replace(&mut self.front, Front::Away) {
+            // A bounded queue's front stays where it is: it is made behind the workers, those that are still to come too.
+            _ if !all_made || (self.queue.is_bounded() && pool.starting > 0) => Ok(Front::Away),
+            // A limit is to hold however quickly the workers go on.
+            Front::Open(watches) if self.queue.is_bounded() => Ok(Front::Open(watches)),
+            _ if self.queue.is_bounded() => self.open(),
+            Front::Away => self.hark(),
+            Front::Told(_) if busy && stuck_at <= now => self.open(),
+            Front::Told(at) if !busy && at + CALM <= now => self.hark(),
+            Front::Open(_) if !busy || stuck_at > now => Ok(Front::Told(now)),
+            same => Ok(same),
+        };
+        match next {
+            Ok(front) => self.front = front,
+            Err(error) => {
+                self.log()
+                    .error(format_args!("the listener cannot be watched: {}", errno(&error)));
+                self.wake_at(now + TRY_AGAIN);
+            }
+        }
+        match self.front {
+            Front::Told(_) if busy => self.wake_at(stuck_at.max(now + Duration::from_millis(1))),
+            Front::Told(at) => self.wake_at(at + CALM),
+            Front::Open(_) if !self.queue.is_bounded() => self.wake_at(now + CALM),
+            _ => {}
+        }
+        self.queue.open(self.front.is_open());
+        if let Some(at) = self.queue.expire(now) {
+            self.wake_at(at);
+        }
+        let waiting = self.queue.waiting();
+        if let Some(current) = &self.current {
+            current.board.header().line.store(waiting, SeqCst);
+        }
+        if waiting > 0 {
+            // The one that was woken for it may have taken something else instead, and nobody else was.
+            let is_stale = self.queue.oldest().is_some_and(|since| since + STUCK <= now);
+            if let Some(current) = self.current.as_ref().filter(|_| !busy && is_stale) {
+                current.wake_idle();
+            }
+            // Somebody takes them; then the workers need not look there first any more.
+            self.wake_at(now + CALM);
+        }
+    }
+
+    /// The workers are alone with the listener.
+    pub(super) fn leave_the_front(&mut self) {
+        self.front = Front::Away;
+        self.queue.open(false);
+    }
+
+    /// The master takes what waits, as before an upgrade.
+    ///
+    /// # Errors
+    /// When the kernel refuses to watch the listener.
+    pub(super) fn open_the_front(&mut self) -> io::Result<()> {
+        self.front = self.open()?;
+        self.queue.open(true);
+        Ok(())
+    }
+
+    fn hark(&self) -> io::Result<Front> {
+        let alarm = |listener| watch::alarm(listener, &self.ctx.events, self.id);
+        let alarms = self.wanted.listeners.iter().map(alarm).collect::<io::Result<_>>();
+        alarms.map(Front::Listening)
+    }
+
+    fn open(&self) -> io::Result<Front> {
+        let name = &self.wanted.config.name;
+        let receive = |listener| self.queue.receive(listener, &self.ctx.log, name);
+        let open = self.wanted.listeners.iter().map(receive).collect::<io::Result<_>>();
+        open.map(Front::Open)
+    }
+
+    /// A connection came while no worker waited for one.
+    pub fn on_alarm(&mut self) {
+        if matches!(self.front, Front::Listening(_)) {
+            self.front = Front::Told(watch::now());
+            self.touch();
+        }
+    }
+}

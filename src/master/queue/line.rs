@@ -1,0 +1,319 @@
+//! The line before a full pool. While no worker is free, the master takes what waits at the listener, answers status and
+//! ping itself, and puts the rest into the pool's queue, from which the workers take it in order of arrival.
+//!
+//! What a client says is only looked at and stays in its socket, so that nothing of it is kept here while it is awaited, and
+//! nothing is lost with the master. It is read when the master answers.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use rustix::net::SocketFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Connection, Held, Shared};
+use crate::config::{Network, Pool, or_never};
+use crate::control::Handover;
+use crate::fastcgi::{Event, Input, ProtocolStatus};
+use crate::log::{Logger, errno};
+use crate::master::listen::Listener;
+use crate::master::status_server::{Pages, append_reply};
+use crate::master::sys;
+use crate::master::watch::{self, Watch};
+
+/// Most connections taken from the listener that have not come into the queue; further ones wait in the socket.
+pub const MOST_TAKEN: usize = 4096;
+
+/// Most bytes of a request that are looked at. Longer parameters are a worker's to read.
+const LOOK: usize = 32 << 10;
+
+/// For the whole of an answer: to read what was asked, to send the reply, and for the rest of the request to come.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// How those that wait are treated; others after a reload.
+#[derive(Debug)]
+pub struct Rules {
+    pages: Pages,
+    allowed: Option<Vec<Network>>,
+    /// `queue.max`
+    most: Option<u32>,
+    /// `queue.timeout`
+    pub(super) patience: Option<Duration>,
+    /// `request_header_timeout`
+    header_patience: Duration,
+    /// `connection_idle_timeout`
+    idle_patience: Option<Duration>,
+}
+
+impl Rules {
+    /// Those of a pool's configuration.
+    pub fn new(pages: Pages, pool: &Pool) -> Self {
+        let limit = |time: Duration| Some(time).filter(|time| !time.is_zero());
+        Self {
+            pages,
+            allowed: pool.listen_allowed_clients.clone(),
+            most: Some(pool.queue_max).filter(|most| *most > 0),
+            patience: limit(pool.queue_timeout),
+            header_patience: or_never(pool.request_header_timeout),
+            idle_patience: limit(pool.connection_idle_timeout),
+        }
+    }
+
+    /// Whether the queue has an end.
+    pub fn is_bounded(&self) -> bool {
+        self.most.is_some() || self.patience.is_some()
+    }
+
+    fn allow(&self, peer: IpAddr) -> bool {
+        let allowed = self.allowed.as_ref();
+        allowed.is_none_or(|allowed| allowed.iter().any(|network| network.contains(peer)))
+    }
+}
+
+/// Takes connections for which no worker waits from the listener, until this is dropped; those that were taken stay.
+///
+/// # Errors
+/// When the kernel refuses to watch it.
+pub fn receive(shared: &Rc<Shared>, listener: &Rc<Listener>, log: &Logger, pool: &str) -> std::io::Result<Watch> {
+    let fd = watch::nobody_waits(listener)?;
+    let (shared, listener, log, pool) = (shared.clone(), listener.clone(), log.clone(), pool.to_owned());
+    Ok(Watch::start(async move {
+        loop {
+            let Ok(place) = shared.places.clone().acquire_owned().await else {
+                return;
+            };
+            let Ok(mut ready) = fd.readable().await else { return };
+            match rustix::net::acceptfrom_with(&listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((connection, peer)) => {
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    let peer = peer.map(|peer| peer.ip().to_canonical());
+                    let rules = shared.rules();
+                    if let Some(peer) = peer.filter(|peer| !rules.allow(*peer)) {
+                        let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
+                        log.pool(&pool).error(text);
+                        continue;
+                    }
+                    let until = Some(watch::now() + rules.header_patience);
+                    shared.hold(Handover::default(), shared.closer.take(connection), until, Some(place));
+                }
+                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(error) => {
+                    let reason = errno(&error.into());
+                    log.pool(&pool)
+                        .error(format_args!("a connection could not be accepted: {reason}"));
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }))
+}
+
+/// What becomes of a connection.
+pub enum Next {
+    /// It is a worker's to look at.
+    Worker,
+    /// It was answered, and stays.
+    Again,
+    /// It is closed.
+    Over,
+}
+
+/// What a client wants.
+enum Wish {
+    /// A page of the master's.
+    Page,
+    /// A script.
+    Script,
+    /// Something else, or more than is looked at.
+    Other,
+    /// It has not said yet.
+    Unsaid,
+    /// Nothing: it has left, or makes no sense.
+    Nothing,
+}
+
+/// Hears what a client wants that has begun to speak, and answers it where that is the master's to do.
+pub async fn hear(shared: &Shared, held: &Rc<Held>) -> Next {
+    let rules = shared.rules();
+    let Ok(fd) = sys::register(Connection(held.clone()), Interest::READABLE | Interest::WRITABLE) else {
+        return Next::Worker;
+    };
+    let begun = match held.handover.borrow().since {
+        0 => watch::now(),
+        since => Duration::from_nanos(since),
+    };
+    let wish = tokio::select! {
+        biased;
+        wish = wish(&fd, &rules) => wish,
+        () = watch::until(begun + rules.header_patience) => Wish::Nothing,
+    };
+    let too_many = || rules.most.is_some_and(|most| shared.waiting() >= most);
+    match wish {
+        Wish::Page => answer(shared, &fd, Some(&rules)).await,
+        Wish::Script if too_many() => answer(shared, &fd, None).await,
+        Wish::Other if too_many() => Next::Over,
+        Wish::Script | Wish::Other => Next::Worker,
+        Wish::Unsaid | Wish::Nothing => Next::Over,
+    }
+}
+
+/// Tells a client that has waited for too long.
+pub async fn refuse(shared: &Shared, held: &Rc<Held>) {
+    if let Ok(fd) = sys::register(Connection(held.clone()), Interest::READABLE | Interest::WRITABLE) {
+        answer(shared, &fd, None).await;
+    }
+}
+
+async fn wish(fd: &AsyncFd<Connection>, rules: &Rules) -> Wish {
+    let handover = &fd.get_ref().0.handover;
+    let begun = judge(&handover.borrow(), &[], rules);
+    if !matches!(begun, Wish::Unsaid) {
+        return begun;
+    }
+    let mut seen = 0;
+    loop {
+        let Ok(mut ready) = fd.readable().await else {
+            return Wish::Nothing;
+        };
+        // Nothing of it is kept while more is awaited.
+        let mut bytes = vec![0; LOOK];
+        match recv(fd.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Wish::Nothing,
+            Ok(count) if count == seen && ready.ready().is_read_closed() => return Wish::Nothing,
+            Ok(count) if count == seen => ready.clear_ready(),
+            Ok(count) => match judge(&handover.borrow(), &bytes[..count], rules) {
+                Wish::Unsaid if count == LOOK => return Wish::Other,
+                Wish::Unsaid => seen = count,
+                said => return said,
+            },
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(_) => return Wish::Nothing,
+        }
+    }
+}
+
+fn judge(handover: &Handover, more: &[u8], rules: &Rules) -> Wish {
+    let mut input = input_of(handover);
+    let bytes = [handover.bytes.as_slice(), more].concat();
+    let mut at = 0;
+    loop {
+        match input.next(&bytes[at..]) {
+            Ok((_, Event::NeedMore)) => return Wish::Unsaid,
+            Ok((used, Event::Stdin(_) | Event::StdinEnd)) => at += used,
+            Ok((_, Event::Request(_))) if rules.pages.are_asked_for(input.params()) => return Wish::Page,
+            Ok((_, Event::Request(_))) => return Wish::Script,
+            Ok(_) => return Wish::Other,
+            Err(_) => return Wish::Nothing,
+        }
+    }
+}
+
+pub fn input_of(handover: &Handover) -> Input {
+    if handover.kept {
+        Input::resumed()
+    } else {
+        Input::default()
+    }
+}
+
+/// Answers the request that has come: with a page by these rules, or that there is no room for it. What is begun is brought to
+/// its end before another program takes over.
+async fn answer(shared: &Shared, fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Next {
+    let _in_hand = shared.events.gate().pass().await;
+    let answered = tokio::time::timeout(ANSWER, exchange(fd, page)).await;
+    let Ok(Some(handover)) = answered else {
+        return Next::Over;
+    };
+    let until = shared.rules().idle_patience.map(|limit| watch::now() + limit);
+    shared.renew(&fd.get_ref().0, handover, until);
+    Next::Again
+}
+
+/// Reads a request and answers it. Some: the connection is kept, and stands there.
+async fn exchange(fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Option<Handover> {
+    const OVERLOADED: &[u8] = b"Status: 503 Service Unavailable\r\nRetry-After: 1\r\nContent-type: text/plain; \
+        charset=UTF-8\r\n\r\nService Unavailable: all workers are busy.\n";
+    let (mut input, mut bytes) = {
+        let handover = fd.get_ref().0.handover.borrow();
+        (input_of(&handover), handover.bytes.clone())
+    };
+    let begin = loop {
+        let (used, event) = input.next(&bytes).ok()?;
+        bytes.drain(..used);
+        match event {
+            Event::Request(begin) => break begin,
+            Event::Stdin(_) | Event::StdinEnd => {}
+            Event::NeedMore => read_more(fd, &mut bytes).await?,
+            _ => return None,
+        }
+    };
+    let (text, status) = match page {
+        Some(rules) => (rules.pages.reply(input.params()).await?, ProtocolStatus::Complete),
+        None => (OVERLOADED.to_vec(), ProtocolStatus::Overloaded),
+    };
+    let mut out = Vec::new();
+    append_reply(&mut out, begin.id, &text, status);
+    send_all(fd, &out).await?;
+    input.finish();
+    // Who is one too many is not kept, either.
+    let kept = begin.keep && page.is_some();
+    if !kept {
+        rustix::net::shutdown(fd.get_ref(), rustix::net::Shutdown::Write).ok()?;
+    }
+    // Closing before the rest of the request has come would reset what is on its way.
+    while !input.is_drained() {
+        let (used, event) = input.next(&bytes).ok()?;
+        bytes.drain(..used);
+        if event == Event::NeedMore && !input.is_drained() {
+            read_more(fd, &mut bytes).await?;
+        }
+    }
+    let since = if bytes.is_empty() {
+        0
+    } else {
+        watch::now().as_nanos() as u64
+    };
+    kept.then_some(Handover {
+        bytes,
+        kept,
+        since,
+        queued: 0,
+    })
+}
+
+async fn read_more(fd: &AsyncFd<Connection>, bytes: &mut Vec<u8>) -> Option<()> {
+    loop {
+        let mut ready = fd.readable().await.ok()?;
+        let mut buffer = [0; 4096];
+        match recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return None,
+            Ok(count) => {
+                bytes.extend_from_slice(&buffer[..count]);
+                return Some(());
+            }
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+async fn send_all(fd: &AsyncFd<Connection>, mut bytes: &[u8]) -> Option<()> {
+    while !bytes.is_empty() {
+        let mut ready = fd.writable().await.ok()?;
+        match send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(())
+}

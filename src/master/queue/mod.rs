@@ -1,0 +1,483 @@
+//! Connections that the master holds for a pool: kept ones until they have something to say, then in the pool's queue,
+//! from which whichever worker is idle takes the next.
+#![forbid(unsafe_code)]
+
+pub mod line;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use self::line::{MOST_TAKEN, Next, Rules};
+use super::foreign::{Closer, Foreign};
+use super::listen::Listener;
+use super::saved::{Kept, Restorer, Saver};
+use super::sys;
+use super::watch::{self, Event, Events, PoolId, Registered, Watch, register};
+use crate::control::{self, Channel, ChannelError, Handover, Received};
+use crate::fastcgi;
+use crate::log::Logger;
+
+/// Send buffer of a queue, bytes: some requests that have been read already, or hundreds of connections.
+const BUFFER: usize = 1 << 20;
+
+/// Most connections on their way into the queue; the tasks of further ones wait.
+const ON_THEIR_WAY: usize = 64;
+
+/// Most kept connections of one pool; beyond that a newcomer is closed, as a web server expects of an idle connection.
+const MOST_KEPT: usize = 16_384;
+
+/// Most bytes of requests that have begun on them.
+const MOST_BYTES: usize = 32 << 20;
+
+/// Most sizes of messages that are remembered; a queue holds fewer messages.
+const MOST_SENT: usize = 8192;
+
+/// Wait for room that nobody tells of.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// A pool's queue.
+#[derive(Debug)]
+pub struct Queue {
+    /// The workers' end.
+    workers: Rc<Channel<Handover, Handover>>,
+    ours: Registered<Handover, Handover>,
+    shared: Rc<Shared>,
+    _sender: Watch,
+}
+
+/// What the tasks of connections share.
+#[derive(Debug)]
+pub struct Shared {
+    pool: PoolId,
+    events: Events,
+    closer: Closer,
+    door: mpsc::Sender<Rc<Held>>,
+    workers: Rc<Channel<Handover, Handover>>,
+    /// Connections, until they are in the queue.
+    held: RefCell<BTreeMap<u64, Rc<Held>>>,
+    next: Cell<u64>,
+    /// What has been read of their requests already.
+    held_bytes: Cell<usize>,
+    /// Those of them that are on their way into the queue.
+    coming: Cell<u32>,
+    /// The messages that may be in the queue still, in order: their sizes, and since when their requests wait.
+    sent: RefCell<VecDeque<(usize, Duration)>>,
+    rules: RefCell<Rc<Rules>>,
+    /// The pool is full: what clients want is to be heard before a worker is asked.
+    open: Cell<bool>,
+    /// For those that were taken from the listener.
+    places: Arc<Semaphore>,
+}
+
+/// A connection that is held.
+#[derive(Debug)]
+pub struct Held {
+    number: u64,
+    handover: RefCell<Handover>,
+    fd: Foreign,
+    /// It may be silent until then; None is for ever.
+    until: Cell<Option<Duration>>,
+}
+
+impl Held {
+    /// Its request waits from now on, if it did not before.
+    fn begin_to_wait(&self) {
+        let mut handover = self.handover.borrow_mut();
+        if handover.queued == 0 {
+            handover.queued = watch::now().as_nanos() as u64;
+        }
+    }
+}
+
+/// A queue, for a successor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedQueue {
+    ours: Kept,
+    workers: Kept,
+    sent: Vec<usize>,
+    #[serde(default)]
+    waits_since: Vec<Duration>,
+    held: Vec<(Handover, Kept, Option<Duration>)>,
+}
+
+impl Queue {
+    /// Whether any connection is held here.
+    pub fn holds_any(&self) -> bool {
+        !self.shared.held.borrow().is_empty() || self.waiting() > 0
+    }
+
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn new(pool: PoolId, events: &Events, rules: Rules) -> io::Result<Self> {
+        let (ours, theirs) = control::pair::<Handover, Handover>(BUFFER).map_err(io::Error::other)?;
+        Self::with(pool, events, rules, ours, theirs, VecDeque::new())
+    }
+
+    fn with(
+        pool: PoolId,
+        events: &Events,
+        rules: Rules,
+        ours: Channel<Handover, Handover>,
+        workers: Channel<Handover, Handover>,
+        sent: VecDeque<(usize, Duration)>,
+    ) -> io::Result<Self> {
+        let (door, queue) = mpsc::channel(ON_THEIR_WAY);
+        let workers = Rc::new(workers);
+        let shared = Rc::new(Shared {
+            pool,
+            events: events.clone(),
+            closer: Closer::default(),
+            door,
+            workers: workers.clone(),
+            held: RefCell::default(),
+            next: Cell::new(0),
+            held_bytes: Cell::new(0),
+            coming: Cell::new(0),
+            sent: RefCell::new(sent),
+            rules: RefCell::new(Rc::new(rules)),
+            open: Cell::new(false),
+            places: Arc::new(Semaphore::new(MOST_TAKEN)),
+        });
+        let ours = register(ours)?;
+        let sender = Watch::start(send_all(ours.clone(), queue, shared.clone()));
+        Ok(Self {
+            workers,
+            ours,
+            shared,
+            _sender: sender,
+        })
+    }
+
+    /// What is to go on: all that is held, and what no worker has taken from the queue yet.
+    pub fn save(&self, saver: &mut Saver) -> SavedQueue {
+        let held = self.shared.held.borrow();
+        let held = held
+            .values()
+            .map(|held| (held.handover.borrow().clone(), saver.keep(&held.fd), held.until.get()));
+        let held = held.collect();
+        let (sent, waits_since) = self.shared.sent.borrow().iter().copied().unzip();
+        SavedQueue {
+            held,
+            ours: saver.keep(self.ours.get_ref()),
+            workers: saver.keep(&*self.workers),
+            sent,
+            waits_since,
+        }
+    }
+
+    /// Makes it again.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn restore(
+        pool: PoolId,
+        events: &Events,
+        rules: Rules,
+        saved: SavedQueue,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let SavedQueue {
+            ours,
+            workers,
+            sent,
+            waits_since,
+            held,
+        } = saved;
+        let (ours, workers) = (fds.take(ours)?, fds.take(workers)?);
+        let since = waits_since.into_iter().chain(std::iter::repeat(watch::now()));
+        let sent = sent.into_iter().zip(since).collect();
+        let queue = Self::with(pool, events, rules, ours.into(), workers.into(), sent)?;
+        for (handover, fd, until) in held {
+            let fd = queue.shared.closer.take(fds.take(fd)?);
+            queue.shared.hold(handover, fd, until, None);
+        }
+        Ok(queue)
+    }
+
+    /// The end that workers read.
+    pub fn workers(&self) -> BorrowedFd<'_> {
+        self.workers.as_fd()
+    }
+
+    /// Closes what the pool's processes send.
+    pub fn closer(&self) -> &Closer {
+        &self.shared.closer
+    }
+
+    /// After a reload.
+    pub fn set_rules(&self, rules: Rules) {
+        *self.shared.rules.borrow_mut() = Rc::new(rules);
+    }
+
+    /// Whether it has an end, by number or by time.
+    pub fn is_bounded(&self) -> bool {
+        self.shared.rules().is_bounded()
+    }
+
+    /// Hears what clients want before a worker is asked, or not.
+    pub fn open(&self, open: bool) {
+        self.shared.open.set(open);
+    }
+
+    /// See [`line::receive`].
+    ///
+    /// # Errors
+    /// When the kernel refuses to watch the listener.
+    pub fn receive(&self, listener: &Rc<Listener>, log: &Logger, pool: &str) -> io::Result<Watch> {
+        line::receive(&self.shared, listener, log, pool)
+    }
+
+    /// Takes a connection. It goes into the queue when it has something to say; until then it may be silent for `limit`,
+    /// None is for ever.
+    pub fn keep(&self, mut handover: Handover, fd: Foreign, limit: Option<Duration>) {
+        if fd.is_connection() {
+            handover.queued = 0;
+            let until = limit.map(|limit| watch::now() + limit);
+            self.shared.hold(handover, fd, until, None);
+        }
+    }
+
+    /// Connections in the queue that no worker has taken yet.
+    pub fn waiting(&self) -> u32 {
+        self.shared.waiting()
+    }
+
+    /// Since when the first of those in line waits.
+    pub fn oldest(&self) -> Option<Duration> {
+        self.shared.sent.borrow().front().map(|(_, since)| *since)
+    }
+
+    /// Refuses who has waited for `queue.timeout`. When to do it again.
+    pub fn expire(&self, now: Duration) -> Option<Duration> {
+        let shared = &self.shared;
+        let patience = shared.rules().patience?;
+        loop {
+            shared.waiting();
+            let (_, since) = *shared.sent.borrow().front()?;
+            if since + patience > now {
+                return Some(since + patience);
+            }
+            // Whoever is first in the queue, if a worker is not quicker.
+            let Received { message, fds } = self.workers.receive(false).ok()?;
+            let Some(fd) = fds.into_iter().next() else { continue };
+            let (since, fd) = (Duration::from_nanos(message.queued), shared.closer.take(fd));
+            if since + patience > now {
+                // A worker was: this is the one behind. It loses its place, but not its time.
+                shared.hold(message, fd, None, None);
+            } else if let Some(held) = shared.note(message, fd, None) {
+                let shared = shared.clone();
+                tokio::task::spawn_local(async move {
+                    line::refuse(&shared, &held).await;
+                    shared.release(&held);
+                });
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn rules(&self) -> Rc<Rules> {
+        self.rules.borrow().clone()
+    }
+
+    fn waiting(&self) -> u32 {
+        let mut left = rustix::io::ioctl_fionread(&*self.workers).unwrap_or(0) as usize;
+        let mut sent = self.sent.borrow_mut();
+        // What is unread is what was sent last.
+        let unread = sent
+            .iter()
+            .rev()
+            .take_while(|(size, _)| {
+                let fits = left >= *size;
+                left = left.saturating_sub(*size);
+                fits
+            })
+            .count();
+        let taken = sent.len() - unread;
+        sent.drain(..taken);
+        unread as u32 + self.coming.get()
+    }
+
+    /// Holds a connection until it has something to say, and brings it into the queue then.
+    fn hold(
+        self: &Rc<Self>,
+        handover: Handover,
+        fd: Foreign,
+        until: Option<Duration>,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
+        let Some(held) = self.note(handover, fd, until) else {
+            return;
+        };
+        let shared = self.clone();
+        tokio::task::spawn_local(async move {
+            let _place = place;
+            if !shared.bring(&held).await {
+                shared.release(&held);
+            }
+        });
+    }
+
+    /// False: it is to be closed.
+    async fn bring(&self, held: &Rc<Held>) -> bool {
+        loop {
+            if !until_it_speaks(held).await {
+                return false;
+            }
+            if !self.open.get() {
+                break;
+            }
+            match line::hear(self, held).await {
+                Next::Worker => break,
+                Next::Again => {}
+                Next::Over => return false,
+            }
+        }
+        held.begin_to_wait();
+        self.coming.set(self.coming.get() + 1);
+        // The queue closes with its pool, and the connection with it.
+        let brought = self.door.send(held.clone()).await.is_ok();
+        if !brought {
+            self.coming.set(self.coming.get() - 1);
+        }
+        brought
+    }
+
+    /// None when there is no room.
+    fn note(&self, handover: Handover, fd: Foreign, until: Option<Duration>) -> Option<Rc<Held>> {
+        let mut all = self.held.borrow_mut();
+        let bytes = self.held_bytes.get() + handover.bytes.len();
+        if all.len() >= MOST_KEPT || bytes > MOST_BYTES {
+            return None;
+        }
+        self.held_bytes.set(bytes);
+        let number = self.next.replace(self.next.get() + 1);
+        let held = Rc::new(Held {
+            number,
+            handover: RefCell::new(handover),
+            fd,
+            until: Cell::new(until),
+        });
+        all.insert(number, held.clone());
+        Some(held)
+    }
+
+    /// It has been answered here and stays.
+    fn renew(&self, held: &Held, handover: Handover, until: Option<Duration>) {
+        let (more, less) = (handover.bytes.len(), held.handover.borrow().bytes.len());
+        self.held_bytes.set(self.held_bytes.get() + more - less);
+        held.handover.replace(handover);
+        held.until.set(until);
+    }
+
+    /// It is in the queue, or of no use any more.
+    fn release(&self, held: &Held) {
+        self.held.borrow_mut().remove(&held.number);
+        let bytes = held.handover.borrow().bytes.len();
+        self.held_bytes.set(self.held_bytes.get() - bytes);
+    }
+}
+
+/// False when it is closed, or silent for too long.
+async fn until_it_speaks(held: &Rc<Held>) -> bool {
+    if has_request(&held.handover.borrow()) {
+        return true;
+    }
+    let Ok(registered) = sys::register(Connection(held.clone()), Interest::READABLE) else {
+        return false;
+    };
+    let spoke = tokio::select! {
+        biased;
+        ready = registered.readable() => ready.is_ok(),
+        () = watch::until_some(held.until.get()) => false,
+    };
+    if !spoke {
+        return false;
+    }
+    // A web server that closes an idle connection must wake no worker.
+    let peeked = recv(
+        held.fd.as_raw_fd(),
+        &mut [0],
+        MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
+    );
+    matches!(peeked, Ok(1..) | Err(Errno::EAGAIN))
+}
+
+/// What the event loop knows a held connection by.
+#[derive(Debug)]
+struct Connection(Rc<Held>);
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.fd.as_raw_fd()
+    }
+}
+
+/// Whether what has been read already is more than a part of a request.
+fn has_request(handover: &Handover) -> bool {
+    let mut input = line::input_of(handover);
+    let mut bytes = handover.bytes.as_slice();
+    loop {
+        match input.next(bytes) {
+            Ok((_, fastcgi::Event::NeedMore)) => return false,
+            Ok((used, fastcgi::Event::Stdin(_) | fastcgi::Event::StdinEnd)) => bytes = &bytes[used..],
+            // Something to answer, or an error to end it.
+            Ok(_) | Err(_) => return true,
+        }
+    }
+}
+
+async fn send_all(channel: Registered<Handover, Handover>, mut queue: mpsc::Receiver<Rc<Held>>, shared: Rc<Shared>) {
+    while let Some(held) = queue.recv().await {
+        loop {
+            let result = {
+                let handover = held.handover.borrow();
+                let result = channel.get_ref().send(&handover, &[held.fd.as_fd()], false);
+                result.map(|length| (length, Duration::from_nanos(handover.queued)))
+            };
+            match result {
+                Ok(message) => {
+                    let mut sent = shared.sent.borrow_mut();
+                    sent.push_back(message);
+                    if sent.len() > MOST_SENT {
+                        sent.pop_front();
+                    }
+                    break;
+                }
+                Err(ChannelError::WouldBlock) => match channel.writable().await {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(_) => return,
+                },
+                // As many descriptors of this user are on their way as the system allows: workers take them.
+                Err(ChannelError::System(Errno::ETOOMANYREFS)) => tokio::time::sleep(TRY_AGAIN).await,
+                // This connection cannot be passed on; the next one may.
+                Err(_) => break,
+            }
+        }
+        shared.coming.set(shared.coming.get() - 1);
+        shared.release(&held);
+        drop(held);
+        if shared.events.send(Event::Queued(shared.pool)).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The access log: what happens to lines when the disk, the log or a worker does not do what it should.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, mkfifo};
+
+use crate::Case;
+use crate::harness::{Master, Place, wait_for};
+
+pub const CASES: &[Case] = &[
+    ("access_log::lines_are_in_order_of_their_requests", lines_are_in_order),
+    ("access_log::rotation_loses_no_line", rotation_loses_no_line),
+    ("access_log::a_stop_and_recycling_lose_no_line", a_stop_loses_no_line),
+    (
+        "access_log::an_upgrade_in_place_loses_no_line",
+        an_upgrade_loses_no_line,
+    ),
+    (
+        "access_log::a_killed_worker_loses_no_line",
+        a_killed_worker_loses_no_line,
+    ),
+    (
+        "access_log::a_reader_that_stalls_holds_nobody_up",
+        a_stalled_reader_holds_nobody_up,
+    ),
+    ("access_log::a_full_disk_is_said_once", a_full_disk_is_said_once),
+    (
+        "access_log::a_pipe_without_a_reader_is_an_error",
+        a_pipe_without_a_reader_is_an_error,
+    ),
+    ("access_log::json_is_one_object_a_line", json_is_one_object_a_line),
+];
+
+fn place(settings: &str) -> Place {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure(&format!(
+        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 2\naccess.format = \"%q\"\n{settings}"
+    ));
+    place
+}
+
+/// Sends numbered requests until told to end; how many were answered.
+fn ask(master: &Master, over: &AtomicBool) -> u32 {
+    let count = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    let number = count.fetch_add(1, SeqCst);
+                    assert!(!master.get(&format!("/pid.php?{number}.")).is_empty());
+                }
+            });
+        }
+    });
+    count.load(SeqCst)
+}
+
+/// The numbers of all lines, each of which must be there once.
+fn numbers(text: &str) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    for line in text.lines() {
+        let number = line.strip_suffix('.').and_then(|number| number.parse().ok());
+        assert!(
+            found.insert(number.unwrap_or_else(|| panic!("no line: {line:?}"))),
+            "twice: {line}"
+        );
+    }
+    found
+}
+
+/// Whichever worker runs them.
+fn lines_are_in_order() {
+    let master = place("access.log = {dir}/access.log\npm.max_requests = 10\n").serve();
+    let (count, mut workers) = (500, BTreeSet::new());
+    for number in 0..count {
+        workers.insert(master.get(&format!("/pid.php?{number}.")));
+    }
+    assert!(workers.len() >= 50, "{}", workers.len());
+    let text = || fs::read_to_string(master.place.path("access.log")).unwrap();
+    wait_for("all lines", || text().lines().count() >= count);
+    let wanted: String = (0..count).map(|number| format!("{number}.\n")).collect();
+    assert_eq!(text(), wanted);
+}
+
+fn rotation_loses_no_line() {
+    let master = place("access.log = {dir}/access.log\n").serve();
+    let (over, log) = (AtomicBool::new(false), master.place.path("access.log"));
+    let count = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&master, &over));
+        for round in 1..=5 {
+            let before = fs::metadata(&log).map_or(0, |log| log.len());
+            wait_for("lines", || fs::metadata(&log).is_ok_and(|log| log.len() > before));
+            fs::rename(&log, master.place.path(&format!("access.log.{round}"))).unwrap();
+            master.signal(Signal::SIGUSR1);
+            master.said_often("access log file re-opened", round);
+        }
+        over.store(true, SeqCst);
+        asked.join().unwrap()
+    });
+    let all = || -> String {
+        let rotated = (1..=5).map(|round| master.place.path(&format!("access.log.{round}")));
+        let files = rotated.chain([log.clone()]);
+        files.map(|path| fs::read_to_string(path).unwrap_or_default()).collect()
+    };
+    wait_for("the last lines", || all().lines().count() as u32 >= count);
+    assert_eq!(numbers(&all()), (0..count).collect());
+    assert_eq!(master.count("exited"), 0, "rotation ends no worker");
+}
+
+fn a_stop_loses_no_line() {
+    let mut master = place("access.log = {dir}/access.log\npm.max_requests = 5\n").serve();
+    for number in 0..60 {
+        master.get(&format!("/pid.php?{number}."));
+    }
+    master.signal(Signal::SIGQUIT);
+    assert!(master.ended().success());
+    let text = fs::read_to_string(master.place.path("access.log")).unwrap();
+    assert_eq!(numbers(&text), (0..60).collect());
+}
+
+/// Neither a line nor what is counted, whether or not the workers are renewed with it.
+fn an_upgrade_loses_no_line() {
+    let place = place("access.log = {dir}/access.log\n").with_own_program();
+    let master = place.start_with_control();
+    master.said("ready to handle connections");
+    let over = AtomicBool::new(false);
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(master.place.path("php-pool"));
+        command
+            .args(arguments)
+            .arg("--control")
+            .arg(master.place.path("control"));
+        command.output().unwrap()
+    };
+    let count = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&master, &over));
+        for (round, arguments) in [&["reload"][..], &["reload", "--force"], &["reload"]]
+            .iter()
+            .enumerate()
+        {
+            master.place.install();
+            let output = command(arguments);
+            assert!(output.status.success(), "{output:?}");
+            master.said_often("has taken over", round + 1);
+        }
+        over.store(true, SeqCst);
+        asked.join().unwrap()
+    });
+    let text = || fs::read_to_string(master.place.path("access.log")).unwrap();
+    wait_for("all lines", || text().lines().count() as u32 >= count);
+    assert_eq!(numbers(&text()), (0..count).collect());
+    let status: serde_json::Value = serde_json::from_slice(&command(&["status", "--json"]).stdout).unwrap();
+    let measured = &status[0]["measured"];
+    let durations = measured["measures"]["durations"]["counts"].as_array().unwrap();
+    let durations: u64 = durations.iter().filter_map(serde_json::Value::as_u64).sum();
+    assert_eq!(durations, u64::from(count), "{measured}");
+    assert_eq!(measured["spawned"], 4, "{measured}");
+}
+
+fn a_killed_worker_loses_no_line() {
+    let master = place("access.log = {dir}/access.log\n").serve_with(2);
+    for number in 0..20 {
+        let worker: i32 = master.get(&format!("/pid.php?{number}.")).parse().unwrap();
+        kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+        wait_for("another worker", || {
+            let workers = master.workers("www");
+            workers.len() == 2 && !workers.contains(&worker)
+        });
+    }
+    let text = || fs::read_to_string(master.place.path("access.log")).unwrap();
+    wait_for("all lines", || text().lines().count() >= 20);
+    assert_eq!(numbers(&text()), (0..20).collect());
+}
+
+fn a_stalled_reader_holds_nobody_up() {
+    let place = place("access.log = {dir}/fifo\naccess.format = \"%q.%{A}e\"\n");
+    // The way to it is root's alone, or a pipe is refused.
+    let home = tempfile::Builder::new().prefix("php-pool-fifo").tempdir().unwrap();
+    let fifo = home.path().join("fifo");
+    mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let directory = place.path("").display().to_string();
+    let text = fs::read_to_string(place.path("pool.conf")).unwrap();
+    let text = text.replace(&format!("{directory}fifo"), &fifo.display().to_string());
+    place.write("pool.conf", &text);
+    let mut reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&fifo)
+        .unwrap();
+    let mut master = place.serve();
+    // More than pipe, batch and rings hold.
+    let long = "x".repeat(900);
+    let mut asked = 0;
+    while master.count("lines are lost") == 0 {
+        assert!(asked < 20_000, "nothing is lost");
+        assert!(!master.get(&format!("/pid.php?{asked}.{long}")).is_empty());
+        asked += 1;
+    }
+    for _ in 0..200 {
+        assert!(!master.get(&format!("/pid.php?{asked}.{long}")).is_empty());
+        asked += 1;
+    }
+    assert_eq!(master.count("lines are lost"), 1, "said once, though many are");
+    // A reader that comes back gets whole lines, and the log says how many are missing.
+    let mut text = Vec::new();
+    wait_for("how many are lost", || {
+        let _ = reader.read_to_end(&mut text);
+        master.count("lines of the access log are lost") > 0
+    });
+    master.signal(Signal::SIGQUIT);
+    assert!(master.ended().success());
+    let _ = reader.read_to_end(&mut text);
+    let text = String::from_utf8(text).unwrap();
+    let lost = master.said("lines of the access log are lost");
+    let lost: usize = lost.split(' ').find_map(|word| word.parse().ok()).unwrap();
+    assert_eq!(text.lines().count() + lost, asked);
+    assert!(text.lines().all(|line| line.ends_with(&format!("{long}.-"))));
+}
+
+fn a_full_disk_is_said_once() {
+    let master = place("access.log = /dev/full\n").serve();
+    for number in 0..50 {
+        assert!(!master.get(&format!("/pid.php?{number}.")).is_empty());
+    }
+    let line = master.said("lines could not be written to the access log");
+    assert!(line.contains("No space left on device (28)"), "{line}");
+    assert_eq!(master.count("could not be written"), 1);
+}
+
+fn a_pipe_without_a_reader_is_an_error() {
+    let place = place("access.log = {dir}/fifo\n");
+    mkfifo(&place.path("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let mut master = place.start(&[]);
+    master.said("failed to open access log");
+    assert_eq!(master.ended().code(), Some(78));
+}
+
+fn json_is_one_object_a_line() {
+    let place = place("access.log = {dir}/access.log\n");
+    let text = fs::read_to_string(place.path("pool.conf")).unwrap();
+    place.write("pool.conf", &text.replace("\"%q\"", "json"));
+    let master = place.serve();
+    for number in 0..30 {
+        master.get(&format!("/pid.php?{number}=\"\\\u{e9}\n{{}}"));
+    }
+    let log = master.place.path("access.log");
+    let lines = || {
+        let mut text = String::new();
+        let _ = File::open(&log).and_then(|mut file| file.read_to_string(&mut text));
+        text
+    };
+    wait_for("all lines", || lines().lines().count() >= 30);
+    // Read by a program that nobody here wrote.
+    let script = "import json, sys\nfor line in sys.stdin:\n  o = json.loads(line)\n  print(o['query'].split('=')[0], \
+                  len(o['request_id']), o['status'], o['method'])\n";
+    let mut child = Command::new("python3")
+        .args(["-c", script])
+        .stdin(File::open(&log).unwrap())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut read = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut read).unwrap();
+    assert!(child.wait().unwrap().success());
+    let numbers: BTreeSet<String> = read.lines().map(str::to_owned).collect();
+    assert_eq!(numbers, (0..30).map(|number| format!("{number} 32 200 GET")).collect());
+}

@@ -1,0 +1,309 @@
+//! A pool whose workers are all busy: its own socket still answers status and ping, and the rest waits in order.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::Case;
+use crate::harness::{Master, Place, body, wait_for};
+use crate::support::fcgi::{Connection, PARAMS, RESPONDER, begin, pair};
+
+pub const CASES: &[Case] = &[
+    ("full::status_and_ping_on_the_pools_own_socket", status_and_ping),
+    ("full::who_came_first_is_served_first", in_order),
+    ("full::queue_max_refuses_who_is_too_many", queue_max),
+    ("full::queue_timeout_refuses_who_waits_too_long", queue_timeout),
+    ("full::a_client_that_leaves_costs_nothing", a_client_that_leaves),
+    ("full::half_a_request_costs_its_limit", half_a_request),
+    ("full::a_flood_of_silent_connections_is_bounded", a_flood),
+    ("full::a_stop_serves_who_waits", a_stop_serves),
+    ("full::a_killed_master_loses_nobody_who_waits", a_killed_master),
+    ("full::an_upgrade_in_place_loses_nobody_who_waits", an_upgrade),
+    ("full::a_reload_serves_who_waits", a_reload_serves),
+];
+
+/// A pool of one worker. `wait.php` runs until there is a file `go`; each script writes its number down.
+fn serve(lines: &str) -> Master {
+    let master = place(Place::new(), lines).serve();
+    wait_for("the worker", || status(&master).contains("idle processes:       1"));
+    master
+}
+
+fn place(place: Place, lines: &str) -> Place {
+    place.write(
+        "wait.php",
+        "<?php while (!file_exists(__DIR__ . '/go')) { usleep(2000); clearstatcache(); }\n\
+         file_put_contents(__DIR__ . '/order', $_GET['n'], FILE_APPEND); echo $_GET['n'];",
+    );
+    place.configure(&format!(
+        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\npm.status_path = /status\n\
+         ping.path = /ping\npm.status_listen = {{dir}}/status\n{lines}\n"
+    ));
+    // The scripts write it.
+    place.write("order", "");
+    fs::set_permissions(place.path("order"), fs::Permissions::from_mode(0o666)).unwrap();
+    place
+}
+
+fn status(master: &Master) -> String {
+    master.get_on("status", "/status")
+}
+
+/// A request that the pool's only worker has.
+fn busy(master: &Master) -> Connection {
+    let mut first = master.connect("sock");
+    master.ask(&mut first, "/wait.php?n=0", 0);
+    wait_for("the worker to be busy", || {
+        status(master).contains("active processes:     1")
+    });
+    first
+}
+
+/// Further requests, each of which is known to wait before the next one comes.
+fn queue(master: &Master, numbers: std::ops::RangeInclusive<u32>) -> Vec<Connection> {
+    let ask = |number| {
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, &format!("/wait.php?n={number}"), 0);
+        waits(master, number);
+        connection
+    };
+    let last = *numbers.end();
+    let all = numbers.map(ask).collect();
+    // Who comes behind them is heard by the master: it has taken them, too.
+    assert_eq!(master.get("/ping"), "pong");
+    waits(master, last);
+    all
+}
+
+/// Waits until so many are counted as waiting.
+fn waits(master: &Master, count: u32) {
+    let line = format!("\nlisten queue:         {count}\n");
+    wait_for(&format!("{count} to wait"), || status(master).contains(&line));
+}
+
+fn go(master: &Master) {
+    master.place.write("go", "");
+}
+
+fn order(master: &Master) -> String {
+    fs::read_to_string(master.place.path("order")).unwrap_or_default()
+}
+
+fn status_and_ping() {
+    for pm in [
+        "static",
+        "ondemand",
+        "dynamic\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 1",
+    ] {
+        let place = Place::new();
+        place.write("sleep.php", "<?php sleep(600);");
+        place.configure(&format!(
+            "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = {pm}\npm.max_children = 1\npm.status_path = /status\nping.path = /ping\n"
+        ));
+        let master = place.serve();
+        let mut first = master.connect("sock");
+        master.ask(&mut first, "/sleep.php", 0);
+        let begin = Instant::now();
+        wait_for("the status of a full pool", || {
+            master.get("/status").contains("active processes:     1\n")
+        });
+        assert_eq!(master.get("/ping"), "pong");
+        // On a kept connection too, again and again.
+        let mut kept = master.connect("sock");
+        for _ in 0..3 {
+            let page = master.ask_kept(&mut kept, "/status?full");
+            assert!(
+                page.contains("idle processes:       0\n") && page.contains("/sleep.php"),
+                "{page}"
+            );
+            assert_eq!(master.ask_kept(&mut kept, "/ping"), "pong");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "pm = {pm}");
+    }
+}
+
+fn in_order() {
+    let master = serve("");
+    let mut first = busy(&master);
+    // Some more than the worker would look for in one go.
+    let mut waiting = queue(&master, 1..=9);
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    for (index, connection) in waiting.iter_mut().enumerate() {
+        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
+    }
+    assert_eq!(order(&master), "0123456789");
+    waits(&master, 0);
+}
+
+fn refused(connection: &mut Connection) {
+    const OVERLOADED: u8 = 2;
+    let reply = connection.reply(1);
+    assert_eq!(
+        (reply.status(), reply.header("Retry-After")),
+        (503, vec!["1".to_owned()])
+    );
+    assert_eq!(reply.end.unwrap().protocol_status, OVERLOADED);
+}
+
+fn queue_max() {
+    let master = serve("queue.max = 2");
+    let _first = busy(&master);
+    let mut waiting = queue(&master, 1..=2);
+    let mut third = master.connect("sock");
+    master.ask(&mut third, "/wait.php?n=3", 0);
+    refused(&mut third);
+    assert_eq!(master.get("/ping"), "pong", "status and ping need no place");
+    go(&master);
+    for connection in &mut waiting {
+        assert!(connection.reply(1).end.is_some());
+    }
+    assert_eq!(order(&master), "012");
+}
+
+fn queue_timeout() {
+    let master = serve("queue.timeout = 300ms");
+    let mut first = busy(&master);
+    let begin = Instant::now();
+    let mut second = master.connect("sock");
+    master.ask(&mut second, "/wait.php?n=1", 0);
+    refused(&mut second);
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    assert_eq!(order(&master), "0");
+}
+
+fn a_client_that_leaves() {
+    let master = serve("");
+    let mut first = busy(&master);
+    let waiting = queue(&master, 1..=3);
+    drop(waiting);
+    let mut waiting = queue(&master, 4..=4);
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    assert_eq!(body(&waiting[0].reply(1)), "4");
+    assert_eq!(order(&master), "04", "nobody is there for the others");
+}
+
+fn half_a_request() {
+    let master = serve("request_header_timeout = 500ms");
+    let _first = busy(&master);
+    let half = [
+        begin(1, RESPONDER, 0).bytes(),
+        crate::support::fcgi::Record::new(PARAMS, 1, pair(b"SCRIPT_NAME", b"/status")).bytes(),
+    ]
+    .concat();
+    let mut silent: Vec<_> = (0..20).map(|_| master.connect("sock")).collect();
+    for (index, connection) in silent.iter_mut().enumerate() {
+        // One does not say a word.
+        if index > 0 {
+            assert!(connection.send(&half[..half.len() * index / 20]));
+        }
+    }
+    assert_eq!(master.get("/ping"), "pong");
+    let mut waiting = queue(&master, 1..=1);
+    for connection in &mut silent {
+        connection.end();
+    }
+    waits(&master, 1);
+    go(&master);
+    assert_eq!(body(&waiting[0].reply(1)), "1");
+}
+
+fn a_flood() {
+    /// As many as the master takes at a time.
+    const MOST_TAKEN: usize = 4096;
+    let master = serve("listen.backlog = 65535\nrequest_header_timeout = 2s");
+    let _first = busy(&master);
+    let mut silent = Vec::new();
+    // As many as the system lets wait, beyond the most that are taken.
+    while silent.len() < MOST_TAKEN + 100 {
+        let Ok(connection) = UnixStream::connect(master.place.path("sock")) else {
+            break;
+        };
+        silent.push(connection);
+    }
+    // Those that are silent make room in time.
+    assert_eq!(master.get("/ping"), "pong");
+    let open = fs::read_dir(format!("/proc/{}/fd", master.pid())).unwrap().count();
+    assert!(open < MOST_TAKEN + 200, "{open} descriptors");
+    let mut waiting = queue(&master, 1..=1);
+    go(&master);
+    assert_eq!(body(&waiting[0].reply(1)), "1");
+}
+
+fn a_stop_serves() {
+    let mut master = serve("");
+    let mut first = busy(&master);
+    let mut waiting = queue(&master, 1..=3);
+    master.signal(Signal::SIGTERM);
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    for (index, connection) in waiting.iter_mut().enumerate() {
+        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
+    }
+    assert!(master.ended().success());
+}
+
+fn a_reload_serves() {
+    let master = serve("");
+    let mut first = busy(&master);
+    let mut waiting = queue(&master, 1..=3);
+    master.signal(Signal::SIGUSR2);
+    // The new generation's worker is free.
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    for (index, connection) in waiting.iter_mut().enumerate() {
+        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
+    }
+}
+
+fn a_killed_master() {
+    let master = serve("");
+    let mut first = busy(&master);
+    let mut waiting = queue(&master, 1..=3);
+    master.signal(Signal::SIGKILL);
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    for (index, connection) in waiting.iter_mut().enumerate() {
+        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
+    }
+}
+
+fn an_upgrade() {
+    let place = place(Place::new().with_own_program(), "");
+    let master = place.start_with_control();
+    master.said("ready to handle connections");
+    let mut first = busy(&master);
+    let mut waiting = queue(&master, 1..=3);
+    // One that has not said all, and one that is answered by the master again and again.
+    let mut half = master.connect("sock");
+    let head = begin(1, RESPONDER, 0).bytes();
+    assert!(half.send(&head[..5]));
+    let mut kept = master.connect("sock");
+    assert_eq!(master.ask_kept(&mut kept, "/ping"), "pong");
+
+    master.place.install();
+    let mut reload = Command::new(master.place.path("php-pool"));
+    reload.arg("reload").arg("--control").arg(master.place.path("control"));
+    let output = reload.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    master.said("has taken over");
+    waits(&master, 3);
+    assert_eq!(master.ask_kept(&mut kept, "/ping"), "pong");
+    assert!(half.send(&head[5..]));
+    assert!(half.send(&master.place.rest_of_request("/wait.php?n=4")));
+    waits(&master, 4);
+    waiting.push(half);
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    for (index, connection) in waiting.iter_mut().enumerate() {
+        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
+    }
+    assert_eq!(order(&master), "01234");
+}

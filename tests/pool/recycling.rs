@@ -1,0 +1,119 @@
+//! Workers that are used up, and their replacements.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Case;
+use crate::harness::{Master, Place, wait_for};
+
+pub const CASES: &[Case] = &[
+    (
+        "recycling::the_replacement_is_ready_before_the_old_one_leaves",
+        replacement_is_ready,
+    ),
+    (
+        "recycling::a_spare_is_no_worker_of_the_status_page",
+        a_spare_is_not_shown,
+    ),
+    ("recycling::an_old_worker_serves_until_it_is_replaced", by_age),
+    ("recycling::a_large_worker_serves_until_it_is_replaced", by_memory),
+    ("recycling::process_max_leaves_no_room_for_spares", without_room),
+    ("recycling::spares_leave_with_their_generation", spares_leave),
+];
+
+fn serve(lines: &str) -> Master {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure(&format!(
+        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\n\
+         pm.status_path = /status\npm.status_listen = {{dir}}/status\n{lines}\n"
+    ));
+    place.serve()
+}
+
+/// The zygote of a pool, stopped: nothing can be forked.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn zygote(master: &Master) -> Self {
+        let zygote = Pid::from_raw(master.zygote("www"));
+        kill(zygote, Signal::SIGSTOP).unwrap();
+        Self(zygote)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+fn replacement_is_ready() {
+    let master = serve("pm.max_requests = 5");
+    wait_for("a worker and a spare", || master.workers("www").len() == 2);
+    let stopped = Stopped::zygote(&master);
+    let pids: Vec<String> = (0..8).map(|_| master.get("/pid.php")).collect();
+    assert_eq!(pids[0], pids[4]);
+    assert_ne!(pids[4], pids[5], "a worker served more than pm.max_requests");
+    assert_eq!(pids[5], pids[7]);
+    drop(stopped);
+    for _ in 0..30 {
+        master.get("/pid.php");
+    }
+    master.said_often("exited with code 0 after", 5);
+    assert_eq!(master.count("WARNING"), 0, "{:?}", master.log());
+}
+
+fn a_spare_is_not_shown() {
+    let master = serve("pm.max_requests = 5");
+    wait_for("a worker and a spare", || master.workers("www").len() == 2);
+    master.get("/pid.php");
+    let page = master.get_on("status", "/status?full");
+    assert!(page.contains("total processes:      1\n"), "{page}");
+    assert_eq!(page.matches("pid:").count(), 1, "{page}");
+}
+
+fn by_age() {
+    let master = serve("worker.recycle_age = 700ms");
+    let first = master.get("/pid.php");
+    wait_for("another worker", || master.get("/pid.php") != first);
+    master.said(&format!("child {first} exited with code 0 after"));
+    // Nobody needs to ask for anything.
+    master.said_often("exited with code 0 after", 3);
+    assert_eq!(master.count("WARNING"), 0, "{:?}", master.log());
+}
+
+fn by_memory() {
+    let master = serve("worker.recycle_memory = 100K");
+    let first = master.get("/pid.php");
+    wait_for("another worker", || master.get("/pid.php") != first);
+    master.said(&format!("child {first} exited with code 0 after"));
+    assert_eq!(master.count("WARNING"), 0, "{:?}", master.log());
+}
+
+fn without_room() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure(
+        "process.max = 1\n[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n\
+         worker.recycle_age = 700ms\n",
+    );
+    let master = place.serve();
+    let first = master.get("/pid.php");
+    wait_for("another worker", || master.get("/pid.php") != first);
+    assert!(master.workers("www").len() <= 1);
+}
+
+fn spares_leave() {
+    let mut master = serve("pm.max_requests = 5");
+    wait_for("a worker and a spare", || master.workers("www").len() == 2);
+    let before = master.workers("www");
+    master.signal(Signal::SIGUSR2);
+    wait_for("a new worker and a new spare", || {
+        let now = master.workers("www");
+        now.len() == 2 && now.iter().all(|pid| !before.contains(pid))
+    });
+    master.signal(Signal::SIGTERM);
+    assert!(master.ended().success());
+    assert_eq!(master.count("SIGKILL"), 0, "{:?}", master.log());
+}

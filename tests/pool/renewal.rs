@@ -1,0 +1,154 @@
+//! What a reload renews, and how many workers there are meanwhile.
+
+use std::fs;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::Case;
+use crate::harness::{Master, Place, body, wait_for};
+
+pub const CASES: &[Case] = &[
+    ("renewal::only_what_has_changed_is_renewed", only_what_has_changed),
+    ("renewal::what_is_preloaded_is_always_renewed", preloaded),
+    ("renewal::overlap_bounds_the_workers_and_fails_no_request", overlap),
+];
+
+const POOLS: &str = "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\nphp.ini = {dir}/www.ini\n\
+                     [other]\n{user}\nlisten = {dir}/other\npm = static\npm.max_children = 1\n";
+
+fn place() -> Place {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "sleep.php",
+        "<?php echo 'begun'; flush(); usleep((int) ($_GET['ms'] * 1000)); echo 'done';",
+    );
+    place.write("www.ini", "precision = 10\n");
+    place
+}
+
+fn started(place: Place) -> Master {
+    let master = place.start_with_control();
+    master.said("ready to handle connections");
+    wait_for("the first workers", || !master.workers("www").is_empty());
+    master
+}
+
+fn reload(master: &Master, arguments: &[&str]) {
+    let mut command = Command::new(crate::harness::executable());
+    command.arg("reload").arg("--control").arg(master.place.path("control"));
+    let output = command.args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Who answers on the pools' sockets.
+fn answers(master: &Master) -> [String; 2] {
+    [master.get("/pid.php"), master.get_on("other", "/pid.php")]
+}
+
+/// Which of them changes with something.
+fn changes(master: &Master, what: impl FnOnce()) -> [bool; 2] {
+    let before = answers(master);
+    what();
+    let after = answers(master);
+    [before[0] != after[0], before[1] != after[1]]
+}
+
+fn only_what_has_changed() {
+    let place = place();
+    place.configure(POOLS);
+    fs::create_dir(place.path("bin")).unwrap();
+    let master = started(place);
+    let path = |name: &str| master.place.path(name);
+    assert_eq!(changes(&master, || reload(&master, &[])), [false, false]);
+    master.said_often("nothing has changed", 2);
+    // A line more above its section is no change of a pool.
+    master.place.configure(&format!("; a remark\n{POOLS}"));
+    assert_eq!(changes(&master, || reload(&master, &[])), [false, false]);
+    // A directive of one pool.
+    master
+        .place
+        .configure(&POOLS.replace("[other]", "pm.max_requests = 1000\n[other]"));
+    assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+    // Its php.ini: written anew, and not there any more.
+    master.place.write("www.ini", "precision = 12\n");
+    assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+    fs::remove_file(path("www.ini")).unwrap();
+    assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+    assert_eq!(changes(&master, || reload(&master, &[])), [false, false]);
+    // Its PHP.
+    let worker = crate::harness::executable().with_file_name("php-pool-worker");
+    let link = path("bin/php-pool-worker");
+    std::os::unix::fs::symlink(&worker, &link).unwrap();
+    let with_own = POOLS.replace("[other]", "worker.path = {dir}/bin/php-pool-worker\n[other]");
+    master.place.configure(&with_own);
+    assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+    fs::remove_file(&link).unwrap();
+    fs::copy(&worker, &link).unwrap();
+    assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+    assert_eq!(changes(&master, || reload(&master, &[])), [false, false]);
+    // Where it is asked for, everything; and by the signal, for which deployments wait.
+    assert_eq!(changes(&master, || reload(&master, &["--force"])), [true, true]);
+    let ready = master.count("ready to handle connections");
+    let by_signal = changes(&master, || {
+        master.signal(Signal::SIGUSR2);
+        master.said_often("ready to handle connections", ready + 1);
+    });
+    assert_eq!(by_signal, [true, true]);
+}
+
+fn preloaded() {
+    let place = place();
+    place.write("preload.php", "<?php function preloaded() { return 1; }");
+    place.write(
+        "www.ini",
+        "zend_extension = opcache\nopcache.preload = {dir}/preload.php\n"
+            .replace("{dir}", &place.path("").display().to_string())
+            .as_str(),
+    );
+    place.configure(POOLS);
+    let master = started(place);
+    assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+}
+
+fn overlap() {
+    for (overlap, new_workers) in [(1, 1), (0, 0)] {
+        let place = place();
+        place.configure(&format!(
+            "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 2\nreload.overlap = {overlap}\n"
+        ));
+        let master = place.serve_with(2);
+        let old = master.workers("www");
+        let mut running: Vec<_> = (0..2).map(|_| master.connect("sock")).collect();
+        for connection in &mut running {
+            master.ask(connection, "/sleep.php?ms=3000", 0);
+            connection.next_record().expect("it has begun");
+        }
+        for round in 2..=3 {
+            master.signal(Signal::SIGUSR2);
+            master.said_often("ready to handle connections", round);
+            let workers = master.workers("www");
+            assert!(old.iter().all(|pid| workers.contains(pid)), "both still run");
+            assert!(workers.len() <= 2 + overlap, "{workers:?} with an overlap of {overlap}");
+        }
+        // Who comes now is served by the worker that there is room for, or when there is room for one.
+        let mut newcomer = master.connect("sock");
+        master.ask(&mut newcomer, "/pid.php", 0);
+        let reply = body(&newcomer.reply(1));
+        assert!(!old.contains(&reply.parse().unwrap()), "the new generation serves");
+        if new_workers > 0 {
+            assert!(
+                running[0].record_within(std::time::Duration::ZERO).is_none(),
+                "the old ones still run"
+            );
+        }
+        for connection in &mut running {
+            assert_eq!(body(&connection.reply(1)), "done");
+        }
+        wait_for("the new generation is whole, and alone", || {
+            let workers = master.workers("www");
+            workers.len() == 2 && old.iter().all(|pid| !workers.contains(pid))
+        });
+    }
+}

@@ -1,0 +1,70 @@
+# One master with all pools, without systemd, as the first process of a container: its own process numbers and its own /proc.
+
+# container: starts it with the pools one, two and one that cannot start; sets `outside` (the tool's number) and `first` (that of
+# the container's first process, seen from here).
+container() {
+    mkdir -p /run/php-pool
+    ln -sf "$(command -v php-pool)" /srv/php-fpm
+    {
+        printf '[global]\nerror_log = /srv/container.log\nstop_timeout = 20s\n'
+        for name in one two broken; do
+            printf '[%s]\nuser = www-data\nlisten = /run/php-pool/container-%s.sock\npm = static\npm.max_children = 2\n' $name $name
+        done
+        echo 'worker.path = /bin/false'
+    } >/srv/container.conf
+    rm -f /srv/container.log
+    unshare --pid --fork --mount-proc /srv/php-fpm -F -O -y /srv/container.conf 2>/srv/container.err &
+    outside=$!
+    until_true 60 grep -q 'ready to handle connections' /srv/container.log
+    first=$(pgrep -P $outside)
+}
+
+test_all_pools_serve_and_one_that_cannot_start_harms_nobody() {
+    script who.php <<<'<?php echo posix_getppid() > 0 ? file_get_contents("/proc/1/comm") : "";'
+    container
+    equal "$(request container-one who.php)" php-fpm
+    equal "$(request container-two who.php)" php-fpm
+    contains "$(cat /srv/container.log)" "[pool broken] PHP cannot start"
+    kill -TERM "$first"
+    wait $outside
+}
+
+test_strangers_are_reaped() {
+    # What a script leaves behind becomes the first process's child.
+    script stray.php <<<'<?php exec("setsid sh -c \"sleep 1 & sleep 1 & exit\" >/dev/null 2>&1 &"); echo "left";'
+    container
+    for _ in 1 2 3; do
+        equal "$(request container-one stray.php)" left
+    done
+    gone() { [ -z "$(ps -o comm= --ppid "$first" | grep -x sleep)" ] && [ -z "$(ps -o stat= --ppid "$first" | grep Z)" ]; }
+    until_true 60 gone
+    kill -TERM "$first"
+    wait $outside
+}
+
+test_sigterm_lets_requests_end_and_everything_ends_with_code_0() {
+    script slow.php <<<'<?php file_put_contents("/srv/state/container-begun", ""); sleep(3); echo "whole";'
+    rm -f /srv/state/container-begun
+    container
+    request container-two slow.php >/srv/state/container-answer &
+    client=$!
+    until_true 60 test -e /srv/state/container-begun
+    kill -TERM "$first"
+    wait $client
+    equal "$(cat /srv/state/container-answer)" whole
+    wait $outside || fail "it ended with $?"
+    contains "$(cat /srv/container.log)" "exiting, bye-bye!"
+}
+
+test_a_stop_has_its_limit() {
+    script endless.php <<<'<?php file_put_contents("/srv/state/container-endless", ""); sleep(600);'
+    rm -f /srv/state/container-endless
+    container
+    sed -i 's/stop_timeout = 20s/stop_timeout = 1s/' /srv/container.conf
+    kill -USR2 "$first"
+    until_true 60 eval '[ "$(grep -c "ready to handle connections" /srv/container.log)" = 2 ]'
+    request container-one endless.php >/dev/null &
+    until_true 60 test -e /srv/state/container-endless
+    kill -TERM "$first"
+    wait $outside || fail "it ended with $?"
+}

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -193,8 +192,7 @@ impl Generation {
         let slots = config.pm_max_children.saturating_mul(2).saturating_add(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|error| ZygoteError::Make("its bell", error.into()))?;
+        let bell = watch::new_bell().map_err(make("its bell"))?;
         let clone = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map_err(make("a descriptor"));
         let fds = [
             clone(board.fd())?,
@@ -219,7 +217,7 @@ impl Generation {
             .transpose()
             .map_err(make("the thread of its access log"))?;
         let zygote = Zygote::start(ctx, place, parts)?;
-        let bell = Rc::new(OwnedFd::from(bell));
+        let bell = Rc::new(bell);
         let ringing = watch::bell(&bell, &ctx.events, place).map_err(make("a registration"))?;
         Ok(Self {
             place,

@@ -59,6 +59,8 @@ pub struct Worker {
     pub rung: Option<Rung>,
     /// The begin of the request that was traced last.
     pub traced: Option<u64>,
+    /// It has been said that its messages cannot be read.
+    pub malformed: bool,
     /// Shared with the thread that reads its memory, as long as there is one.
     tracing: Arc<()>,
     link: Registered<ToWorker, FromWorker>,
@@ -148,6 +150,7 @@ impl Worker {
                 .map(|(path, groups)| groups.leaf(path)),
             rung: saved.rung,
             traced: saved.traced,
+            malformed: false,
             tracing: Arc::default(),
             link,
             pipes: saved.pipes.map(|pipes| Pipes::restore(pipes, fds)).transpose()?,
@@ -226,6 +229,7 @@ impl Worker {
             leaf: None,
             rung: None,
             traced: None,
+            malformed: false,
             tracing: Arc::default(),
             link,
             pipes,

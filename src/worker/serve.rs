@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
@@ -24,7 +24,7 @@ use super::conn::{self, BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
 use super::script::Settings;
-use super::{forked, php, print_log, signals};
+use super::{forked, give_up, php, print_log, signals};
 
 /// A worker's end of its link.
 pub type Link = Channel<FromWorker, ToWorker>;
@@ -52,6 +52,8 @@ pub struct Worker {
     pub board: &'static Scoreboard,
     /// Its slot there.
     pub slot: usize,
+    /// What it waits for: the link, the listener, the queue, its connections.
+    pub epoll: Epoll,
     /// Its link to the master.
     pub link: Link,
     /// Connections from the master.
@@ -104,13 +106,14 @@ impl Worker {
         self.board.control(self.slot)
     }
 
-    /// All that it has open, but its epoll and the connections that it waits for; by number, for a copy of this process.
+    /// All that it has open, but the connections that it waits for; by number, for a copy of this process.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         let access = self.access.try_borrow().ok();
         let log = access
             .as_ref()
             .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
         let fixed = [
+            self.epoll.0.as_fd(),
             self.queue.as_fd(),
             self.link.as_fd(),
             self.bell.as_fd(),
@@ -216,7 +219,6 @@ impl Worker {
             return;
         }
         if keep {
-            forked::unwatch(conn.as_fd().as_raw_fd());
             self.hand_over(conn);
         } else if !conn.is_over() {
             conn.shut_down();
@@ -238,6 +240,8 @@ impl Worker {
 
     /// Gives a kept connection to the master, who wakes an idle worker when it has something to say.
     fn hand_over(&self, conn: Conn) {
+        // Others get it, so that it stays open here as well as there, and would its registration.
+        let _ = self.epoll.delete(&conn);
         if self.orphaned.get() {
             return;
         }
@@ -320,7 +324,6 @@ const CONNECTIONS: u64 = 16;
 /// The worker's loop.
 pub struct Loop {
     worker: &'static Worker,
-    epoll: Epoll,
     parked: HashMap<u64, Parked>,
     next_token: u64,
     memory: Memory,
@@ -345,15 +348,14 @@ pub struct Loop {
 
 impl Loop {
     /// # Errors
-    /// When the kernel refuses an epoll.
+    /// When the kernel refuses a registration.
     pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
-        epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        forked::expect(worker, epoll.0.as_raw_fd())?;
+        let readable = EpollFlags::EPOLLIN;
+        worker.epoll.add(&worker.link, EpollEvent::new(readable, LINK))?;
+        worker.epoll.add(wake, EpollEvent::new(readable, WAKE))?;
+        forked::expect(worker)?;
         Ok(Self {
             worker,
-            epoll,
             parked: HashMap::new(),
             next_token: CONNECTIONS,
             memory: Memory::default(),
@@ -383,9 +385,9 @@ impl Loop {
         let (worker, slot) = (self.worker, self.worker.slot());
         let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
         for listener in &worker.listeners {
-            self.epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
+            worker.epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
         }
-        self.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
+        worker.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         self.born = Some(Instant::now());
         slot.set_stage(Stage::Idle, monotonic_ns());
         self.count_down();
@@ -426,11 +428,11 @@ impl Loop {
             self.worker.ring();
         }
         self.clear_waiting_room();
-        for listener in &self.worker.listeners {
-            let _ = self.epoll.delete(listener);
+        for listener in &worker.listeners {
+            let _ = worker.epoll.delete(listener);
         }
-        let _ = self.epoll.delete(&self.worker.queue);
-        let _ = self.epoll.delete(&self.worker.link);
+        let _ = worker.epoll.delete(&worker.queue);
+        let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
         // Replies that are still on their way to a slow reader; closing now could reset them.
         while !self.parked.is_empty() {
@@ -672,9 +674,6 @@ impl Loop {
                         return self.finish(conn, token);
                     }
                     if self.must_leave() {
-                        if let Some(token) = token {
-                            self.forget(&conn, token);
-                        }
                         return self.worker.hand_over(conn);
                     }
                     answered = true;
@@ -783,14 +782,10 @@ impl Loop {
     }
 
     fn close(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(token) = token {
-            self.forget(&conn, token);
+        if token.is_some() {
+            let _ = self.worker.epoll.delete(&conn);
         }
         self.worker.put_by(conn.into_memory());
-    }
-
-    fn forget(&mut self, conn: &Conn, _token: u64) {
-        let _ = self.epoll.delete(conn);
     }
 
     /// Puts a connection into the waiting room.
@@ -815,7 +810,7 @@ impl Loop {
                 let token = self.next_token;
                 self.next_token += 1;
                 let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-                if self.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
+                if self.worker.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
                     return; // out of memory: the connection is closed
                 }
                 token
@@ -835,7 +830,6 @@ impl Loop {
             .collect();
         for token in waiting {
             if let Some(parked) = self.parked.remove(&token) {
-                self.forget(&parked.conn, token);
                 self.worker.hand_over(parked.conn);
             }
         }
@@ -857,18 +851,10 @@ impl Loop {
             Some(time) => EpollTimeout::try_from(time).unwrap_or(EpollTimeout::NONE),
             None => EpollTimeout::NONE,
         };
-        let count = match self.epoll.wait(&mut events, timeout) {
+        let count = match self.worker.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
-            Err(error) => {
-                print_log(
-                    Level::Alert,
-                    false,
-                    format!("epoll failed: {error}").as_bytes(),
-                    usize::MAX,
-                );
-                std::process::exit(70);
-            }
+            Err(error) => give_up(&format!("epoll: {error}")),
         };
         let events = &mut events[..count];
         // Nobody else was woken for what waits there, and a kept connection can be passed on.

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::harness::wait_for;
 use crate::site::Site;
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("service::leaves_when_nobody_asks_and_comes_back", leaves),

@@ -2,9 +2,9 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use crate::Case;
 use crate::harness::wait_for;
 use crate::site::Site;
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("signals::the_end_of_a_worker_wakes_the_service", exited),

@@ -8,8 +8,8 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Case;
 use crate::harness::{Place, body, wait_for};
+use crate::support::Case;
 use crate::support::process::{spawn, that_dies_with_us};
 
 pub const CASES: &[Case] = &[(

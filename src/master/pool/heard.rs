@@ -106,14 +106,15 @@ impl Pool {
             }) => {
                 if let Some(fd) = fds.into_iter().next() {
                     let config = &self.wanted.config;
+                    let patience = or_never(config.request_header_timeout);
                     let limit = match handover.since {
                         0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
                         // One that has never said a word is no kept connection.
-                        0 => Some(or_never(config.request_header_timeout)),
+                        0 => Some(patience),
                         // A request that has begun has what is left of its time, whoever waits for it.
                         since => {
                             let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
-                            Some(or_never(config.request_header_timeout).saturating_sub(spent))
+                            Some(patience.saturating_sub(spent))
                         }
                     };
                     self.queue.keep(handover, fd, limit);
@@ -139,9 +140,17 @@ impl Pool {
                 self.log_for(pid, *message);
             }
             Err(ChannelError::Malformed(what)) => {
-                let pid = self.pid_of(id, worker);
-                self.log()
-                    .warning(format_args!("child {pid} does not keep to the protocol: {what}"));
+                let said = self
+                    .generation(id)
+                    .and_then(|generation| generation.workers.get_mut(&worker));
+                // Once: a worker that sends nothing else would fill the log.
+                if let Some(said) = said
+                    && !std::mem::replace(&mut said.malformed, true)
+                {
+                    let pid = said.pid().unwrap_or_default();
+                    self.log()
+                        .warning(format_args!("child {pid} does not keep to the protocol: {what}"));
+                }
             }
             // Its end is known from its process; it is buried after this.
             Err(_) => {

@@ -50,15 +50,14 @@ pub enum ListenError {
     #[error("[pool {0}] failed to write the ACL of the socket '{1}': {reason}", reason = errno(.2))]
     Acl(String, String, #[source] io::Error),
     /// systemd holds the sockets, and not this one.
-    #[error(
-        "[pool {pool}] {directive} has changed, and systemd holds the socket; as root: {}",
-        systemd_commands(pool, directive)
-    )]
+    #[error("[pool {pool}] {directive} has changed, and systemd holds the socket; as root: {commands}")]
     Held {
         /// The pool.
         pool: String,
         /// `listen`, `listen.mode`…
         directive: &'static str,
+        /// What makes systemd read it.
+        commands: String,
     },
     /// systemd listens on too many.
     #[error("[pool {0}] systemd has handed over {1} sockets for it, and {MOST_OF_POOL} is the most")]
@@ -70,10 +69,20 @@ pub enum ListenError {
 
 /// What makes systemd read a pool's `listen*` lines again; clients that wait in the old socket are turned away. `restart` of
 /// both is no way: the jobs go on side by side, and systemd listens on no socket whose service runs still.
-fn systemd_commands(pool: &str, directive: &str) -> String {
-    let kind = if directive == "pm.status_listen" { "-status" } else { "" };
-    let units = format!("php-pool{kind}@{pool}.socket php-pool@{pool}.service");
-    format!("systemctl daemon-reload && systemctl stop {units} && systemctl start {units}")
+fn systemd_commands(before: &Pool, now: &Pool) -> String {
+    let name = &now.name;
+    let units = |with_status: bool| {
+        // All of them, for a socket that stays would start the service before the others listen.
+        let status = if with_status {
+            format!("php-pool-status@{name}.socket ")
+        } else {
+            String::new()
+        };
+        format!("php-pool@{name}.socket {status}php-pool@{name}.service")
+    };
+    let [before, now] = [before, now].map(|pool| pool.pm_status_listen_address.is_some());
+    let (stop, start) = (units(before || now), units(now));
+    format!("systemctl daemon-reload && systemctl stop {stop} && systemctl start {start}")
 }
 
 /// A listening socket. Its file, if it made one, goes with it.
@@ -309,8 +318,11 @@ impl Sockets {
             }
         }
         if self.held {
-            let pool = pool.name.clone();
-            return Err(ListenError::Held { pool, directive });
+            return Err(ListenError::Held {
+                pool: pool.name.clone(),
+                directive,
+                commands: systemd_commands(pool, pool),
+            });
         }
         let mut last = None;
         for (index, (key, target)) in targets.into_iter().enumerate() {
@@ -384,6 +396,7 @@ impl Sockets {
             Some((directive, _)) => Err(ListenError::Held {
                 pool: now.name.clone(),
                 directive,
+                commands: systemd_commands(before, now),
             }),
             None => Ok(()),
         }

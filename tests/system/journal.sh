@@ -3,7 +3,7 @@
 # entry POOL TEXT: the entry with this in its message, as JSON.
 entry() {
     journalctl --sync
-    journalctl PHP_POOL="$1" -o json --no-pager | jq -c --arg text "$2" 'select((.MESSAGE | tostring) | contains($text))' | head -n 1
+    journalctl --all PHP_POOL="$1" -o json --no-pager | jq -c --arg text "$2" 'select((.MESSAGE | tostring) | contains($text))' | head -n 1
 }
 
 test_entries_have_fields_and_true_severities() {

@@ -62,9 +62,17 @@ test_the_status_socket_is_systemds_and_answers_while_every_worker_is_busy() {
     pool watched "pm.status_listen = /run/php-pool/\$pool.elsewhere" "pm.status_path = /status" "listen.mode = 0600"
     ! php-pool reload watched 2>/tmp/watched || fail "the reload succeeded"
     contains "$(cat /tmp/watched)" "pm.status_listen has changed"
-    contains "$(cat /tmp/watched)" "systemctl daemon-reload && systemctl restart php-pool-status@watched.socket php-pool@watched.service"
-    systemctl daemon-reload
-    systemctl restart php-pool-status@watched.socket php-pool@watched.service
+    units="php-pool@watched.socket php-pool-status@watched.socket php-pool@watched.service"
+    commands="systemctl daemon-reload && systemctl stop $units && systemctl start $units"
+    contains "$(cat /tmp/watched)" "$commands"
+    bash -c "$commands"
+    [ -S /run/php-pool/watched.elsewhere ]
+    systemctl reload php-pool@watched
+    pool watched "listen.mode = 0600"
+    ! php-pool reload watched 2>/tmp/watched || fail "the reload succeeded"
+    commands="systemctl daemon-reload && systemctl stop $units && systemctl start ${units/php-pool-status@watched.socket /}"
+    contains "$(cat /tmp/watched)" "$commands"
+    bash -c "$commands"
     systemctl reload php-pool@watched
 }
 

@@ -69,7 +69,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     let zygote::Generation {
         config,
-        listener,
+        listeners,
         board,
         queue,
         bell,
@@ -110,8 +110,8 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         epoll,
         link,
         queue: Channel::from(queue),
-        tcp: is_tcp(listener.as_fd()),
-        listener,
+        tcp: listeners.iter().any(|listener| is_tcp(listener.as_fd())),
+        listeners,
         bell,
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,

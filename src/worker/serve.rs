@@ -58,9 +58,9 @@ pub struct Worker {
     pub link: Link,
     /// Connections from the master.
     pub queue: Queue,
-    /// The listener.
-    pub listener: OwnedFd,
-    /// Is the listener a TCP socket?
+    /// The listeners: one, but where systemd's socket unit has several addresses.
+    pub listeners: Vec<OwnedFd>,
+    /// Is one of them a TCP socket?
     pub tcp: bool,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
@@ -114,7 +114,6 @@ impl Worker {
             .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
         let fixed = [
             self.epoll.0.as_fd(),
-            self.listener.as_fd(),
             self.queue.as_fd(),
             self.link.as_fd(),
             self.bell.as_fd(),
@@ -126,7 +125,9 @@ impl Worker {
             .flat_map(|all| all.iter())
             .map(|conn| conn.as_fd().as_raw_fd())
             .collect();
-        fixed.map(|fd| fd.as_raw_fd()).into_iter().chain(log).chain(released)
+        let listeners = self.listeners.iter().map(AsRawFd::as_raw_fd);
+        let fixed = fixed.map(|fd| fd.as_raw_fd()).into_iter();
+        fixed.chain(listeners).chain(log).chain(released)
     }
 
     /// What scripts and web servers cannot set.
@@ -339,6 +340,8 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// The listener whose turn it is.
+    turn: usize,
     /// `listen.allowed_clients` has been looked at.
     clients_checked: bool,
 }
@@ -365,6 +368,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            turn: 0,
             clients_checked: false,
         })
     }
@@ -380,9 +384,9 @@ impl Loop {
         }
         let (worker, slot) = (self.worker, self.worker.slot());
         let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        worker
-            .epoll
-            .add(&worker.listener, EpollEvent::new(exclusive, LISTENER))?;
+        for listener in &worker.listeners {
+            worker.epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
+        }
         worker.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         self.born = Some(Instant::now());
         slot.set_stage(Stage::Idle, monotonic_ns());
@@ -424,7 +428,9 @@ impl Loop {
             self.worker.ring();
         }
         self.clear_waiting_room();
-        let _ = worker.epoll.delete(&worker.listener);
+        for listener in &worker.listeners {
+            let _ = worker.epoll.delete(listener);
+        }
         let _ = worker.epoll.delete(&worker.queue);
         let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
@@ -566,9 +572,21 @@ impl Loop {
     }
 
     fn accept(&mut self) -> Option<Conn> {
+        let worker: &'static Worker = self.worker;
+        let listeners = &worker.listeners;
+        // Under load none of several may starve another.
+        self.turn = (self.turn + 1) % listeners.len().max(1);
+        let (later, first) = listeners.split_at(self.turn);
+        first
+            .iter()
+            .chain(later)
+            .find_map(|listener| self.accept_from(listener))
+    }
+
+    fn accept_from(&mut self, listener: &OwnedFd) -> Option<Conn> {
         use std::os::fd::FromRawFd;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        match accept4(self.worker.listener.as_raw_fd(), flags) {
+        match accept4(listener.as_raw_fd(), flags) {
             Ok(fd) => {
                 // SAFETY: accept4 has just made this descriptor.
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };

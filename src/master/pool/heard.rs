@@ -7,11 +7,12 @@ use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
 use crate::config::or_never;
-use crate::control::{ChannelError, FromWorker, FromZygote, ToWorker};
+use crate::control::{ChannelError, FromWorker, FromZygote, LogMessage, ToWorker};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
+use crate::master::worker::fields_of;
 use crate::pm::WorkerId;
-use crate::scoreboard::monotonic_ns;
+use crate::scoreboard::{TextView, monotonic_ns};
 
 impl Pool {
     /// A zygote said something, or hung up.
@@ -68,6 +69,34 @@ impl Pool {
         }
     }
 
+    fn pid_of(&mut self, id: GenerationId, worker: WorkerId) -> i32 {
+        let generation = self.generation(id);
+        let pid = generation.and_then(|generation| generation.workers.get(&worker)?.pid());
+        pid.unwrap_or_default()
+    }
+
+    /// Logs what a worker has to say about its request.
+    fn log_for(&self, pid: i32, message: LogMessage) {
+        let LogMessage {
+            level,
+            from_php,
+            text,
+            script,
+            uri,
+            query,
+            id,
+        } = message;
+        let request = TextView {
+            script,
+            uri,
+            query,
+            id,
+            ..TextView::default()
+        };
+        let fields = fields_of(&self.wanted.config.name, pid, &request);
+        self.ctx.log.sent(&fields, level, from_php, &text);
+    }
+
     /// A worker said something, or hung up.
     pub fn on_worker(&mut self, id: GenerationId, worker: WorkerId, result: Result<Heard<FromWorker>, ChannelError>) {
         match result {
@@ -102,6 +131,13 @@ impl Pool {
                 {
                     worker.tell(&snapshot, &[]);
                 }
+            }
+            Ok(Heard {
+                message: FromWorker::Log(message),
+                ..
+            }) => {
+                let pid = self.pid_of(id, worker);
+                self.log_for(pid, *message);
             }
             Err(ChannelError::Malformed(what)) => {
                 let said = self

@@ -121,6 +121,22 @@ pub const ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "worker_cuts_the_scoreboard",
+        tries: "worker: cut the scoreboard's memory short, stretch it, punch holes into it",
+        plan: PLAIN,
+        run: |site| {
+            let done = site.try_run(
+                "villain",
+                "$done = 0; foreach (scandir('/proc/self/fd') as $fd) if (str_contains((string) @readlink(\"/proc/self/fd/$fd\"), 'memfd:php-pool')) {
+                     attack_syscall(285, (int) $fd, 3, 0, 1 << 30); attack_syscall(77, (int) $fd, 1 << 40); attack_syscall(77, (int) $fd, 0); $done++;
+                 } echo $done;",
+                Duration::from_secs(20),
+            );
+            assert_eq!(done.as_deref(), Some("1"), "the descriptor is found");
+            survives(site, Duration::from_secs(1))
+        },
+    },
+    Attack {
         name: "worker_fills_the_master",
         tries: "worker: have the master keep without end (connections, half a request with each)",
         plan: PLAIN,

@@ -1,11 +1,13 @@
 //! `php-pool status`, `health`, `workers` and `ping`: what they print, and their exit statuses.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::Case;
+use crate::support::process::{spawn, that_dies_with_us};
 use crate::{harness, php_pool, serve, wait_for};
 
 pub const CASES: &[Case] = &[
@@ -13,6 +15,7 @@ pub const CASES: &[Case] = &[
     ("commands::a_full_pool_is_1", full_is_1),
     ("commands::a_master_that_hangs_is_2", hanging_is_2),
     ("commands::nobody_is_4", nobody_is_4),
+    ("commands::watching_shows_what_changes", watching),
     ("commands::counters_are_exact", counters_are_exact),
 ];
 
@@ -76,6 +79,26 @@ fn nobody_is_4() {
         .unwrap();
     assert_eq!(output.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&output.stderr).contains("stopped, or asleep"));
+}
+
+/// A line of JSON for each look, that ends with its reader.
+fn watching() {
+    let master = serve("pm = static\npm.max_children = 1\n");
+    let mut command = that_dies_with_us("KILL", harness::executable());
+    command.args(["status", "--watch", "--json", "--control"]);
+    command.arg(master.place.path("control")).stdout(Stdio::piped());
+    let mut child = spawn(command).unwrap();
+    let mut looks = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut accepted = || {
+        let look = looks.next().expect("another look").unwrap();
+        let pools: serde_json::Value = serde_json::from_str(&look).unwrap();
+        pools[0]["snapshot"]["accepted"].as_u64().unwrap()
+    };
+    let before = accepted();
+    master.get("/hello.php");
+    wait_for("the request is seen", || accepted() > before);
+    drop(looks);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 /// 1,000 mixed requests are 1,000, of whatever end; and nobody is ever seen twice.

@@ -89,7 +89,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         std::process::exit(70);
     }
     board.slot(slot).reset();
-    let wake = match signals::install(board.control(slot)) {
+    let wake = match signals::install(board.control(slot), board.slot(slot)) {
         Ok(wake) => wake,
         Err(error) => {
             print_log(Level::Alert, false, format!("signals: {error}").as_bytes(), usize::MAX);
@@ -109,7 +109,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         print_log(Level::Error, false, text.as_bytes(), usize::MAX);
     }
     let _ = php_pool::sys::set_title(&format!("php-fpm: {}", config.pool.title));
-    php::obey(&board.control(slot).terminate, config.pool.request_terminate_timeout);
+    php::set_time_limit_shown(config.pool.request_terminate_timeout);
     php::load_extensions(&config.php, |text| {
         print_log(Level::Error, false, text.as_bytes(), usize::MAX)
     });

@@ -161,6 +161,12 @@ fn superglobals(c: &mut Cases) {
                 .starts_with("string(8) \"fpm-fcgi\"\nstring(8) \"fpm-fcgi\"\nbool(false)\n")
         );
     });
+    c.same("phpinfo_shows_the_settings_of_cgi_as_php_fpm_does", &Setup::BASE, |t| {
+        t.php(
+            "ob_start(); phpinfo(INFO_MODULES);
+             preg_match_all('~<td class=\"e\">((?:cgi|fastcgi|fpm)\\..*)~', ob_get_clean(), $all); echo implode(\"\\n\", $all[1]);",
+        );
+    });
     c.same("phpinfo_says_fpm_fastcgi", &Setup::BASE, |t| {
         let request = t.page(
             "ob_start(); phpinfo(INFO_GENERAL); $all = strip_tags(ob_get_clean());

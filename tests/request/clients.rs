@@ -196,24 +196,28 @@ fn bodies(c: &mut Cases) {
             }
         },
     );
-    c.same("a_script_without_output_learns_by_flush_that_its_client_has_left", &HELD, |t| {
-        let said = t.writable("said");
-        for method in ["GET", "HEAD"] {
-            let request = t.page(
-                "ignore_user_abort(true); echo 'begun'; flush();\n\
+    c.same(
+        "a_script_without_output_learns_by_flush_that_its_client_has_left",
+        &HELD,
+        |t| {
+            let said = t.writable("said");
+            for method in ["GET", "HEAD"] {
+                let request = t.page(
+                    "ignore_user_abort(true); echo 'begun'; flush();\n\
                  for ($n = 0; $n < 15000 && !connection_aborted(); $n++) { usleep(1000); flush(); }\n\
                  file_put_contents(__DIR__ . '/said/part', connection_status());\n\
                  rename(__DIR__ . '/said/part', __DIR__ . '/said/' . $_SERVER['REQUEST_METHOD']);",
-            );
-            let mut connection = t.connect();
-            connection.send(&request.method(method).bytes());
-            connection.next_record().expect("the beginning of an answer");
-            drop(connection);
-            let said = said.join(method);
-            wait_until("the script is over", || said.exists());
-            t.note(std::fs::read_to_string(said).expect("it is there"));
-        }
-    });
+                );
+                let mut connection = t.connect();
+                connection.send(&request.method(method).bytes());
+                connection.next_record().expect("the beginning of an answer");
+                drop(connection);
+                let said = said.join(method);
+                wait_until("the script is over", || said.exists());
+                t.note(std::fs::read_to_string(said).expect("it is there"));
+            }
+        },
+    );
     // nginx may be told not to pass a body on, and then still sends CONTENT_LENGTH.
     c.same("a_body_that_was_not_passed_on_is_none", &HELD, |t| {
         for method in ["GET", "POST", "PUT"] {

@@ -248,7 +248,7 @@ pub fn main() -> i32 {
                 php,
                 log_to: LogTo::Named,
                 argv,
-                events: runtime.as_ref().and_then(|dir| Some(dir.parent()?.join("events"))),
+                events: runtime.as_ref().and_then(|dir| Some(dir.parent()?.join(".events"))),
                 control: control.or_else(|| Some(runtime?.join("control"))),
             })
         }

@@ -19,7 +19,7 @@ use thiserror::Error;
 pub const MAX_MESSAGE: usize = 256 << 10;
 
 /// Most descriptors beside one message.
-const MAX_FDS: usize = 8;
+const MAX_FDS: usize = 16;
 
 /// Most descriptors that the kernel passes on with one message (SCM_MAX_FD).
 const MOST_FDS: usize = 253;

@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -90,6 +90,8 @@ pub struct PoolSettings {
     pub log_level: Level,
     /// `log_limit`
     pub log_limit: usize,
+    /// The log is the journal: messages about a request are sent to the master whole ([`FromWorker::Log`]).
+    pub log_whole: bool,
     /// See the directives of these names.
     pub request_header_timeout: Duration,
     /// `request_body_timeout`
@@ -108,8 +110,8 @@ pub struct PoolSettings {
     pub recycle_memory: u64,
 }
 
-/// Everything a zygote needs. With it come, in this order: the listener, the scoreboard, the workers' end of the queue, the
-/// eventfd to ring, and the one that wakes who writes the access log.
+/// Everything a zygote needs. With it come, in this order: the scoreboard, the workers' end of the queue, the
+/// eventfd to ring, the one that wakes who writes the access log, and the listeners.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ZygoteConfig {
     /// [`VERSION`]
@@ -236,4 +238,25 @@ pub enum FromWorker {
     Keep(Handover),
     /// The pool's status, please.
     Status,
+    /// A message for the log, where that keeps messages whole.
+    Log(Box<LogMessage>),
+}
+
+/// A message of a worker, or of PHP in it, about its request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMessage {
+    /// Its level.
+    pub level: Level,
+    /// PHP says it.
+    pub from_php: bool,
+    /// What it says.
+    pub text: String,
+    /// The script; empty where there is none.
+    pub script: String,
+    /// URI without its query.
+    pub uri: String,
+    /// Query string.
+    pub query: String,
+    /// Request id.
+    pub id: String,
 }

@@ -106,6 +106,7 @@ pub(super) fn entry(severity: u8, fields: &Fields<'_>, text: &[u8]) -> Vec<u8> {
         ("PHP_POOL", fields.pool),
         ("PHP_SCRIPT", fields.script),
         ("PHP_URI", fields.uri),
+        ("PHP_QUERY", fields.query),
         ("PHP_REQUEST_ID", fields.request_id),
         ("MESSAGE_ID", fields.message_id.map(|id| id.text())),
     ];
@@ -152,7 +153,8 @@ mod tests {
             pool: Some("www"),
             worker: Some(42),
             uri: Some("/a\nPRIORITY=0"),
-            more: &[("PHP_QUERY", "b\nMESSAGE=c"), ("PHP_METHOD", "")],
+            query: Some("c\nMESSAGE=d"),
+            more: &[("PHP_BACKTRACE", "b\nMESSAGE=c"), ("PHP_METHOD", "")],
             ..Fields::default()
         }
     }
@@ -163,7 +165,8 @@ mod tests {
         let mut wanted =
             b"MESSAGE\n\x07\0\0\0\0\0\0\0one\ntwo\nPRIORITY=4\nSYSLOG_IDENTIFIER=php-pool\nPHP_WORKER=42\n".to_vec();
         wanted.extend_from_slice(b"PHP_POOL=www\nPHP_URI\n\x0d\0\0\0\0\0\0\0/a\nPRIORITY=0\n");
-        wanted.extend_from_slice(b"PHP_QUERY\n\x0b\0\0\0\0\0\0\0b\nMESSAGE=c\n");
+        wanted.extend_from_slice(b"PHP_QUERY\n\x0b\0\0\0\0\0\0\0c\nMESSAGE=d\n");
+        wanted.extend_from_slice(b"PHP_BACKTRACE\n\x0b\0\0\0\0\0\0\0b\nMESSAGE=c\n");
         assert_eq!(entry, wanted);
     }
 

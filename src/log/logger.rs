@@ -20,6 +20,9 @@ use super::{Clock, Fields, Level, MessageId, Said, Stream};
 use crate::config::{Global, LogTarget};
 use crate::scoreboard::realtime_us;
 
+/// Longest line of a worker's that is one entry of the journal, bytes; `log_limit` is for text logs.
+const JOURNAL_LINE: usize = 64 << 10;
+
 /// How long the end of a process waits for a reader of its last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -211,7 +214,12 @@ impl Logger {
 
     /// The rules of its lines, for what formats lines of its own ([`super::WorkerOutput`]).
     pub fn format(&self) -> LineFormat {
-        self.0.borrow().format.clone()
+        let state = self.0.borrow();
+        let mut format = state.format.clone();
+        if state.in_journal() {
+            format.limit = format.limit.max(JOURNAL_LINE);
+        }
+        format
     }
 
     /// Writes a line that is formatted already, with its newline, whatever its level.
@@ -219,33 +227,38 @@ impl Logger {
         self.0.borrow_mut().write(level, line);
     }
 
-    /// Writes what a worker of a pool has said.
-    pub fn said(&self, pool: &str, worker: i32, said: &Said<'_>) {
-        let fields = Fields {
-            pool: Some(pool),
-            worker: Some(worker),
-            request_id: said.request,
-            ..Fields::default()
-        };
+    /// Writes a line that a worker has printed.
+    pub fn printed(&self, fields: &Fields<'_>, said: &Said<'_>) {
         let otherwise = if said.stream == Stream::Stderr { 5 } else { 6 };
         let (severity, text) = journal::severity_of(said.text, otherwise);
-        if !self.to_journal(severity, &fields, text) {
+        if !self.to_journal(severity, fields, text) {
             self.line(Level::Warning, said.line);
         }
     }
 
-    /// Whether entries go to the journal alone, with all of their fields.
+    /// Writes a message that a worker, or PHP in it, has sent whole; PHP's are written whatever their level.
+    pub fn sent(&self, fields: &Fields<'_>, level: Level, from_php: bool, text: &str) {
+        let text = format!("{}{text}", if from_php { "PHP message: " } else { "" });
+        let (severity, _) = journal::severity_of(text.as_bytes(), level.severity());
+        if !self.to_journal(severity, fields, text.as_bytes()) {
+            // The log has been a file since the worker was made.
+            let level = if from_php { level.max(Level::Warning) } else { level };
+            self.about(*fields).log(level, text);
+        }
+    }
+
+    /// Whether entries go to the journal alone: whole, and with all of their fields.
     pub fn keeps_fields(&self) -> bool {
-        let state = self.0.borrow();
-        state.log.is_none() && matches!(state.stderr.target, Target::Journal(_))
+        self.0.borrow().in_journal()
     }
 
     /// Puts an entry into the journal, if that is where they go.
     fn to_journal(&self, severity: u8, fields: &Fields<'_>, text: &[u8]) -> bool {
-        let wanted = self.keeps_fields();
+        let mut state = self.0.borrow_mut();
+        let wanted = state.in_journal();
         if wanted {
-            let entry = journal::entry(severity, fields, text);
-            self.0.borrow_mut().stderr.put(&entry);
+            let outcome = state.stderr.put(&journal::entry(severity, fields, text));
+            state.tell_journal(outcome);
         }
         wanted
     }
@@ -390,6 +403,21 @@ impl About<'_> {
 }
 
 impl State {
+    fn in_journal(&self) -> bool {
+        self.log.is_none() && matches!(self.stderr.target, Target::Journal(_))
+    }
+
+    /// Says in the journal what it has missed.
+    fn tell_journal(&mut self, outcome: Outcome) {
+        if let Outcome::Recovered(lost) = outcome
+            && self.in_journal()
+        {
+            let text = format!("{lost} entries are lost: journald did not take them");
+            let entry = journal::entry(Level::Warning.severity(), &Fields::default(), text.as_bytes());
+            self.stderr.put(&entry);
+        }
+    }
+
     fn open(&mut self, settings: &Settings, replace_stderr: bool) -> Result<(), LogError> {
         let target = match &settings.target {
             LogTarget::File(path) => Target::file(path).map_err(|source| LogError::Open {
@@ -478,7 +506,8 @@ impl State {
             }
             None => true,
         };
-        self.stderr.flush_for(limit);
+        let outcome = self.stderr.flush_for(limit);
+        self.tell_journal(outcome);
         log && self.stderr.is_empty()
     }
 

@@ -69,8 +69,10 @@ pub struct Fields<'a> {
     pub worker: Option<i32>,
     /// Script that ran.
     pub script: Option<&'a str>,
-    /// Request URI with its query.
+    /// Request URI without its query.
     pub uri: Option<&'a str>,
+    /// Query string.
+    pub query: Option<&'a str>,
     /// Request id.
     pub request_id: Option<&'a str>,
     /// What has happened, for those that have a name for it.

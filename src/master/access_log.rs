@@ -21,7 +21,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -148,7 +147,7 @@ impl AccessLog {
     pub fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> Result<Self, AccessLogError> {
         let failed = |error| AccessLogError(path.to_owned(), error);
         let file = open(path, identity, stderr).map_err(failed)?;
-        let bell = eventfd().map_err(failed)?;
+        let bell = watch::new_bell().map_err(failed)?;
         Self::with(path.to_owned(), file, bell).map_err(failed)
     }
 
@@ -157,7 +156,7 @@ impl AccessLog {
             path,
             file: RefCell::new(Arc::new(file)),
             bell: Arc::new(bell),
-            call: Arc::new(eventfd()?),
+            call: Arc::new(watch::new_bell()?),
             boards: RefCell::default(),
             orders: RefCell::default(),
             losses: Arc::default(),
@@ -317,10 +316,6 @@ fn at_once(file: &File, lines: &[u8]) -> usize {
     }
     let end = lines[..PIPE_BUF].iter().rposition(|byte| *byte == b'\n');
     end.map_or(PIPE_BUF, |at| at + 1)
-}
-
-fn eventfd() -> io::Result<OwnedFd> {
-    Ok(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?.into())
 }
 
 fn open(path: &Path, identity: &Identity, stderr: Option<&File>) -> io::Result<File> {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, socket,
@@ -68,6 +69,17 @@ impl Diag {
         let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
         parse(&answer[..length], inode).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+
+    /// The queues of a pool's sockets as one; a socket of which the kernel does not tell counts as empty.
+    pub fn backlogs(&self, listeners: &[Rc<Listener>]) -> Backlog {
+        let each = listeners
+            .iter()
+            .map(|listener| self.backlog(listener).unwrap_or_default());
+        each.fold(Backlog::default(), |sum, one| Backlog {
+            waiting: sum.waiting + one.waiting,
+            limit: sum.limit + one.limit,
+        })
+    }
 }
 
 fn request(inode: u32) -> [u8; 40] {
@@ -124,7 +136,7 @@ mod tests {
         let mut sockets = Sockets::default();
         let diag = Diag::new();
         let listener = sockets
-            .get(&Listen::Unix(path.clone()), &pool, &Logger::default())
+            .get(&Listen::Unix(path.clone()), "listen", &pool, &Logger::default())
             .unwrap();
         assert_eq!(diag.backlog(&listener).unwrap(), Backlog { waiting: 0, limit: 17 });
         let _clients: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();
@@ -134,7 +146,7 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port: 0,
         };
-        let listener = sockets.get(&address, &pool, &Logger::default()).unwrap();
+        let listener = sockets.get(&address, "listen", &pool, &Logger::default()).unwrap();
         let bound: std::net::SocketAddr = rustix::net::getsockname(&listener).unwrap().try_into().unwrap();
         let _clients: Vec<_> = (0..2).map(|_| std::net::TcpStream::connect(bound).unwrap()).collect();
         assert_eq!(diag.backlog(&listener).unwrap(), Backlog { waiting: 2, limit: 17 });

@@ -621,7 +621,7 @@ impl Daemon {
             }
             let access_log = start::open_pool_logs(pool, ctx.stderr.as_ref())?;
             pools.push((
-                start::wanted(&ctx.launch, &config.global, pool, &mut self.sockets, &ctx.log)?,
+                start::wanted(&ctx.launch, &config, pool, &mut self.sockets, &ctx.log)?,
                 access_log,
             ));
         }

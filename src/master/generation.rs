@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +23,7 @@ use super::saved::{Kept, Restorer, Saver};
 use super::stamp::Files;
 use super::users::Identity;
 use super::watch::{self, GenerationId, Place, PoolId, Watch};
-use super::worker::{SavedWorker, Worker, describe, describe_request};
+use super::worker::{SavedWorker, Worker, describe, describe_request, fields_of};
 use super::zygote::{Parts, SavedZygote, Zygote, ZygoteError};
 use crate::api::{Exits, Happened, Measures};
 use crate::config::{Global, Pool};
@@ -111,7 +110,7 @@ pub struct Generation {
     /// Who its workers are.
     pub identity: Identity,
     /// What it listens on.
-    pub listener: Rc<Listener>,
+    pub listeners: Vec<Rc<Listener>>,
     /// Where it stands.
     pub life: Life,
     /// When its start began.
@@ -152,6 +151,9 @@ pub struct SavedGeneration {
     identity: Identity,
     /// The key of what it listens on.
     listener: String,
+    /// Those of what it listens on beside.
+    #[serde(default)]
+    further: Vec<String>,
     life: Life,
     begun: Duration,
     board: Kept,
@@ -181,7 +183,7 @@ impl Generation {
         global: &Global,
         config: &Rc<Pool>,
         identity: &Identity,
-        listener: &Rc<Listener>,
+        listeners: &[Rc<Listener>],
         queue: &Queue,
         access_log: Option<&Rc<AccessLog>>,
     ) -> Result<Self, ZygoteError> {
@@ -190,8 +192,7 @@ impl Generation {
         let slots = config.pm_max_children.saturating_mul(2).saturating_add(2);
         let board = Scoreboard::create(slots as usize)
             .map_err(|error| ZygoteError::Make("its scoreboard", io::Error::other(error)))?;
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|error| ZygoteError::Make("its bell", error.into()))?;
+        let bell = watch::new_bell().map_err(make("its bell"))?;
         let clone = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map_err(make("a descriptor"));
         let fds = [
             clone(board.fd())?,
@@ -206,7 +207,7 @@ impl Generation {
             global,
             pool: config,
             identity,
-            listener,
+            listeners,
             fds,
             closer: queue.closer(),
         };
@@ -216,13 +217,13 @@ impl Generation {
             .transpose()
             .map_err(make("the thread of its access log"))?;
         let zygote = Zygote::start(ctx, place, parts)?;
-        let bell = Rc::new(OwnedFd::from(bell));
+        let bell = Rc::new(bell);
         let ringing = watch::bell(&bell, &ctx.events, place).map_err(make("a registration"))?;
         Ok(Self {
             place,
             config: config.clone(),
             identity: identity.clone(),
-            listener: listener.clone(),
+            listeners: listeners.to_vec(),
             life: Life::Starting,
             begun: watch::now(),
             board,
@@ -250,7 +251,11 @@ impl Generation {
             id: self.place.generation,
             config: (*self.config).clone(),
             identity: self.identity.clone(),
-            listener: self.listener.key.clone(),
+            listener: self.listeners[0].key.clone(),
+            further: self.listeners[1..]
+                .iter()
+                .map(|listener| listener.key.clone())
+                .collect(),
             life: self.life,
             begun: self.begun,
             board: saver.keep(&self.board.fd()),
@@ -292,7 +297,7 @@ impl Generation {
         let mut free: BTreeSet<u32> = (0..board.slots() as u32).collect();
         let mut workers = BTreeMap::new();
         for worker in saved.workers {
-            let worker = Worker::restore(ctx, place, &config, closer, worker, fds)?;
+            let worker = Worker::restore(ctx, place, &config, &board, closer, worker, fds)?;
             if !free.remove(&worker.slot) {
                 return Err(io::Error::other("two workers have one slot of the scoreboard"));
             }
@@ -303,7 +308,7 @@ impl Generation {
             place,
             config,
             identity: saved.identity,
-            listener: sockets.known(&saved.listener)?,
+            listeners: sockets.all_known(&saved.listener, &saved.further)?,
             life: saved.life,
             begun: saved.begun,
             board,
@@ -426,7 +431,7 @@ impl Generation {
                     let pid = process.pid();
                     let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
                     let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
-                    match worker.go(&ctx, place, &config, process) {
+                    match worker.go(&ctx, place, &config, &self.board, process) {
                         Ok(()) => {
                             let level = if replaces { Level::Notice } else { Level::Debug };
                             return self.log(level, format_args!("child {pid} started"));
@@ -603,16 +608,11 @@ impl Generation {
             }
             let request = view.text.clone().filter(|_| view.is_active()).unwrap_or_default();
             let log = self.ctx.log.about(Fields {
-                pool: Some(&self.config.name),
-                worker: Some(pid),
-                script: Some(&*request.script).filter(|script| !script.is_empty()),
-                uri: Some(&*request.uri).filter(|uri| !uri.is_empty()),
-                request_id: Some(&*request.id).filter(|id| !id.is_empty()),
                 message_id: match starved {
                     true => Some(MessageId::WorkerOom),
                     false => (!orderly).then_some(MessageId::WorkerDied),
                 },
-                ..Fields::default()
+                ..fields_of(&self.config.name, pid, &request)
             });
             log.log(level, text);
             if !quiet {

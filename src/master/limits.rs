@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::context::Context;
 use super::generation::Generation;
 use super::trace;
-use super::worker::{Worker, describe_request};
+use super::worker::{Worker, describe_request, fields_of};
 use crate::config::Pool;
-use crate::log::Fields;
+use crate::log::MessageId;
 use crate::scoreboard::{Scoreboard, Slot, SlotView, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
@@ -158,15 +158,9 @@ impl Current<'_> {
             let view = self.board.view(worker.slot as usize);
             let line = self.line(worker, &view, now, "execution timed out") + ", terminating";
             let told = view.text.unwrap_or_default();
-            let about = Fields {
-                pool: Some(&self.pool.name),
-                worker: worker.pid(),
-                script: Some(&told.script),
-                uri: Some(&told.uri),
-                request_id: Some(&told.id),
-                ..Fields::default()
-            };
-            self.ctx.log.about(about).warning(line);
+            let about = fields_of(&self.pool.name, worker.pid().unwrap_or_default(), &told);
+            let log = self.ctx.log.about(about);
+            log.identified(MessageId::RequestTimeout).warning(line);
         }
         self.climb(worker, now);
         worker.rung.map(|rung| rung.next)

@@ -22,6 +22,9 @@ use crate::log::{Logger, errno};
 /// Most variables of a hand-over, and most sockets in each (php-fpm's numbers).
 const MAX_VARIABLES: usize = 256;
 
+/// Most sockets of one pool.
+const MOST_OF_POOL: usize = 8;
+
 /// Why there is no socket. The texts are php-fpm's.
 #[derive(Debug, Error)]
 pub enum ListenError {
@@ -47,16 +50,18 @@ pub enum ListenError {
     #[error("[pool {0}] failed to write the ACL of the socket '{1}': {reason}", reason = errno(.2))]
     Acl(String, String, #[source] io::Error),
     /// systemd holds the sockets, and not this one.
-    #[error(
-        "[pool {pool}] {directive} has changed, and systemd holds the socket; as root: {}",
-        systemd_commands(pool)
-    )]
+    #[error("[pool {pool}] {directive} has changed, and systemd holds the socket; as root: {commands}")]
     Held {
         /// The pool.
         pool: String,
         /// `listen`, `listen.mode`…
         directive: &'static str,
+        /// What makes systemd read it.
+        commands: String,
     },
+    /// systemd listens on too many.
+    #[error("[pool {0}] systemd has handed over {1} sockets for it, and {MOST_OF_POOL} is the most")]
+    TooMany(String, usize),
     /// A name in `listen.owner`, `listen.group` or the ACL.
     #[error("[pool {0}] {1}")]
     Name(String, #[source] users::UserError),
@@ -64,9 +69,20 @@ pub enum ListenError {
 
 /// What makes systemd read a pool's `listen*` lines again; clients that wait in the old socket are turned away. `restart` of
 /// both is no way: the jobs go on side by side, and systemd listens on no socket whose service runs still.
-fn systemd_commands(pool: &str) -> String {
-    let units = format!("php-pool@{pool}.socket php-pool@{pool}.service");
-    format!("systemctl daemon-reload && systemctl stop {units} && systemctl start {units}")
+fn systemd_commands(before: &Pool, now: &Pool) -> String {
+    let name = &now.name;
+    let units = |with_status: bool| {
+        // All of them, for a socket that stays would start the service before the others listen.
+        let status = if with_status {
+            format!("php-pool-status@{name}.socket ")
+        } else {
+            String::new()
+        };
+        format!("php-pool@{name}.socket {status}php-pool@{name}.service")
+    };
+    let [before, now] = [before, now].map(|pool| pool.pm_status_listen_address.is_some());
+    let (stop, start) = (units(before || now), units(now));
+    format!("systemctl daemon-reload && systemctl stop {stop} && systemctl start {start}")
 }
 
 /// A listening socket. Its file, if it made one, goes with it.
@@ -77,6 +93,8 @@ pub struct Listener {
     pub key: String,
     /// Whether it is a TCP socket.
     pub tcp: bool,
+    /// What systemd calls it (`FileDescriptorName=`); empty where it comes from elsewhere.
+    name: String,
     /// Whether it was made here.
     made: bool,
     /// The file it is bound to and who it was, when that is ours to remove.
@@ -110,6 +128,7 @@ impl Listener {
             fd,
             key,
             tcp,
+            name: String::new(),
             made,
             file,
         })
@@ -123,6 +142,11 @@ impl Listener {
             let _ = std::fs::remove_file(path);
         }
     }
+}
+
+/// Whether these are the same sockets.
+pub fn are_same(some: &[Rc<Listener>], others: &[Rc<Listener>]) -> bool {
+    some.len() == others.len() && some.iter().zip(others).all(|(one, other)| Rc::ptr_eq(one, other))
 }
 
 /// All sockets of this process, by key.
@@ -141,6 +165,8 @@ struct SavedListener {
     fd: Kept,
     key: String,
     tcp: bool,
+    #[serde(default)]
+    name: String,
     file: Option<(PathBuf, u64, u64)>,
 }
 
@@ -167,6 +193,7 @@ impl Sockets {
             fd: saver.keep(listener),
             key: listener.key.clone(),
             tcp: listener.tcp,
+            name: listener.name.clone(),
             file: listener.file.clone(),
         });
         SavedSockets {
@@ -184,14 +211,15 @@ impl Sockets {
             held: saved.held,
             ..Self::default()
         };
-        for SavedListener { fd, key, tcp, file } in saved.all {
+        for saved in saved.all {
             sockets.insert(Listener {
-                fd: fds.take(fd)?,
-                key,
-                tcp,
+                fd: fds.take(saved.fd)?,
+                key: saved.key,
+                tcp: saved.tcp,
+                name: saved.name,
                 // Files of this life's own making only matter while it starts.
                 made: false,
-                file,
+                file: saved.file,
             });
         }
         Ok(sockets)
@@ -206,23 +234,32 @@ impl Sockets {
         found.ok_or_else(|| io::Error::other(format!("there is no socket {key}")))
     }
 
+    /// The sockets of a pool: that of `listen`, and the further ones.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn all_known(&self, first: &str, further: &[String]) -> io::Result<Vec<Rc<Listener>>> {
+        let keys = std::iter::once(first).chain(further.iter().map(String::as_str));
+        keys.map(|key| self.known(key)).collect()
+    }
+
     /// Takes the sockets of a hand-over.
     pub fn adopt_all(&mut self, inherited: Inherited, log: &Logger) {
         for (fd, key) in inherited.fpm {
             match fd {
-                Some(fd) => self.adopt(fd, Some(key), true, log),
+                Some(fd) => self.adopt(fd, Some(key), String::new(), true, log),
                 None => log.error(format_args!(
                     "FPM_SOCKETS names a descriptor for {key} that is not open"
                 )),
             }
         }
         self.held = !inherited.systemd.is_empty();
-        for fd in inherited.systemd {
-            self.adopt(fd, None, false, log);
+        for (fd, name) in inherited.systemd {
+            self.adopt(fd, None, name, false, log);
         }
     }
 
-    fn adopt(&mut self, fd: OwnedFd, key: Option<String>, ours: bool, log: &Logger) {
+    fn adopt(&mut self, fd: OwnedFd, key: Option<String>, name: String, ours: bool, log: &Logger) {
         let number = fd.as_raw_fd();
         let (own_key, tcp) = match address_of(&fd) {
             Ok(found) => found,
@@ -232,7 +269,7 @@ impl Sockets {
         match Listener::new(fd, key, tcp, ours, false) {
             Ok(listener) => {
                 self.say_inherited(&listener, log);
-                self.insert(listener);
+                self.insert(Listener { name, ..listener });
             }
             Err(error) => log.error(format_args!(
                 "descriptor {number} was handed over, but: {}",
@@ -267,7 +304,13 @@ impl Sockets {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn get(&mut self, address: &Listen, pool: &Pool, log: &Logger) -> Result<Rc<Listener>, ListenError> {
+    pub fn get(
+        &mut self,
+        address: &Listen,
+        directive: &'static str,
+        pool: &Pool,
+        log: &Logger,
+    ) -> Result<Rc<Listener>, ListenError> {
         let targets = resolve(address, log)?;
         for (key, _) in &targets {
             if let Some(listener) = self.all.get(key) {
@@ -275,8 +318,11 @@ impl Sockets {
             }
         }
         if self.held {
-            let (pool, directive) = (pool.name.clone(), "listen");
-            return Err(ListenError::Held { pool, directive });
+            return Err(ListenError::Held {
+                pool: pool.name.clone(),
+                directive,
+                commands: systemd_commands(pool, pool),
+            });
         }
         let mut last = None;
         for (index, (key, target)) in targets.into_iter().enumerate() {
@@ -303,6 +349,26 @@ impl Sockets {
         Err(last.unwrap_or_else(|| ListenError::Resolve(pool.listen.clone(), "no address".to_owned())))
     }
 
+    /// The sockets that a pool accepts from: that of `listen`, and whatever else systemd listens on by the pool's name, or by
+    /// the name `listen` where the pool is `alone` (a drop-in of its socket unit has further addresses).
+    ///
+    /// # Errors
+    /// When the first cannot be made, or there are too many.
+    pub fn of_pool(&mut self, pool: &Pool, alone: bool, log: &Logger) -> Result<Vec<Rc<Listener>>, ListenError> {
+        let mut listeners = vec![self.get(&pool.listen_address, "listen", pool, log)?];
+        let named = |listener: &&Rc<Listener>| listener.name == pool.name || (alone && listener.name == "listen");
+        let others = self.order.iter().filter_map(|key| self.all.get(key)).filter(named);
+        let others: Vec<_> = others
+            .filter(|other| !Rc::ptr_eq(other, &listeners[0]))
+            .cloned()
+            .collect();
+        listeners.extend(others);
+        match listeners.len() {
+            count if count > MOST_OF_POOL => Err(ListenError::TooMany(pool.name.clone(), count)),
+            _ => Ok(listeners),
+        }
+    }
+
     /// Whether systemd holds the sockets: they outlive this process.
     pub fn are_held(&self) -> bool {
         self.held
@@ -315,6 +381,10 @@ impl Sockets {
     pub fn check_unchanged(&self, before: &Pool, now: &Pool) -> Result<(), ListenError> {
         let same = [
             ("listen", before.listen_address == now.listen_address),
+            (
+                "pm.status_listen",
+                before.pm_status_listen_address == now.pm_status_listen_address,
+            ),
             ("listen.backlog", before.listen_backlog == now.listen_backlog),
             ("listen.owner", before.listen_owner == now.listen_owner),
             ("listen.group", before.listen_group == now.listen_group),
@@ -326,6 +396,7 @@ impl Sockets {
             Some((directive, _)) => Err(ListenError::Held {
                 pool: now.name.clone(),
                 directive,
+                commands: systemd_commands(before, now),
             }),
             None => Ok(()),
         }
@@ -362,14 +433,18 @@ impl Sockets {
 pub struct Inherited {
     /// With their keys; None where the descriptor is not open.
     fpm: Vec<(Option<OwnedFd>, String)>,
-    systemd: Vec<OwnedFd>,
+    /// With the names that systemd gives them.
+    systemd: Vec<(OwnedFd, String)>,
 }
 
 impl Inherited {
     /// Takes them. To be called once, and before the process opens descriptors of its own.
     pub fn take() -> Self {
-        let systemd = sd_notify::listen_fds()
-            .map(|fds| fds.filter_map(sys::take_inherited).collect())
+        let systemd = sd_notify::listen_fds_with_names()
+            .map(|fds| {
+                fds.filter_map(|(fd, name)| Some((sys::take_inherited(fd)?, name)))
+                    .collect()
+            })
             .unwrap_or_default();
         let fpm = fpm_sockets()
             .into_iter()

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -13,8 +14,9 @@ use tokio::io::unix::AsyncFd;
 use super::saved::{Kept, Restorer, Saver};
 use super::sys;
 use super::watch::Watch;
+use super::worker::fields_of;
 use crate::log::{Lines, Logger, Stream, WorkerOutput};
-use crate::scoreboard::realtime_us;
+use crate::scoreboard::{Scoreboard, TextView, realtime_us};
 
 /// Most that is read of one process in one go: another one's turn then.
 const AT_ONCE: usize = 64 << 10;
@@ -84,6 +86,17 @@ pub fn stderr_pipe() -> io::Result<(Pipes, PipeWriter)> {
     Ok((Pipes { stdout: None, stderr }, err))
 }
 
+/// Whose output it is.
+#[derive(Clone, Debug)]
+pub struct Speaker<'a> {
+    /// Its pool.
+    pub pool: &'a str,
+    /// Its pid.
+    pub pid: i32,
+    /// A worker's slot in its scoreboard: what it prints is told by the request there.
+    pub slot: Option<(Arc<Scoreboard>, u32)>,
+}
+
 /// The output of one process on its way into the log.
 #[derive(Debug)]
 pub struct Output {
@@ -106,6 +119,7 @@ struct Shared {
     stdout: Option<AsyncFd<PipeReader>>,
     stderr: AsyncFd<PipeReader>,
     lines: RefCell<WorkerOutput>,
+    slot: Option<(Arc<Scoreboard>, u32)>,
 }
 
 impl Output {
@@ -113,8 +127,9 @@ impl Output {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn start(pipes: Pipes, log: &Logger, pool: &str, worker: i32, decorate: bool) -> io::Result<Self> {
-        Self::with(pipes, log, pool, worker, WorkerOutput::new(pool, worker, decorate))
+    pub fn start(pipes: Pipes, log: &Logger, speaker: Speaker<'_>, decorate: bool) -> io::Result<Self> {
+        let lines = WorkerOutput::new(speaker.pool, speaker.pid, decorate);
+        Self::with(pipes, log, speaker, lines)
     }
 
     /// What is to go on.
@@ -133,19 +148,20 @@ impl Output {
     ///
     /// # Errors
     /// When a descriptor is missing.
-    pub fn restore(saved: SavedOutput, log: &Logger, pool: &str, worker: i32, fds: &mut Restorer) -> io::Result<Self> {
-        Self::with(Pipes::restore(saved.pipes, fds)?, log, pool, worker, saved.lines)
+    pub fn restore(saved: SavedOutput, log: &Logger, speaker: Speaker<'_>, fds: &mut Restorer) -> io::Result<Self> {
+        Self::with(Pipes::restore(saved.pipes, fds)?, log, speaker, saved.lines)
     }
 
-    fn with(pipes: Pipes, log: &Logger, pool: &str, worker: i32, lines: WorkerOutput) -> io::Result<Self> {
+    fn with(pipes: Pipes, log: &Logger, speaker: Speaker<'_>, lines: WorkerOutput) -> io::Result<Self> {
         let register = |pipe| sys::register(pipe, Interest::READABLE);
         let shared = Rc::new(Shared {
             log: log.clone(),
-            pool: pool.to_owned(),
-            worker,
+            pool: speaker.pool.to_owned(),
+            worker: speaker.pid,
             stdout: pipes.stdout.map(register).transpose()?,
             stderr: register(pipes.stderr)?,
             lines: RefCell::new(lines),
+            slot: speaker.slot,
         });
         let task = shared.clone();
         let watch = Watch::start(async move { task.run().await });
@@ -225,9 +241,25 @@ impl Shared {
         let mut lines = Lines {
             now: realtime_us(),
             format: &mut self.log.format(),
-            take: &mut |said| self.log.said(&self.pool, self.worker, &said),
+            take: &mut |said| {
+                let request = self.request(said.request);
+                self.log.printed(&fields_of(&self.pool, self.worker, &request), &said);
+            },
         };
         act(&mut self.lines.borrow_mut(), &mut lines);
+    }
+
+    /// The request of a line: the one that its worker has named, or else the one that it has, or had last.
+    fn request(&self, named: Option<&str>) -> TextView {
+        let view = self.slot.as_ref().map(|(board, slot)| board.view(*slot as usize));
+        let request = view.and_then(|view| view.text).unwrap_or_default();
+        match named {
+            Some(id) if id != request.id => TextView {
+                id: id.to_owned(),
+                ..TextView::default()
+            },
+            _ => request,
+        }
     }
 }
 

@@ -237,7 +237,7 @@ fn prepare(
     let mut sockets = Sockets::default();
     sockets.adopt_all(inherited, log);
     let pools = config.pools.iter().zip(opened).map(|(pool, access_log)| {
-        let wanted = wanted(&launch, global, pool, &mut sockets, log)?;
+        let wanted = wanted(&launch, &config, pool, &mut sockets, log)?;
         Ok((wanted, access_log))
     });
     let made = pools.collect::<Result<Vec<_>, StartError>>().and_then(|pools| {
@@ -318,22 +318,23 @@ pub fn load(launch: &Launch, log: &Logger) -> Result<Config, StartError> {
 /// The first of both that fails.
 pub fn wanted(
     launch: &Launch,
-    global: &Global,
+    config: &Config,
     pool: &config::Pool,
     sockets: &mut Sockets,
     log: &Logger,
 ) -> Result<Wanted, StartError> {
     let identity = users::resolve(pool, launch.load.allow_root_workers)
         .map_err(|error| StartError::User(pool.name.clone(), error))?;
+    let listeners = sockets.of_pool(pool, config.pools.len() == 1, log)?;
     Ok(Wanted {
-        global: Rc::new(global.clone()),
+        global: Rc::new(config.global.clone()),
         config: Rc::new(pool.clone()),
         identity,
-        listener: sockets.get(&pool.listen_address, pool, log)?,
         status_listener: match &pool.pm_status_listen_address {
-            Some(address) => Some(sockets.get(address, pool, log)?),
+            Some(address) => Some(sockets.get(address, "pm.status_listen", pool, log)?),
             None => None,
         },
+        listeners,
     })
 }
 

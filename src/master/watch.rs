@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
@@ -297,6 +298,14 @@ pub fn process(process: &Rc<Process>, events: &Events, event: Event) -> io::Resu
             let _ = events.send(event).await;
         }
     }))
+}
+
+/// A bell: an eventfd.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn new_bell() -> io::Result<OwnedFd> {
+    Ok(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?.into())
 }
 
 /// Takes what was rung; false when nothing was. It never waits, whatever a worker, who shares the bell, has done to its flags.

@@ -15,15 +15,16 @@ use super::cgroup::Leaf;
 use super::context::Context;
 use super::foreign::Closer;
 use super::limits::Rung;
-use super::output::{self, Output, Pipes, SavedOutput, SavedPipes};
+use super::output::{self, Output, Pipes, SavedOutput, SavedPipes, Speaker};
 use super::process::{Process, SavedProcess};
 use super::saved::{Kept, Restorer, Saver};
 use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
 use crate::control::{self, Channel, Exit, FromWorker, Spawn, ToWorker, ToZygote};
+use crate::log::Fields;
 use crate::pm::WorkerId;
-use crate::scoreboard::SlotView;
+use crate::scoreboard::{Scoreboard, SlotView, TextView};
 
 /// A worker.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub struct Worker {
     pub rung: Option<Rung>,
     /// The begin of the request that was traced last.
     pub traced: Option<u64>,
+    /// It has been said that its messages cannot be read.
+    pub malformed: bool,
     /// Shared with the thread that reads its memory, as long as there is one.
     tracing: Arc<()>,
     link: Registered<ToWorker, FromWorker>,
@@ -122,6 +125,7 @@ impl Worker {
         ctx: &Context,
         place: Place,
         pool: &Pool,
+        board: &Arc<Scoreboard>,
         closer: &Closer,
         saved: SavedWorker,
         fds: &mut Restorer,
@@ -146,6 +150,7 @@ impl Worker {
                 .map(|(path, groups)| groups.leaf(path)),
             rung: saved.rung,
             traced: saved.traced,
+            malformed: false,
             tracing: Arc::default(),
             link,
             pipes: saved.pipes.map(|pipes| Pipes::restore(pipes, fds)).transpose()?,
@@ -158,7 +163,7 @@ impl Worker {
             worker.watch(ctx, place, process)?;
             let output = saved
                 .output
-                .map(|output| Output::restore(output, &ctx.log, &pool.name, pid, fds));
+                .map(|output| Output::restore(output, &ctx.log, worker.speaker(pool, pid, board), fds));
             worker.output = output.transpose()?;
         }
         Ok(worker)
@@ -224,6 +229,7 @@ impl Worker {
             leaf: None,
             rung: None,
             traced: None,
+            malformed: false,
             tracing: Arc::default(),
             link,
             pipes,
@@ -237,12 +243,20 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses a registration.
-    pub fn go(&mut self, ctx: &Context, place: Place, pool: &Pool, process: Process) -> io::Result<()> {
+    pub fn go(
+        &mut self,
+        ctx: &Context,
+        place: Place,
+        pool: &Pool,
+        board: &Arc<Scoreboard>,
+        process: Process,
+    ) -> io::Result<()> {
         let pid = process.pid();
         self.watch(ctx, place, process)?;
         if let Some(pipes) = self.pipes.take() {
             let decorate = pool.decorate_workers_output;
-            self.output = Some(Output::start(pipes, &ctx.log, &pool.name, pid, decorate)?);
+            let speaker = self.speaker(pool, pid, board);
+            self.output = Some(Output::start(pipes, &ctx.log, speaker, decorate)?);
         }
         let memory_max = pool.worker_memory_max;
         match ctx
@@ -259,6 +273,15 @@ impl Worker {
         }
         self.tell(&ToWorker::Go, &[]);
         Ok(())
+    }
+
+    fn speaker<'a>(&self, pool: &'a Pool, pid: i32, board: &Arc<Scoreboard>) -> Speaker<'a> {
+        let slot = Some((board.clone(), self.slot));
+        Speaker {
+            pool: &pool.name,
+            pid,
+            slot,
+        }
     }
 
     /// To be kept by the thread that is to read its memory; None while there is one.
@@ -325,6 +348,19 @@ impl Worker {
         if let Some(output) = &self.output {
             output.drain();
         }
+    }
+}
+
+/// Fields of an entry about a worker's request.
+pub fn fields_of<'a>(pool: &'a str, pid: i32, request: &'a TextView) -> Fields<'a> {
+    Fields {
+        pool: Some(pool),
+        worker: Some(pid),
+        script: Some(&request.script),
+        uri: Some(&request.uri),
+        query: Some(&request.query),
+        request_id: Some(&request.id),
+        ..Fields::default()
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::context::Context;
 use super::foreign::Closer;
 use super::listen::{Listener, is_hand_over};
-use super::output::{self, Output, SavedOutput};
+use super::output::{self, Output, SavedOutput, Speaker};
 use super::process::{Process, SavedProcess};
 use super::saved::{Kept, Restorer, Saver};
 use super::stamp::Files;
@@ -129,8 +129,8 @@ pub struct Parts<'a> {
     pub pool: &'a Pool,
     /// Who its workers are.
     pub identity: &'a Identity,
-    /// The listener.
-    pub listener: &'a Listener,
+    /// The listeners.
+    pub listeners: &'a [Rc<Listener>],
     /// The scoreboard, the workers' end of the queue, the bell, the bell of the access log.
     pub fds: [OwnedFd; 4],
     /// Closes what it sends.
@@ -147,7 +147,7 @@ impl Zygote {
             global,
             pool,
             identity,
-            listener,
+            listeners,
             fds,
             closer,
         } = parts;
@@ -165,7 +165,7 @@ impl Zygote {
             confinement: confinement(pool, identity),
             php,
             env: environment(pool, identity),
-            pool: pool_settings(global, pool),
+            pool: pool_settings(global, pool, ctx.log.keeps_fields()),
         };
 
         let mut command = Command::new(&executable.path);
@@ -206,15 +206,15 @@ impl Zygote {
             ctx.open_files,
         );
 
-        let output = Output::start(pipes, &ctx.log, &pool.name, pid, true).map_err(make("a registration"))?;
+        let output = Output::start(pipes, &ctx.log, speaker(pool, pid), true).map_err(make("a registration"))?;
         let zygote = Self::with(ctx, place, pool, process, ours, output, closer, (says, files));
         let zygote = zygote.map_err(make("a registration"))?;
         let [board, workers, bell, log_bell] = fds;
-        let listener = listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"))?;
-        let first = (
-            ToZygote::Configure(Box::new(config)),
-            vec![listener, board, workers, bell, log_bell],
-        );
+        let clone = |listener: &Rc<Listener>| listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"));
+        let listeners = listeners.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
+        let mut fds = vec![board, workers, bell, log_bell];
+        fds.extend(listeners);
+        let first = (ToZygote::Configure(Box::new(config)), fds);
         zygote.orders.try_send(first).expect("a new queue has room");
         Ok(zygote)
     }
@@ -279,7 +279,7 @@ impl Zygote {
         fds: &mut Restorer,
     ) -> io::Result<Self> {
         let process = Rc::new(Process::restore(saved.process, fds)?);
-        let output = Output::restore(saved.output, &ctx.log, &pool.name, process.pid(), fds)?;
+        let output = Output::restore(saved.output, &ctx.log, speaker(pool, process.pid()), fds)?;
         let channel = Channel::from(fds.take(saved.channel)?);
         let made_of = (saved.says, saved.files);
         let mut zygote = Self::with(ctx, place, pool, process, channel, output, closer, made_of)?;
@@ -399,7 +399,15 @@ fn environment(pool: &Pool, identity: &Identity) -> Vec<(Vec<u8>, Vec<u8>)> {
     env
 }
 
-fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
+fn speaker(pool: &Pool, pid: i32) -> Speaker<'_> {
+    Speaker {
+        pool: &pool.name,
+        pid,
+        slot: None,
+    }
+}
+
+fn pool_settings(global: &Global, pool: &Pool, log_whole: bool) -> PoolSettings {
     PoolSettings {
         name: pool.name.clone(),
         title: format!("pool {}", pool.name),
@@ -417,6 +425,7 @@ fn pool_settings(global: &Global, pool: &Pool) -> PoolSettings {
         catch_output: pool.catch_workers_output,
         log_level: global.log_level,
         log_limit: global.log_limit,
+        log_whole,
         request_header_timeout: or_never(pool.request_header_timeout),
         request_body_timeout: or_never(pool.request_body_timeout),
         response_write_timeout: or_never(pool.response_write_timeout),

@@ -8,7 +8,7 @@ use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
-use php_pool::control::PoolSettings;
+use php_pool::control::{FromWorker, LogMessage, PoolSettings};
 use php_pool::fastcgi::{
     Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type,
 };
@@ -393,10 +393,16 @@ impl Exchange {
             let mut format = LineFormat::new(Stamp::Untimed, settings.log_level, settings.log_limit);
             let mut line = Vec::new();
             let sent = format.php_message(level, Location::caller(), 0, text, &mut line);
-            super::print(&line);
+            match settings.log_whole {
+                true => self.send_log(level, true, text),
+                false => super::print(&line),
+            }
             message = line[sent].to_vec();
         } else if level >= settings.log_level {
-            super::print_log(level, false, text, settings.log_limit);
+            match settings.log_whole {
+                true => self.send_log(level, false, text),
+                false => super::print_log(level, false, text, settings.log_limit),
+            }
         }
         if !from_php && message.len() >= MESSAGE_BUFFER {
             message.truncate(MESSAGE_BUFFER - 3);
@@ -411,6 +417,29 @@ impl Exchange {
             b""
         };
         self.append(RecordType::Stderr, &[joint, &message].concat());
+    }
+
+    /// Sends a message whole, and what it is about with it, to the master.
+    fn send_log(&self, level: Level, from_php: bool, text: &[u8]) {
+        /// Bytes of a message, and of each of the other fields: made UTF-8 and together still less than a packet takes.
+        const TEXT: usize = 64 << 10;
+        const FIELD: usize = 4 << 10;
+        let field = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(FIELD)]).into_owned();
+        let get = |name| self.params.get(name).unwrap_or_default();
+        let query = if self.script.named { get("QUERY_STRING") } else { b"" };
+        for part in text.chunks(TEXT) {
+            let message = LogMessage {
+                level,
+                from_php,
+                text: String::from_utf8_lossy(part).into_owned(),
+                script: field(self.script.path.as_deref().unwrap_or_default()),
+                uri: field(self.script.uri.as_deref().unwrap_or_default()),
+                query: field(query),
+                id: field(self.id.as_bytes()),
+            };
+            // Without a master there is no log.
+            let _ = self.worker.link.send(&FromWorker::Log(Box::new(message)), &[], true);
+        }
     }
 
     /// PHP has started up: what is the answer?

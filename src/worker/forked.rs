@@ -6,7 +6,7 @@
 
 use std::ptr::null_mut;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
+use std::sync::atomic::{AtomicBool, AtomicPtr};
 
 use nix::errno::Errno;
 
@@ -15,31 +15,23 @@ use super::{php, signals};
 
 static CHILD: AtomicBool = AtomicBool::new(false);
 static WORKER: AtomicPtr<Worker> = AtomicPtr::new(null_mut());
-static EPOLL: AtomicI32 = AtomicI32::new(-1);
 
 /// Whether this process was forked by a script.
 pub fn is_child() -> bool {
     CHILD.load(Relaxed)
 }
 
-/// From now on a child of this worker is none itself. `epoll` is the descriptor by which it waits.
+/// From now on a child of this worker is none itself.
 ///
 /// # Errors
 /// When there is no memory.
-pub fn expect(worker: &'static Worker, epoll: i32) -> Result<(), Errno> {
+pub fn expect(worker: &'static Worker) -> Result<(), Errno> {
     WORKER.store(std::ptr::from_ref(worker).cast_mut(), Relaxed);
-    EPOLL.store(epoll, Relaxed);
     // SAFETY: a function that lives as long as the program; it is called in a copy of this process's one thread.
     match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
         0 => Ok(()),
         error => Err(Errno::from_raw(error)),
     }
-}
-
-/// The worker's loop waits for it no more. A connection that others get stays open, and so would its registration.
-pub fn unwatch(fd: i32) {
-    // SAFETY: takes a registration off an epoll; where there is none, nothing changes.
-    unsafe { libc::epoll_ctl(EPOLL.load(Relaxed), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
 }
 
 /// In the child, before fork() returns there. Closes by number: the owners are never used again, nor dropped.
@@ -53,7 +45,6 @@ unsafe extern "C" fn in_child() {
         // SAFETY: a descriptor of the worker's, open here as it is there.
         unsafe { libc::close(fd) };
     };
-    close(EPOLL.load(Relaxed));
     // SAFETY: null, or a worker that lives for ever; this is the only thread.
     if let Some(worker) = unsafe { WORKER.load(Relaxed).as_ref() } {
         worker.descriptors().for_each(close);

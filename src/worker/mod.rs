@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
 use php_pool::control::{Channel, PhpSettings, Spawn, ToWorker};
 use php_pool::log::Level;
@@ -60,8 +61,7 @@ pub fn main() -> ! {
 fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     let mut fds = fds.into_iter();
     let (Some(link), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
-        print_log(Level::Alert, false, b"Spawn came without its descriptors", usize::MAX);
-        std::process::exit(70);
+        give_up("Spawn came without its descriptors");
     };
     let _ = nix::unistd::dup2_stdout(stdout);
     let _ = nix::unistd::dup2_stderr(stderr);
@@ -69,7 +69,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
     let zygote::Generation {
         config,
-        listener,
+        listeners,
         board,
         queue,
         bell,
@@ -80,22 +80,12 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     let board: &'static _ = Box::leak(Box::new(board));
     let slot = spawn.slot as usize;
     if slot >= board.slots() {
-        print_log(
-            Level::Alert,
-            false,
-            b"Spawn names a slot that does not exist",
-            usize::MAX,
-        );
-        std::process::exit(70);
+        give_up("Spawn names a slot that does not exist");
     }
     board.slot(slot).reset();
-    let wake = match signals::install(board.control(slot), board.slot(slot)) {
-        Ok(wake) => wake,
-        Err(error) => {
-            print_log(Level::Alert, false, format!("signals: {error}").as_bytes(), usize::MAX);
-            std::process::exit(70);
-        }
-    };
+    let wake = signals::install(board.control(slot), board.slot(slot))
+        .unwrap_or_else(|error| give_up(&format!("signals: {error}")));
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap_or_else(|error| give_up(&format!("epoll: {error}")));
 
     // The gate: nothing of the pool runs before the master has put this process where it belongs.
     let link = serve::Link::from(link);
@@ -118,10 +108,11 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         admin_values: config.php.admin_values,
         board,
         slot,
+        epoll,
         link,
         queue: Channel::from(queue),
-        tcp: is_tcp(listener.as_fd()),
-        listener,
+        tcp: listeners.iter().any(|listener| is_tcp(listener.as_fd())),
+        listeners,
         bell,
         script_settings: php::script_settings(),
         max_requests: spawn.max_requests,
@@ -138,11 +129,16 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         pool,
     }));
     if let Err(error) = serve::Loop::new(worker, wake).and_then(|mut serving| serving.run()) {
-        print_log(Level::Alert, false, format!("epoll: {error}").as_bytes(), usize::MAX);
-        std::process::exit(70);
+        give_up(&format!("epoll: {error}"));
     }
     php::stop();
     std::process::exit(0)
+}
+
+/// Says why, and leaves with EX_SOFTWARE.
+fn give_up(why: &str) -> ! {
+    print_log(Level::Alert, false, why.as_bytes(), usize::MAX);
+    std::process::exit(70)
 }
 
 /// Of this process alone: what the zygote had would be the same in all its workers.

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
@@ -24,7 +24,7 @@ use super::conn::{self, BUFFER, Conn, Lost};
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
 use super::script::Settings;
-use super::{forked, php, print_log, signals};
+use super::{forked, give_up, php, print_log, signals};
 
 /// A worker's end of its link.
 pub type Link = Channel<FromWorker, ToWorker>;
@@ -52,13 +52,15 @@ pub struct Worker {
     pub board: &'static Scoreboard,
     /// Its slot there.
     pub slot: usize,
+    /// What it waits for: the link, the listener, the queue, its connections.
+    pub epoll: Epoll,
     /// Its link to the master.
     pub link: Link,
     /// Connections from the master.
     pub queue: Queue,
-    /// The listener.
-    pub listener: OwnedFd,
-    /// Is the listener a TCP socket?
+    /// The listeners: one, but where systemd's socket unit has several addresses.
+    pub listeners: Vec<OwnedFd>,
+    /// Is one of them a TCP socket?
     pub tcp: bool,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
@@ -104,14 +106,14 @@ impl Worker {
         self.board.control(self.slot)
     }
 
-    /// All that it has open, but its epoll and the connections that it waits for; by number, for a copy of this process.
+    /// All that it has open, but the connections that it waits for; by number, for a copy of this process.
     pub fn descriptors(&self) -> impl Iterator<Item = i32> {
         let access = self.access.try_borrow().ok();
         let log = access
             .as_ref()
             .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
         let fixed = [
-            self.listener.as_fd(),
+            self.epoll.0.as_fd(),
             self.queue.as_fd(),
             self.link.as_fd(),
             self.bell.as_fd(),
@@ -123,7 +125,9 @@ impl Worker {
             .flat_map(|all| all.iter())
             .map(|conn| conn.as_fd().as_raw_fd())
             .collect();
-        fixed.map(|fd| fd.as_raw_fd()).into_iter().chain(log).chain(released)
+        let listeners = self.listeners.iter().map(AsRawFd::as_raw_fd);
+        let fixed = fixed.map(|fd| fd.as_raw_fd()).into_iter();
+        fixed.chain(listeners).chain(log).chain(released)
     }
 
     /// What scripts and web servers cannot set.
@@ -215,7 +219,6 @@ impl Worker {
             return;
         }
         if keep {
-            forked::unwatch(conn.as_fd().as_raw_fd());
             self.hand_over(conn);
         } else if !conn.is_over() {
             conn.shut_down();
@@ -237,6 +240,8 @@ impl Worker {
 
     /// Gives a kept connection to the master, who wakes an idle worker when it has something to say.
     fn hand_over(&self, conn: Conn) {
+        // Others get it, so that it stays open here as well as there, and would its registration.
+        let _ = self.epoll.delete(&conn);
         if self.orphaned.get() {
             return;
         }
@@ -319,7 +324,6 @@ const CONNECTIONS: u64 = 16;
 /// The worker's loop.
 pub struct Loop {
     worker: &'static Worker,
-    epoll: Epoll,
     parked: HashMap<u64, Parked>,
     next_token: u64,
     memory: Memory,
@@ -336,21 +340,22 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// The listener whose turn it is.
+    turn: usize,
     /// `listen.allowed_clients` has been looked at.
     clients_checked: bool,
 }
 
 impl Loop {
     /// # Errors
-    /// When the kernel refuses an epoll.
+    /// When the kernel refuses a registration.
     pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&worker.link, EpollEvent::new(EpollFlags::EPOLLIN, LINK))?;
-        epoll.add(wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        forked::expect(worker, epoll.0.as_raw_fd())?;
+        let readable = EpollFlags::EPOLLIN;
+        worker.epoll.add(&worker.link, EpollEvent::new(readable, LINK))?;
+        worker.epoll.add(wake, EpollEvent::new(readable, WAKE))?;
+        forked::expect(worker)?;
         Ok(Self {
             worker,
-            epoll,
             parked: HashMap::new(),
             next_token: CONNECTIONS,
             memory: Memory::default(),
@@ -363,6 +368,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            turn: 0,
             clients_checked: false,
         })
     }
@@ -378,8 +384,10 @@ impl Loop {
         }
         let (worker, slot) = (self.worker, self.worker.slot());
         let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        self.epoll.add(&worker.listener, EpollEvent::new(exclusive, LISTENER))?;
-        self.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
+        for listener in &worker.listeners {
+            worker.epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
+        }
+        worker.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
         self.born = Some(Instant::now());
         slot.set_stage(Stage::Idle, monotonic_ns());
         self.count_down();
@@ -420,9 +428,11 @@ impl Loop {
             self.worker.ring();
         }
         self.clear_waiting_room();
-        let _ = self.epoll.delete(&self.worker.listener);
-        let _ = self.epoll.delete(&self.worker.queue);
-        let _ = self.epoll.delete(&self.worker.link);
+        for listener in &worker.listeners {
+            let _ = worker.epoll.delete(listener);
+        }
+        let _ = worker.epoll.delete(&worker.queue);
+        let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
         // Replies that are still on their way to a slow reader; closing now could reset them.
         while !self.parked.is_empty() {
@@ -562,9 +572,21 @@ impl Loop {
     }
 
     fn accept(&mut self) -> Option<Conn> {
+        let worker: &'static Worker = self.worker;
+        let listeners = &worker.listeners;
+        // Under load none of several may starve another.
+        self.turn = (self.turn + 1) % listeners.len().max(1);
+        let (later, first) = listeners.split_at(self.turn);
+        first
+            .iter()
+            .chain(later)
+            .find_map(|listener| self.accept_from(listener))
+    }
+
+    fn accept_from(&mut self, listener: &OwnedFd) -> Option<Conn> {
         use std::os::fd::FromRawFd;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        match accept4(self.worker.listener.as_raw_fd(), flags) {
+        match accept4(listener.as_raw_fd(), flags) {
             Ok(fd) => {
                 // SAFETY: accept4 has just made this descriptor.
                 let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -652,9 +674,6 @@ impl Loop {
                         return self.finish(conn, token);
                     }
                     if self.must_leave() {
-                        if let Some(token) = token {
-                            self.forget(&conn, token);
-                        }
                         return self.worker.hand_over(conn);
                     }
                     answered = true;
@@ -763,14 +782,10 @@ impl Loop {
     }
 
     fn close(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(token) = token {
-            self.forget(&conn, token);
+        if token.is_some() {
+            let _ = self.worker.epoll.delete(&conn);
         }
         self.worker.put_by(conn.into_memory());
-    }
-
-    fn forget(&mut self, conn: &Conn, _token: u64) {
-        let _ = self.epoll.delete(conn);
     }
 
     /// Puts a connection into the waiting room.
@@ -795,7 +810,7 @@ impl Loop {
                 let token = self.next_token;
                 self.next_token += 1;
                 let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-                if self.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
+                if self.worker.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
                     return; // out of memory: the connection is closed
                 }
                 token
@@ -815,7 +830,6 @@ impl Loop {
             .collect();
         for token in waiting {
             if let Some(parked) = self.parked.remove(&token) {
-                self.forget(&parked.conn, token);
                 self.worker.hand_over(parked.conn);
             }
         }
@@ -837,18 +851,10 @@ impl Loop {
             Some(time) => EpollTimeout::try_from(time).unwrap_or(EpollTimeout::NONE),
             None => EpollTimeout::NONE,
         };
-        let count = match self.epoll.wait(&mut events, timeout) {
+        let count = match self.worker.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
-            Err(error) => {
-                print_log(
-                    Level::Alert,
-                    false,
-                    format!("epoll failed: {error}").as_bytes(),
-                    usize::MAX,
-                );
-                std::process::exit(70);
-            }
+            Err(error) => give_up(&format!("epoll: {error}")),
         };
         let events = &mut events[..count];
         // Nobody else was woken for what waits there, and a kept connection can be passed on.

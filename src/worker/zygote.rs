@@ -26,8 +26,8 @@ type Control = Channel<FromZygote, ToZygote>;
 pub struct Generation {
     /// As the master sent it.
     pub config: ZygoteConfig,
-    /// The listener.
-    pub listener: OwnedFd,
+    /// The listeners.
+    pub listeners: Vec<OwnedFd>,
     /// The scoreboard.
     pub board: Scoreboard,
     /// The pool's second listener.
@@ -76,9 +76,12 @@ fn start(control: &Control) -> Result<Generation, String> {
             config.version
         ));
     }
-    let [listener, board, queue, bell, log_bell]: [OwnedFd; 5] = fds
-        .try_into()
-        .map_err(|_| "Configure came without its five descriptors".to_owned())?;
+    let mut fds = fds.into_iter();
+    let (Some(board), Some(queue), Some(bell), Some(log_bell)) = (fds.next(), fds.next(), fds.next(), fds.next())
+    else {
+        return Err("Configure came without its descriptors".to_owned());
+    };
+    let listeners = fds.collect();
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
     let complain = |text: String| print_log(Level::Error, false, text.as_bytes(), usize::MAX);
@@ -109,7 +112,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     signals::reset();
     Ok(Generation {
         config: *config,
-        listener,
+        listeners,
         board,
         queue,
         bell,

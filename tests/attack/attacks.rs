@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::Outcome::{self, Broken, Held};
 use crate::site::{MASTERS_SECRET, PATIENCE, Plan, Site, VICTIMS_SECRET};
-use crate::support::fcgi::{KEEP_CONN, PARAMS, RESPONDER, Record, STDIN, begin, pair, stream};
+use crate::support::fcgi::{self, KEEP_CONN, PARAMS, RESPONDER, Record, STDIN, begin, stream};
 use crate::support::server::{Kind, Version};
 
 /// One attack: what it tries, in words for the table, and how.
@@ -424,15 +424,12 @@ pub const ATTACKS: &[Attack] = &[
             let second = site.script("villain", "touch('{dir}/villain/smuggled'); echo 'second';");
             let path = |name: &str| site.path(name).display().to_string();
             let params = |file: &str, length: &str| {
-                [
+                fcgi::pairs(&[
                     ("SCRIPT_FILENAME", file),
                     ("SCRIPT_NAME", "/x.php"),
                     ("REQUEST_METHOD", "POST"),
                     ("CONTENT_LENGTH", length),
-                ]
-                .iter()
-                .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-                .collect::<Vec<u8>>()
+                ])
             };
             let inner = [
                 begin(9, RESPONDER, KEEP_CONN).bytes(),

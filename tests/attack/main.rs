@@ -17,7 +17,6 @@ mod zygotes;
 
 use std::collections::HashMap;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -90,7 +89,7 @@ fn outcome(attack: &'static Attack, kind: Kind) -> Result<Outcome, Failed> {
         .or_default()
         .clone();
     let run = || {
-        catch_unwind(AssertUnwindSafe(|| {
+        support::caught(|| {
             // A hostile zygote may keep its own pool from getting ready.
             let site = if attack.name == "zygote_is_silent" {
                 Site::start
@@ -98,11 +97,6 @@ fn outcome(attack: &'static Attack, kind: Kind) -> Result<Outcome, Failed> {
                 Site::ready
             };
             (attack.run)(&mut site(kind, &attack.plan))
-        }))
-        .map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_default()
         })
     };
     cell.get_or_init(run).clone().map_err(Failed::from)

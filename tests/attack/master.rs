@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
 use crate::harness::{Master, Place, body, lives, wait_for};
-use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, STDIN, begin, pair, stream};
+use crate::support::fcgi::{self, Address, Connection};
 
 /// Capabilities, by the kernel's numbers.
 const CHOWN: u32 = 0;
@@ -134,18 +134,7 @@ fn enough() {
     // NET_BIND_SERVICE; and what zygotes need is theirs again: SETUID, SETGID, SYS_CHROOT, SYS_NICE, SYS_RESOURCE.
     let mut low = Connection::open(&Address::Tcp("127.0.0.1".to_owned(), port)).unwrap();
     let script = [("SCRIPT_FILENAME", "/root.php"), ("REQUEST_METHOD", "GET")];
-    let pairs: Vec<u8> = script
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-    low.send(
-        &[
-            begin(1, RESPONDER, 0).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, b"", 1),
-        ]
-        .concat(),
-    );
+    low.send(&fcgi::request(0, &script, b""));
     let answer = body(&low.reply(1));
     let (pid, root) = answer.split_once(' ').unwrap();
     assert_eq!(root, "root.php");

@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use nix::unistd::User;
 use tempfile::TempDir;
 
-use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, STDIN, begin, pair, stream};
+use crate::support::fcgi::{self, Address, Connection};
 
 pub fn trials() -> Vec<Trial> {
     let cases: [(&str, fn()); 2] = [
@@ -91,21 +91,8 @@ fn serves_and_says_what_it_ignores() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     let mut connection = Connection::open(&Address::Unix(dir.path().join("sock"))).unwrap();
-    let pairs: Vec<u8> = [
-        ("SCRIPT_FILENAME", path("index.php").as_str()),
-        ("REQUEST_METHOD", "GET"),
-    ]
-    .iter()
-    .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-    .collect();
-    connection.send(
-        &[
-            begin(1, RESPONDER, 0).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, b"", 1),
-        ]
-        .concat(),
-    );
+    let params = [("SCRIPT_FILENAME", &*path("index.php")), ("REQUEST_METHOD", "GET")];
+    connection.send(&fcgi::request(0, &params, b""));
     let answer = connection.reply(1).text();
     let _ = child.kill();
     let _ = child.wait();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 
-use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, STDIN, begin, pair, stream};
+use crate::support::fcgi::{self, Address, Connection};
 use crate::support::process::{spawn, that_dies_with_us};
 use crate::support::server::{Kind, php_fpm};
 
@@ -251,17 +251,7 @@ impl Site {
             ("SERVER_PROTOCOL", "HTTP/1.1"),
             ("CONTENT_LENGTH", &length),
         ];
-        let pairs: Vec<u8> = usual
-            .iter()
-            .chain(more)
-            .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-            .collect();
-        [
-            begin(1, RESPONDER, 0).bytes(),
-            stream(PARAMS, 1, &pairs, 8192),
-            stream(STDIN, 1, body, 8192),
-        ]
-        .concat()
+        fcgi::request(0, &[&usual, more].concat(), body)
     }
 
     pub fn connect(&self, pool: &str) -> Connection {

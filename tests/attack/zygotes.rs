@@ -112,7 +112,7 @@ pub const ATTACKS: &[Attack] = &[
                  $epoll = attack_syscall(291, 0)[0]; $file = attack_syscall(2, '/dev/zero', 0)[0]; $pipe = attack_syscall(22, str_repeat('x', 8))[2];
                  $pipe = unpack('l2', $pipe)[1];
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
-                     for ($i = 0; $i < 190; $i++) foreach ([$listening, $epoll, $file, $pipe, $link] as $fd) { attack_send($link, $keep, [$fd]); attack_send($link, $keep, [$fd, $fd, $fd]); }
+                     for ($i = 0; $i < 200; $i++) foreach ([$listening, $epoll, $file, $pipe, $link] as $fd) { attack_send($link, $keep, [$fd]); attack_send($link, $keep, [$fd, $fd, $fd]); }
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
                      { $fd = attack_lingering(); attack_send($link, $keep, [$fd]); attack_syscall(3, $fd); } echo 'sent';",
                 Duration::from_secs(20),

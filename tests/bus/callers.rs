@@ -1,9 +1,9 @@
 //! Who may see and do what: the bus's policy and the service's own look at the caller. There is no polkit on this bus, so
 //! whoever would need its word is refused.
 
-use crate::Case;
 use crate::harness::wait_for;
 use crate::site::{Site, data};
+use crate::support::Case;
 
 pub const ROOT_CASES: &[Case] = &[
     ("callers::anybody_sees_counters_and_nobody_elses_requests", anybody),

@@ -16,10 +16,7 @@ mod support;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-
-/// A test and its name.
-pub type Case = (&'static str, fn());
+use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -29,16 +26,8 @@ fn main() -> ExitCode {
     let root = nix::unistd::geteuid().is_root();
     let cases = cases.into_iter().flatten().map(|case| (case, true));
     let of_root = callers::ROOT_CASES.iter().map(|case| (case, root));
-    let trials = cases.chain(of_root).map(|((name, case), possible)| {
-        let trial = Trial::test(*name, move || {
-            std::panic::catch_unwind(case).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default()
-                    .into()
-            })
-        });
-        trial.with_ignored_flag(!possible)
-    });
+    let trials = cases
+        .chain(of_root)
+        .map(|(case, possible)| support::trial(case, possible));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixListener;
 
 use serde_json::Value;
 
-use crate::Case;
 use crate::harness::wait_for;
 use crate::site::{Site, data};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("objects::pools_are_listed_and_none_is_woken", listed),

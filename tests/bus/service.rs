@@ -5,9 +5,9 @@ use std::os::unix::net::UnixDatagram;
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::harness::wait_for;
 use crate::site::Site;
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("service::leaves_when_nobody_asks_and_comes_back", leaves),
@@ -76,11 +76,11 @@ fn hung() {
 
 fn deaf() {
     let site = Site::start("pm = static\npm.max_children = 1", 60);
-    let socket = UnixDatagram::bind(site.path("run/events")).unwrap();
+    let socket = UnixDatagram::bind(site.path("run/.events")).unwrap();
     let sender = UnixDatagram::unbound().unwrap();
     sender.set_nonblocking(true).unwrap();
     // The kernel's queue holds 10 by default, under systemd 512.
-    let full = (0..1_000_000).any(|_| sender.send_to(b"x", site.path("run/events")).is_err());
+    let full = (0..1_000_000).any(|_| sender.send_to(b"x", site.path("run/.events")).is_err());
     assert!(full, "the queue has no end");
     let mut connection = site.master.connect("sock");
     site.master.ask(&mut connection, "/die.php", 0);

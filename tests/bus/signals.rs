@@ -2,9 +2,9 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use crate::Case;
 use crate::harness::wait_for;
 use crate::site::Site;
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("signals::the_end_of_a_worker_wakes_the_service", exited),
@@ -58,10 +58,10 @@ fn nonsense() {
     let _service = site.wait_for_events();
     let socket = UnixDatagram::unbound().unwrap();
     for text in [&b""[..], b"{", b"{\"version\":9,\"event\":\"dance\"}", &[b'x'; 9000]] {
-        socket.send_to(text, site.path("run/events")).unwrap();
+        socket.send_to(text, site.path("run/.events")).unwrap();
     }
     let strange = "{\"version\":1,\"event\":\"max-children-reached\",\"pool\":\"../\\u0000caf\u{e9}\",\"limit\":7}";
-    socket.send_to(strange.as_bytes(), site.path("run/events")).unwrap();
+    socket.send_to(strange.as_bytes(), site.path("run/.events")).unwrap();
     wait_for("the service", || site.services().len() == 1);
     let mut connection = site.master.connect("sock");
     site.master.ask(&mut connection, "/die.php", 0);

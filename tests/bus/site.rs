@@ -196,12 +196,12 @@ impl Site {
     /// Waits for events as systemd does: the first one starts the service.
     pub fn wait_for_events(&self) -> Process {
         let mut command = that_dies_with_us("TERM", "systemd-socket-activate");
-        command.arg("--datagram").arg("-l").arg(self.path("run/events"));
+        command.arg("--datagram").arg("-l").arg(self.path("run/.events"));
         command.arg(executable()).args(["bus", "--bus", &self.address()]);
         command.arg("--pools").arg(self.path("pool.d"));
         command.arg("--run").arg(self.path("run"));
         let process = Process::start(command);
-        wait_for("the socket for events", || self.path("run/events").exists());
+        wait_for("the socket for events", || self.path("run/.events").exists());
         process
     }
 

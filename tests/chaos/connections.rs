@@ -9,11 +9,11 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::Case;
 use crate::load::{Request, answer, ask};
 use crate::reloads::Stage;
 use crate::schedule::{self, Role};
-use crate::support::fcgi::{Address, Connection, PARAMS, RESPONDER, Record, STDIN, begin, pair, stream};
+use crate::support::Case;
+use crate::support::fcgi::{self, Address, Connection, PARAMS, RESPONDER, Record, begin, pair};
 use crate::support::server::{Listen, Setup};
 use crate::support::web::{Front, Site, Web};
 
@@ -299,20 +299,14 @@ fn full_pool() {
     }
     let address = Address::Unix(stage.server.home.join("status"));
     let mut connection = Connection::open(&address).expect("pm.status_listen accepts");
-    let params: Vec<u8> = [
+    let params = [
         ("SCRIPT_NAME", "/status"),
         ("SCRIPT_FILENAME", "/status"),
         ("REQUEST_URI", "/status"),
         ("REQUEST_METHOD", "GET"),
         ("QUERY_STRING", ""),
-    ]
-    .iter()
-    .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-    .collect();
-    let mut bytes = begin(1, RESPONDER, 0).bytes();
-    bytes.extend(stream(PARAMS, 1, &params, 0xffff));
-    bytes.extend(stream(STDIN, 1, &[], 0xffff));
-    connection.send(&bytes);
+    ];
+    connection.send(&fcgi::request(0, &params, b""));
     let page = connection.reply(1).text();
     for line in ["active processes:     2", "idle processes:       0"] {
         assert!(page.contains(line), "no '{line}' in\n{page}");

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::ledger::{Failure, Ledger};
 use crate::random::Random;
-use crate::support::fcgi::{
-    Address, Connection, END_REQUEST, KEEP_CONN, PARAMS, RESPONDER, Record, STDIN, STDOUT, begin, pair, stream,
-};
+use crate::support::fcgi::{self, Address, Connection, END_REQUEST, KEEP_CONN, Record, STDOUT};
 
 /// A request that has no answer after this is stalled. Long: two cores may be shared by many.
 pub const STALLED: Duration = Duration::from_secs(30);
@@ -142,7 +140,7 @@ impl Request {
     pub fn bytes(&self, script: &str, keep: bool) -> Vec<u8> {
         let query = self.query();
         let length = self.body.len().to_string();
-        let params: Vec<u8> = [
+        let params = [
             ("SCRIPT_FILENAME", script),
             ("SCRIPT_NAME", "/chaos.php"),
             ("REQUEST_URI", "/chaos.php"),
@@ -151,14 +149,8 @@ impl Request {
             ("CONTENT_LENGTH", &length),
             ("CONTENT_TYPE", "application/octet-stream"),
             ("SERVER_PROTOCOL", "HTTP/1.1"),
-        ]
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-        let mut bytes = begin(1, RESPONDER, if keep { KEEP_CONN } else { 0 }).bytes();
-        bytes.extend(stream(PARAMS, 1, &params, 0xffff));
-        bytes.extend(stream(STDIN, 1, &self.body, 0xffff));
-        bytes
+        ];
+        fcgi::request(if keep { KEEP_CONN } else { 0 }, &params, &self.body)
     }
 }
 

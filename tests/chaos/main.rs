@@ -23,9 +23,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Trial};
 
-/// A behaviour, and the test that proves it.
-pub type Case = (&'static str, fn());
-
 fn main() -> ExitCode {
     let mut rest = Vec::new();
     let (mut seconds, mut seed) = (60, None);
@@ -62,11 +59,7 @@ fn main() -> ExitCode {
             Ok(())
         },
     )];
-    for (name, case) in [reloads::CASES, upgrades::CASES, connections::CASES, process::CASES].concat() {
-        trials.push(Trial::test(name, move || {
-            case();
-            Ok(())
-        }));
-    }
+    let cases = [reloads::CASES, upgrades::CASES, connections::CASES, process::CASES];
+    trials.extend(cases.into_iter().flatten().map(|case| support::trial(case, true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::load::Request;
 use crate::reloads::Stage;
 use crate::schedule;
+use crate::support::Case;
 use crate::support::fcgi::{Connection, PATIENCE};
 use crate::support::server::Setup;
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::load::{Kind, Load, Request, SCRIPT, Shared, answer, ask};
 use crate::random::Random;
 use crate::schedule::{self, Role};
 use crate::storm::prepare;
+use crate::support::Case;
 use crate::support::fcgi::PATIENCE;
 use crate::support::server::{self, Kind as Which, Server, Setup};
 use crate::support::wiki::folder;

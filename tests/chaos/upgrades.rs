@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::Case;
 use crate::reloads::{Stage, descriptors};
 use crate::schedule;
+use crate::support::Case;
 use crate::support::fcgi::PATIENCE;
 use crate::support::server::Setup;
 

@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{Case, harness, php_pool, serve, wait_for};
+use crate::support::Case;
+use crate::{harness, php_pool, serve, wait_for};
 
 pub const CASES: &[Case] = &[
     ("commands::a_pool_that_is_well_is_0", well_is_0),

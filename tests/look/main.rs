@@ -18,27 +18,15 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode, Output, Stdio};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 
 use harness::{Master, PATIENCE, Place, wait_for};
-
-/// A test and its name.
-pub type Case = (&'static str, fn());
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(4);
     let cases = [commands::CASES, metrics::CASES, pages::CASES, top::CASES];
-    let trials = cases.into_iter().flatten().map(|(name, case)| {
-        Trial::test(*name, move || {
-            std::panic::catch_unwind(case).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default()
-                    .into()
-            })
-        })
-    });
+    let trials = cases.into_iter().flatten().map(|case| support::trial(case, true));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 

@@ -7,8 +7,9 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
 use crate::harness::{Master, lives};
+use crate::support::Case;
 use crate::support::process::{spawn, that_dies_with_us};
-use crate::{Case, PATIENCE, harness, php_pool, python, read_by, serve, shipped, wait_for};
+use crate::{PATIENCE, harness, php_pool, python, read_by, serve, shipped, wait_for};
 
 pub const CASES: &[Case] = &[
     ("metrics::are_valid_for_prometheus_own_parsers", are_valid),

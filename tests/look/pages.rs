@@ -1,8 +1,9 @@
 //! The status page, read by parsers that nobody here wrote, with all that a hostile request can put into it.
 
 use crate::harness::{Master, body};
-use crate::support::fcgi::{PARAMS, RESPONDER, STDIN, begin, pair, stream};
-use crate::{Case, python, serve, wait_for};
+use crate::support::Case;
+use crate::support::fcgi;
+use crate::{python, serve, wait_for};
 
 pub const CASES: &[Case] = &[
     ("pages::json_is_json", json_is_json),
@@ -24,23 +25,15 @@ fn page(query: &str, accept: &str) -> String {
 }
 
 fn ask(master: &Master, query: &str, accept: &str) -> String {
-    let pairs: Vec<u8> = [
+    let params = [
         ("SCRIPT_FILENAME", "/status"),
         ("SCRIPT_NAME", "/status"),
         ("REQUEST_METHOD", "GET"),
         ("QUERY_STRING", query),
         ("HTTP_ACCEPT", accept),
-    ]
-    .iter()
-    .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-    .collect();
-    let mut connection = master.connect("sock");
-    let bytes = [
-        begin(1, RESPONDER, 0).bytes(),
-        stream(PARAMS, 1, &pairs, 8192),
-        stream(STDIN, 1, b"", 8192),
     ];
-    assert!(connection.send(&bytes.concat()));
+    let mut connection = master.connect("sock");
+    assert!(connection.send(&fcgi::request(0, &params, b"")));
     body(&connection.reply(1))
 }
 

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
+use crate::support::Case;
 use crate::terminal::Terminal;
-use crate::{Case, harness, serve};
+use crate::{harness, serve};
 
 pub const CASES: &[Case] = &[
     ("top::shows_pools_and_workers_and_takes_keys", shows_pools_and_workers),

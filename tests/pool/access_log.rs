@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 
-use crate::Case;
 use crate::harness::{Master, Place, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("access_log::lines_are_in_order_of_their_requests", lines_are_in_order),

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::harness::{Master, Place, body, wait_for};
+use crate::support::Case;
 use crate::support::fcgi::{Connection, PARAMS, RESPONDER, begin, pair};
 
 pub const CASES: &[Case] = &[
@@ -89,6 +89,14 @@ fn go(master: &Master) {
     master.place.write("go", "");
 }
 
+/// Lets the worker go on: it serves the request that it has, and then those that wait, as they came.
+fn served_in_order(master: &Master, first: Connection, waiting: Vec<Connection>) {
+    go(master);
+    for (number, mut connection) in [first].into_iter().chain(waiting).enumerate() {
+        assert_eq!(body(&connection.reply(1)), number.to_string());
+    }
+}
+
 fn order(master: &Master) -> String {
     fs::read_to_string(master.place.path("order")).unwrap_or_default()
 }
@@ -128,14 +136,10 @@ fn status_and_ping() {
 
 fn in_order() {
     let master = serve("");
-    let mut first = busy(&master);
+    let first = busy(&master);
     // Some more than the worker would look for in one go.
-    let mut waiting = queue(&master, 1..=9);
-    go(&master);
-    assert_eq!(body(&first.reply(1)), "0");
-    for (index, connection) in waiting.iter_mut().enumerate() {
-        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
-    }
+    let waiting = queue(&master, 1..=9);
+    served_in_order(&master, first, waiting);
     assert_eq!(order(&master), "0123456789");
     waits(&master, 0);
 }
@@ -239,47 +243,35 @@ fn a_flood() {
 
 fn a_stop_serves() {
     let mut master = serve("");
-    let mut first = busy(&master);
-    let mut waiting = queue(&master, 1..=3);
+    let first = busy(&master);
+    let waiting = queue(&master, 1..=3);
     master.signal(Signal::SIGTERM);
-    go(&master);
-    assert_eq!(body(&first.reply(1)), "0");
-    for (index, connection) in waiting.iter_mut().enumerate() {
-        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
-    }
+    served_in_order(&master, first, waiting);
     assert!(master.ended().success());
 }
 
 fn a_reload_serves() {
     let master = serve("");
-    let mut first = busy(&master);
-    let mut waiting = queue(&master, 1..=3);
+    let first = busy(&master);
+    let waiting = queue(&master, 1..=3);
     master.signal(Signal::SIGUSR2);
     // The new generation's worker is free.
-    go(&master);
-    assert_eq!(body(&first.reply(1)), "0");
-    for (index, connection) in waiting.iter_mut().enumerate() {
-        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
-    }
+    served_in_order(&master, first, waiting);
 }
 
 fn a_killed_master() {
     let master = serve("");
-    let mut first = busy(&master);
-    let mut waiting = queue(&master, 1..=3);
+    let first = busy(&master);
+    let waiting = queue(&master, 1..=3);
     master.signal(Signal::SIGKILL);
-    go(&master);
-    assert_eq!(body(&first.reply(1)), "0");
-    for (index, connection) in waiting.iter_mut().enumerate() {
-        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
-    }
+    served_in_order(&master, first, waiting);
 }
 
 fn an_upgrade() {
     let place = place(Place::new().with_own_program(), "");
     let master = place.start_with_control();
     master.said("ready to handle connections");
-    let mut first = busy(&master);
+    let first = busy(&master);
     let mut waiting = queue(&master, 1..=3);
     // One that has not said all, and one that is answered by the master again and again.
     let mut half = master.connect("sock");
@@ -300,10 +292,6 @@ fn an_upgrade() {
     assert!(half.send(&master.place.rest_of_request("/wait.php?n=4")));
     waits(&master, 4);
     waiting.push(half);
-    go(&master);
-    assert_eq!(body(&first.reply(1)), "0");
-    for (index, connection) in waiting.iter_mut().enumerate() {
-        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
-    }
+    served_in_order(&master, first, waiting);
     assert_eq!(order(&master), "01234");
 }

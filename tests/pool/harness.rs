@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::fcgi::{Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, pair, stream};
+use crate::support::fcgi::{self, Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, stream};
 use crate::support::process::{spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
@@ -96,17 +96,18 @@ impl Place {
     pub fn rest_of_request(&self, uri: &str) -> Vec<u8> {
         let (script, query) = uri.split_once('?').unwrap_or((uri, ""));
         let file = self.path(script.trim_start_matches('/')).display().to_string();
-        let pairs: Vec<u8> = [
+        let params = [
             ("SCRIPT_FILENAME", file.as_str()),
             ("SCRIPT_NAME", script),
             ("REQUEST_METHOD", "GET"),
             ("QUERY_STRING", query),
             ("SERVER_PROTOCOL", "HTTP/1.1"),
+        ];
+        [
+            stream(PARAMS, 1, &fcgi::pairs(&params), 8192),
+            stream(STDIN, 1, b"", 8192),
         ]
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-        [stream(PARAMS, 1, &pairs, 8192), stream(STDIN, 1, b"", 8192)].concat()
+        .concat()
     }
 
     /// Writes the configuration. `{dir}` is this folder and `{user}` the line that root needs; a log and a pid file are

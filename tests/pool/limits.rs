@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Case;
 use crate::harness::{Master, Place};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("limits::a_request_over_its_time_ends_inside_php", ends_inside_php),

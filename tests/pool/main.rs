@@ -21,10 +21,7 @@ mod upgrade;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
-
-/// A test and its name.
-pub type Case = (&'static str, fn());
+use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -43,15 +40,6 @@ fn main() -> ExitCode {
         restart::CASES,
         full::CASES,
     ];
-    let trials = cases.into_iter().flatten().map(|(name, case)| {
-        Trial::test(*name, move || {
-            std::panic::catch_unwind(case).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default()
-                    .into()
-            })
-        })
-    });
+    let trials = cases.into_iter().flatten().map(|case| support::trial(case, true));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Case;
 use crate::harness::{Place, exists, lives, sleeps, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     (

@@ -3,8 +3,8 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Case;
 use crate::harness::{Master, Place, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     (

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::harness::{Master, Place, body, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("renewal::only_what_has_changed_is_renewed", only_what_has_changed),

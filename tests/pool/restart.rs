@@ -1,4 +1,4 @@
-//! A restart while somebody else holds the socket, as systemd does.
+//! Somebody else holds the sockets, as systemd does.
 
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
@@ -8,28 +8,39 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Case;
 use crate::harness::{Place, body, wait_for};
+use crate::support::Case;
 use crate::support::process::{spawn, that_dies_with_us};
 
-pub const CASES: &[Case] = &[(
-    "restart::loses_no_request_where_somebody_else_holds_the_socket",
-    loses_no_request,
-)];
+pub const CASES: &[Case] = &[
+    (
+        "restart::loses_no_request_where_somebody_else_holds_the_socket",
+        loses_no_request,
+    ),
+    (
+        "restart::every_socket_of_the_pools_name_is_served_and_no_other",
+        several_sockets,
+    ),
+];
 
-/// A master that is given the socket at descriptor 3.
-fn start(place: &Place, socket: &UnixListener) -> Child {
+/// A master that is given sockets by their names.
+fn start(place: &Place, sockets: &[(&UnixListener, &str)]) -> Child {
     let mut command = that_dies_with_us("KILL", "sh");
-    let exec = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+    let names: Vec<&str> = sockets.iter().map(|(_, name)| *name).collect();
+    command.env("LISTEN_FDS", sockets.len().to_string());
+    command.env("LISTEN_FDNAMES", names.join(":"));
+    let exec = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
     command.args(["-c", exec]).arg(place.path("php-fpm"));
     command.args(["-F", "-O", "-y"]).arg(place.path("pool.conf"));
     command.arg("-c").arg(place.path("php.ini")).env("PHP_INI_SCAN_DIR", "");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mapping = FdMapping {
+    let mapping = |((socket, _), child_fd): (&(&UnixListener, &str), i32)| FdMapping {
         parent_fd: socket.try_clone().unwrap().into(),
-        child_fd: 3,
+        child_fd,
     };
-    command.fd_mappings(vec![mapping]).unwrap();
+    command
+        .fd_mappings(sockets.iter().zip(3..).map(mapping).collect())
+        .unwrap();
     spawn(command).unwrap()
 }
 
@@ -57,7 +68,7 @@ fn loses_no_request() {
         };
         let clients: Vec<_> = (0..6).map(client).collect();
         for _ in 0..5 {
-            let mut master = start(&place, &socket);
+            let mut master = start(&place, &[(&socket, "listen")]);
             let before = answered.load(SeqCst);
             wait_for("requests are served", || answered.load(SeqCst) > before + 50);
             kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
@@ -65,7 +76,7 @@ fn loses_no_request() {
             assert!(place.path("sock").exists(), "the socket is not the master's to remove");
         }
         // The last ones wait for this one.
-        let mut master = start(&place, &socket);
+        let mut master = start(&place, &[(&socket, "listen")]);
         over.store(true, SeqCst);
         for client in clients {
             client.join().expect("every request was answered");
@@ -73,4 +84,55 @@ fn loses_no_request() {
         kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
         assert!(master.wait().unwrap().success());
     });
+}
+
+fn several_sockets() {
+    let place = Place::new();
+    place.write("php.ini", "display_errors = 0\n");
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "wait.php",
+        "<?php while (!file_exists(__DIR__ . '/go')) { usleep(2000); clearstatcache(); } echo 'done';",
+    );
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/first\npm = ondemand\npm.max_children = 1\npm.process_idle_timeout = 600s\nping.path = /ping\n\
+         pm.status_path = /status\n",
+    );
+    let bind = |name| UnixListener::bind(place.path(name)).unwrap();
+    let (first, second, other) = (bind("first"), bind("second"), bind("other"));
+    let mut master = start(&place, &[(&first, "listen"), (&second, "listen"), (&other, "other")]);
+    let ask = |socket: &str, uri: &str| {
+        let mut connection = place.connect(socket);
+        place.ask(&mut connection, uri, 0);
+        connection
+    };
+    let get = |socket: &str, uri: &str| body(&ask(socket, uri).reply(1));
+    let mut stranger = ask("other", "/pid.php");
+
+    // The master watches all of them where there is no worker, and one worker serves them.
+    let pid = get("second", "/pid.php");
+    assert_eq!(get("first", "/pid.php"), pid);
+    assert_eq!(get("second", "/pid.php"), pid);
+
+    // So they are when the pool is full.
+    let mut busy = ask("second", "/wait.php");
+    wait_for("the worker to be busy", || {
+        get("first", "/status").contains("active processes:     1\n")
+    });
+    assert_eq!(get("first", "/ping"), "pong");
+    assert_eq!(get("second", "/ping"), "pong");
+    let mut next = ask("second", "/pid.php");
+    place.write("go", "");
+    assert_eq!(body(&busy.reply(1)), "done");
+    assert_eq!(body(&next.reply(1)), pid);
+
+    // And after a reload.
+    kill(Pid::from_raw(master.id() as i32), Signal::SIGUSR2).unwrap();
+    wait_for("another worker", || get("second", "/pid.php") != pid);
+
+    kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(master.wait().unwrap().success());
+    other.set_nonblocking(true).unwrap();
+    drop(other.accept().expect("nobody has taken what came to another's socket"));
+    assert!(stranger.reply(1).end.is_none());
 }

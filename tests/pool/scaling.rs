@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Case;
 use crate::harness::{Master, Place, body, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     (

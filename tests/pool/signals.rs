@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::harness::{Master, Place, body, exists, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("signals::reloads_lose_and_stall_no_request", reloads_lose_no_request),

@@ -9,8 +9,8 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::Case;
 use crate::harness::{Place, ask, body, exists, lives, wait_for};
+use crate::support::Case;
 use crate::support::fcgi::{Address, Connection};
 
 pub const CASES: &[Case] = &[

@@ -6,8 +6,8 @@ use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
 
-use crate::Case;
 use crate::harness::{Master, Place, body, wait_for};
+use crate::support::Case;
 
 pub const CASES: &[Case] = &[
     ("upgrade::nothing_is_lost_or_disturbed", nothing_is_disturbed),

@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use support::fcgi::{Connection, KEEP_CONN, PARAMS, RESPONDER, STDIN, begin, pair, stream};
+use support::fcgi::{self, Connection, KEEP_CONN};
 use support::server::{self, Kind, Server, Setup};
 use support::wiki::folder;
 
@@ -151,23 +151,15 @@ fn run(requests: u64) {
 fn ask(server: &Server, script: &str, done: &AtomicU64, requests: u64, new: bool) {
     let request = |n: u64, body: &[u8], flags: u8| {
         let (query, length) = (format!("n={n}"), body.len().to_string());
-        let params: Vec<u8> = [
+        let params = [
             ("SCRIPT_FILENAME", script),
             ("SCRIPT_NAME", "/soak.php"),
             ("REQUEST_METHOD", "POST"),
             ("REQUEST_URI", "/soak.php"),
             ("QUERY_STRING", &query),
             ("CONTENT_LENGTH", &length),
-        ]
-        .iter()
-        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
-        .collect();
-        [
-            begin(1, RESPONDER, flags).bytes(),
-            stream(PARAMS, 1, &params, 0xffff),
-            stream(STDIN, 1, body, 0xffff),
-        ]
-        .concat()
+        ];
+        fcgi::request(flags, &params, body)
     };
     let mut connection: Option<Connection> = None;
     loop {

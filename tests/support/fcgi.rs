@@ -140,6 +140,24 @@ pub fn long_pair(name: &[u8], value: &[u8]) -> Vec<u8> {
     .concat()
 }
 
+/// Parameters, as text, with the shortest encoding of their lengths.
+pub fn pairs(params: &[(&str, &str)]) -> Vec<u8> {
+    params
+        .iter()
+        .flat_map(|(name, value)| pair(name.as_bytes(), value.as_bytes()))
+        .collect()
+}
+
+/// A whole request to a responder, with the id 1.
+pub fn request(flags: u8, params: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    [
+        begin(1, RESPONDER, flags).bytes(),
+        stream(PARAMS, 1, &pairs(params), 0xffff),
+        stream(STDIN, 1, body, 0xffff),
+    ]
+    .concat()
+}
+
 /// A length in four bytes.
 pub fn long_length(n: usize) -> Vec<u8> {
     (u32::try_from(n).expect("lengths are below 2 GiB") | 0x8000_0000)

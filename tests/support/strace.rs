@@ -163,7 +163,7 @@ impl Subject {
 
     fn request(&self, script: &str, uri: &str, keep: bool) -> Vec<u8> {
         let script = self.script.replace("hello.php", script);
-        let params: Vec<u8> = [
+        let params = [
             ("SCRIPT_FILENAME", script.as_str()),
             ("SCRIPT_NAME", uri),
             ("REQUEST_URI", uri),
@@ -171,15 +171,9 @@ impl Subject {
             ("QUERY_STRING", ""),
             ("SERVER_PROTOCOL", "HTTP/1.1"),
             ("HTTP_HOST", "localhost"),
-        ]
-        .iter()
-        .flat_map(|(name, value)| fcgi::pair(name.as_bytes(), value.as_bytes()))
-        .collect();
+        ];
         let flags = if keep { fcgi::KEEP_CONN } else { 0 };
-        let mut bytes = fcgi::begin(1, fcgi::RESPONDER, flags).bytes();
-        bytes.extend(fcgi::stream(fcgi::PARAMS, 1, &params, 0xffff));
-        bytes.extend(fcgi::stream(fcgi::STDIN, 1, &[], 1));
-        bytes
+        fcgi::request(flags, &params, b"")
     }
 
     fn ask(&self, connection: &mut Connection, script: &str, keep: bool) {

@@ -58,6 +58,9 @@ test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     contains "$(journalctl PHP_POOL=greedy -o cat --no-pager)" "$line"
     contains "$line" "/srv/eat.php"
     contains "$line" "/eat.php?who=me"
+    entry=$(journalctl MESSAGE_ID=b991bd98767c4958b8e0cc67010813ce PHP_POOL=greedy -o json --no-pager | head -n 1)
+    equal "$(jq -r '[.PHP_SCRIPT, .PHP_URI, .PHP_QUERY, .PRIORITY] | join(" ")' <<<"$entry")" "/srv/eat.php /eat.php who=me 4"
+    [ "$(jq -r .PHP_WORKER <<<"$entry")" -gt 0 ]
     contains "$line" "its peak was"
     # The other one lives, and so does the service.
     worker_pids greedy | sort >/tmp/greedy-after
@@ -109,4 +112,8 @@ test_without_delegation_all_else_works_and_one_line_says_so() {
     start plain
     equal "$(request plain hello.php)" "hello from fpm-fcgi"
     equal "$(journal plain | grep -c 'without control groups')" 1
+    contains "$(journalctl -x PHP_POOL=plain MESSAGE_ID=e6c57a9fd05b4f07810ac5a7d6f473af --no-pager)" \
+        "A pool runs without control groups of its own"
+    systemctl reload php-pool@plain
+    equal "$(request plain hello.php)" "hello from fpm-fcgi"
 }

@@ -1,18 +1,63 @@
 # The journal: fields, severities, catalog, nothing forged and nothing lost.
 
+# entry POOL TEXT: the entry with this in its message, as JSON.
+entry() {
+    journalctl --sync
+    journalctl --all PHP_POOL="$1" -o json --no-pager | jq -c --arg text "$2" 'select((.MESSAGE | tostring) | contains($text))' | head -n 1
+}
+
 test_entries_have_fields_and_true_severities() {
     pool says "catch_workers_output = yes" "php_admin_value[error_reporting] = 32767" "php_admin_flag[log_errors] = on"
-    script warn.php <<<'<?php echo $undefined; trigger_error("a notice", E_USER_NOTICE); error_log("plain words");'
+    script warn.php <<'END'
+<?php
+echo $undefined;
+trigger_error("a notice", E_USER_NOTICE);
+trigger_error("too old", E_USER_DEPRECATED);
+error_log("plain words");
+fwrite(fopen("php://stderr", "w"), "printed words\n");
+throw new Exception("nobody catches this");
+END
     start says
-    request says warn.php >/dev/null
-    until_true 60 logged says "Undefined variable"
-    entry=$(journalctl PHP_POOL=says -o json --no-pager | jq -c 'select((.MESSAGE | tostring) | contains("Undefined variable"))')
-    equal "$(jq -r .PRIORITY <<<"$entry")" 4
-    equal "$(jq -r .PHP_POOL <<<"$entry")" says
-    [ "$(jq -r .PHP_WORKER <<<"$entry")" -gt 0 ]
+    pid=$(cat "$(group says)"/workers/*/cgroup.procs)
+    HTTP_X_REQUEST_ID=r-4711 request says warn.php who=me >/dev/null
+    until_true 60 logged says "nobody catches this"
+    until_true 60 logged says "printed words"
+    for case in '4 Undefined variable' '5 a notice' '5 too old' '5 plain words' '5 printed words' '3 nobody catches this'; do
+        entry=$(entry says "${case#* }")
+        equal "${case#* }: $(jq -r .PRIORITY <<<"$entry")" "${case#* }: ${case%% *}"
+        equal "$(jq -r '[.PHP_POOL, .PHP_WORKER, .PHP_SCRIPT, .PHP_URI, .PHP_QUERY, .PHP_REQUEST_ID] | join(" ")' <<<"$entry")" \
+            "says $pid /srv/warn.php /warn.php who=me r-4711"
+    done
+    # As an administrator asks for it.
     contains "$(journalctl PHP_POOL=says PRIORITY=4 -o cat --no-pager)" "Undefined variable"
-    lacks "$(journalctl PHP_POOL=says PRIORITY=4 -o cat --no-pager)" "a notice"
-    contains "$(journalctl PHP_POOL=says PRIORITY=5 -o cat --no-pager)" "a notice"
+    lacks "$(journalctl -u php-pool@says -p 0..4 -o cat --no-pager)" "a notice"
+}
+
+test_messages_of_php_come_without_catch_workers_output_too() {
+    pool quiet "catch_workers_output = no"
+    script say.php <<<'<?php error_log("heard"); fwrite(fopen("php://stderr", "w"), "not heard\n");'
+    start quiet
+    request quiet say.php
+    until_true 60 logged quiet "PHP message: heard"
+    lacks "$(journal quiet)" "not heard"
+}
+
+test_a_message_of_many_lines_and_of_any_length_is_one_entry() {
+    pool long "php_admin_value[log_errors_max_len] = 0"
+    script long.php <<'END'
+<?php
+error_log("first line\nsecond line\n\nlast line");
+error_log("begin " . str_repeat("x", 20000) . " end");
+function deep($n) { if ($n == 0) throw new Exception("thrown deep"); deep($n - 1); }
+deep(3);
+END
+    start long
+    request long long.php >/dev/null
+    until_true 60 logged long "thrown deep"
+    equal "$(entry long "first line" | jq -r .MESSAGE)" $'PHP message: first line\nsecond line\n\nlast line'
+    whole=$(entry long "begin x" | jq -r .MESSAGE)
+    equal "${#whole}" $((13 + 6 + 20000 + 4))
+    contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(5): deep(3)\n#4 {main}\n  thrown in /srv/long.php'
 }
 
 test_what_a_request_sends_forges_no_entry() {
@@ -25,6 +70,39 @@ test_what_a_request_sends_forges_no_entry() {
     lacks "$(journal forged)" $'\nMESSAGE=forged'
 }
 
+# identified POOL ID SUBJECT: waits for an event, which the catalog explains.
+identified() {
+    until_true 90 has_id "$1" "$2"
+    contains "$(journalctl -x PHP_POOL="$1" MESSAGE_ID="$2" --no-pager)" "$3"
+}
+has_id() { journalctl --sync && [ -n "$(journalctl -q PHP_POOL="$1" MESSAGE_ID="$2" --no-pager)" ]; }
+
+test_every_event_has_its_identifier_and_its_explanation() {
+    pool events "pm.max_children = 1" "pm = ondemand" "request_slowlog_timeout = 1s" "request_terminate_timeout = 4s" \
+        "slowlog = /srv/state/events-slow" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
+    script sleep.php <<<'<?php sleep(60);'
+    script eat.php <<<'<?php for (;;) { $all[] = str_repeat("x", 1 << 20); }'
+    script die.php <<<'<?php posix_kill(getmypid(), 9);'
+    start events
+    request events sleep.php >/dev/null &
+    request events sleep.php >/dev/null &
+    identified events 3f5a514f538d45929208c115c32abc14 "A request is slow"
+    identified events 2ab6d92883c3487f97cdf8f357638a5a "A request has exceeded its time limit"
+    identified events ea40ce8e894e4821982fd71f2c3ea80c "A pool has reached its largest size"
+    wait
+    request events die.php || true
+    identified events 51282a4328314f1693838ac194d153e3 "A worker of a pool has died"
+    request events eat.php who=me || true
+    identified events b991bd98767c4958b8e0cc67010813ce "A worker has exceeded its memory limit"
+    identified events 790ddbb7784b408695581d0beacc1987 "A new generation of workers serves a pool"
+    pool events "pm = wrong"
+    ! systemctl reload php-pool@events || fail "the reload succeeded"
+    identified events 02287d9d79e14b19ad178e89c1e19791 "A reload has failed"
+    slow=$(journalctl PHP_POOL=events MESSAGE_ID=3f5a514f538d45929208c115c32abc14 -o json --no-pager | head -n 1)
+    equal "$(jq -r '[.PHP_SCRIPT, .PHP_URI, .PRIORITY] | join(" ")' <<<"$slow")" "/srv/sleep.php /sleep.php 4"
+    # The two others are in lifecycle.sh (a zygote that does not answer) and cgroup.sh (no control groups).
+}
+
 test_a_dead_worker_has_its_identifier_request_and_explanation() {
     pool coroner
     script die.php <<<'<?php posix_kill(getmypid(), 9);'
@@ -34,17 +112,68 @@ test_a_dead_worker_has_its_identifier_request_and_explanation() {
     id=$(journalctl PHP_POOL=coroner -o json --no-pager | jq -r 'select((.MESSAGE | tostring) | contains("SIGKILL")) | .MESSAGE_ID')
     entry=$(journalctl "MESSAGE_ID=$id" PHP_POOL=coroner -o json --no-pager | head -n 1)
     equal "$(jq -r .PHP_SCRIPT <<<"$entry")" /srv/die.php
-    contains "$(jq -r .PHP_URI <<<"$entry")" /die.php
+    equal "$(jq -r '.PHP_URI + "?" + .PHP_QUERY' <<<"$entry")" "/die.php?who=me"
     contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A worker of a pool has died"
 }
 
-test_a_thousand_lines_are_all_there() {
+test_a_thousand_lines_a_second_are_all_there() {
     pool loud "catch_workers_output = yes"
-    script loud.php <<<'<?php for ($i = 0; $i < 1000; $i++) fwrite(STDERR_OR_LOG(), "line $i\n"); function STDERR_OR_LOG() { static $f; return $f ??= fopen("php://stderr", "w"); } echo "done";'
+    # Journald's own limit is 10,000 entries in 30 s; so this is below it.
+    script loud.php <<'END'
+<?php
+$err = fopen("php://stderr", "w");
+for ($second = 0; $second < 4; $second++) {
+    $next = microtime(true) + 1;
+    for ($i = 0; $i < 500; $i++) {
+        error_log("message $second-$i.");
+        fwrite($err, "line $second-$i.\n");
+    }
+    usleep((int) max(0, ($next - microtime(true)) * 1e6));
+}
+echo "done";
+END
     start loud
     equal "$(request loud loud.php)" "done"
-    until_true 60 logged loud "line 999"
-    equal "$(journal loud | grep -c '^line ')" 1000
+    until_true 120 logged loud "line 3-499."
+    until_true 120 logged loud "message 3-499."
+    equal "$(journal loud | grep -c '^line [0-9-]*\.$')" 2000
+    equal "$(journal loud | grep -c '^PHP message: message [0-9-]*\.$')" 2000
+    lacks "$(journal loud)" "entries are lost"
+}
+
+test_a_stuck_journald_blocks_no_request() {
+    pool stuck "catch_workers_output = yes"
+    # More than all the buffers on the way take.
+    script flood.php <<<'<?php for ($i = 0; $i < 3000; $i++) error_log(str_repeat("x", 1000)); echo "done";'
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    start stuck
+    request stuck hello.php
+    journald=$(systemctl show -P MainPID systemd-journald)
+    kill -STOP "$journald"
+    trap 'kill -CONT "$journald"' EXIT
+    equal "$(request stuck flood.php)" "done"
+    equal "$(request stuck flood.php)" "done"
+    equal "$(request stuck hello.php)" "hello from fpm-fcgi"
+    [ "$(php-pool ping stuck)" = pong ]
+    kill -CONT "$journald"
+    trap - EXIT
+    until_true 60 logged stuck "entries are lost: journald did not take them"
+}
+
+test_error_log_names_a_file_for_php_fpms_text_log() {
+    pool text "catch_workers_output = yes"
+    printf '[global]\nerror_log = /srv/state/text.log\n' >>/etc/php-pool/pool.d/text.conf
+    script say.php <<<'<?php error_log("one\ntwo");'
+    mkdir -p -m 1777 /srv/state
+    rm -f /srv/state/text.log
+    start text
+    request text say.php
+    until_true 60 grep -q 'said into stderr: "two"' /srv/state/text.log
+    log=$(cat /srv/state/text.log)
+    [[ $log =~ \[[0-9]{2}-[A-Z][a-z]{2}-[0-9]{4}\ [0-9:]{8}\]\ NOTICE:\ fpm\ is\ running,\ pid\ [0-9]+ ]] || fail "no line of php-fpm's: $log"
+    contains "$log" 'WARNING: [pool text] child'
+    contains "$log" 'said into stderr: "NOTICE: PHP message: one"'
+    lacks "$(journal text)" "PHP message"
 }
 
 test_a_slow_request_is_one_entry_with_its_stack() {

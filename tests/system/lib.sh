@@ -88,6 +88,18 @@ journal() {
 }
 logged() { journal "$1" | grep -qF -- "$2"; }
 
+# mail_is_delivered: a mail that PHP sends to a user of this machine arrives.
+mail_is_delivered() {
+    id reader >/dev/null 2>&1 || useradd --create-home reader
+    rm -f /var/mail/reader
+    pool mails
+    script mail.php <<<'<?php var_dump(mail("reader@localhost", "from PHP", "the body\n"));'
+    start mails
+    equal "$(request mails mail.php)" "bool(true)"
+    until_true 120 grep -qs '^the body' /var/mail/reader
+    contains "$(cat /var/mail/reader)" "Subject: from PHP"
+}
+
 [ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
 # ---- the runner --------------------------------------------------------------------------------------------------------

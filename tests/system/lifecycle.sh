@@ -135,8 +135,33 @@ test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
     equal "$(cat /tmp/frozen)" whole
     equal "$(systemctl show -P NRestarts php-pool@frozen)" 0
     logged frozen "did not answer"
+    contains "$(journalctl -x PHP_POOL=frozen MESSAGE_ID=a52df09c799a429f8220e88d3ad916e2 --no-pager)" "A pool's PHP process did not answer"
 }
 another_zygote() { grep -qvx "$2" "$(group "$1")/zygote/cgroup.procs"; }
+
+test_a_throttled_pool_is_neither_restarted_nor_is_its_zygote_replaced() {
+    pool crawls "pm.max_children = 4" "cgroup.cpu_max = 5%"
+    mkdir -p /etc/systemd/system/php-pool@crawls.service.d
+    printf '[Service]\nWatchdogSec=10s\n' >/etc/systemd/system/php-pool@crawls.service.d/watchdog.conf
+    systemctl daemon-reload
+    script burn.php <<<'<?php $end = microtime(true) + 40; while (microtime(true) < $end) md5("x"); echo "whole";'
+    start crawls
+    master=$(main_pid crawls) zygote=$(zygote_pid crawls)
+    # Master and zygote have to share what is left here.
+    systemctl set-property --runtime php-pool-crawls.slice CPUQuota=20%
+    clients=()
+    for n in 1 2 3 4; do
+        request crawls burn.php >/tmp/crawls$n &
+        clients+=($!)
+    done
+    wait "${clients[@]}"
+    equal "$(cat /tmp/crawls?)" wholewholewholewhole
+    throttled=$(sed -n 's/^nr_throttled //p' "$(group crawls)/workers/cpu.stat")
+    [ "$throttled" -gt 50 ] || fail "it was not throttled: nothing is shown"
+    equal "$(main_pid crawls)" "$master"
+    equal "$(zygote_pid crawls)" "$zygote"
+    lacks "$(journal crawls)" "did not answer"
+}
 
 test_unit_files_are_clean() {
     out=$(systemd-analyze verify php-pool@www.service php-pool@www.socket php-pool-status@www.socket php-pool.target 2>&1 |

@@ -1,4 +1,4 @@
-# Socket activation: issue-independent of what happens to master, zygote or package, who waits in the socket is served.
+# Socket activation: whatever happens to master, zygote or package, who waits in the socket is served.
 
 test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     pool sock1 "listen.mode = 0600" "listen.backlog = 77"
@@ -26,12 +26,62 @@ test_a_tcp_port_works_too() {
     contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET cgi-fcgi -bind -connect 127.0.0.1:9123)" "hello from fpm-fcgi"
 }
 
+test_further_addresses_of_the_socket_unit_serve_too() {
+    pool many "pm.max_children = 2"
+    mkdir -p /etc/systemd/system/php-pool@many.socket.d
+    printf '[Socket]\nListenStream=127.0.0.1:9124\nListenStream=/run/php-pool/many.second\n' \
+        >/etc/systemd/system/php-pool@many.socket.d/more.conf
+    systemctl daemon-reload
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    systemctl start php-pool@many.socket
+    equal "$(systemctl is-active php-pool@many.service)" inactive
+    # Any of them wakes the service, and all of them serve.
+    for address in /run/php-pool/many.second 127.0.0.1:9124 /run/php-pool/many.sock 127.0.0.1:9124; do
+        contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET timeout 120 cgi-fcgi -bind -connect $address)" "hello from fpm-fcgi"
+    done
+    systemctl reload php-pool@many
+    contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET timeout 120 cgi-fcgi -bind -connect 127.0.0.1:9124)" "hello from fpm-fcgi"
+}
+
+test_the_status_socket_is_systemds_and_answers_while_every_worker_is_busy() {
+    pool watched "pm.status_listen = /run/php-pool/\$pool.status" "pm.status_path = /status" "listen.mode = 0600"
+    script slow.php <<<'<?php file_put_contents("/srv/state/watched-begun", ""); sleep(6); echo "whole";'
+    rm -f /srv/state/watched-begun
+    systemctl start php-pool-status@watched.socket
+    equal "$(stat -c '%U %a' /run/php-pool/watched.status)" "www-data 600"
+    equal "$(systemctl is-active php-pool@watched.service)" inactive
+    systemctl start php-pool@watched.service
+    request watched slow.php >/tmp/watched &
+    client=$!
+    until_true 60 test -e /srv/state/watched-begun
+    answer=$(SCRIPT_NAME=/status SCRIPT_FILENAME=/status REQUEST_METHOD=GET cgi-fcgi -bind -connect /run/php-pool/watched.status)
+    contains "$answer" "active processes:     1"
+    kill -0 $client || fail "the slow request had ended before: nothing is shown"
+    wait $client
+    equal "$(cat /tmp/watched)" whole
+    pool watched "pm.status_listen = /run/php-pool/\$pool.elsewhere" "pm.status_path = /status" "listen.mode = 0600"
+    ! php-pool reload watched 2>/tmp/watched || fail "the reload succeeded"
+    contains "$(cat /tmp/watched)" "pm.status_listen has changed"
+    units="php-pool@watched.socket php-pool-status@watched.socket php-pool@watched.service"
+    commands="systemctl daemon-reload && systemctl stop $units && systemctl start $units"
+    contains "$(cat /tmp/watched)" "$commands"
+    bash -c "$commands"
+    [ -S /run/php-pool/watched.elsewhere ]
+    systemctl reload php-pool@watched
+    pool watched "listen.mode = 0600"
+    ! php-pool reload watched 2>/tmp/watched || fail "the reload succeeded"
+    commands="systemctl daemon-reload && systemctl stop $units && systemctl start ${units/php-pool-status@watched.socket /}"
+    contains "$(cat /tmp/watched)" "$commands"
+    bash -c "$commands"
+    systemctl reload php-pool@watched
+}
+
 test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
     pool nap "pm = ondemand" "pm.process_idle_timeout = 1s" "zygote_idle_time = 1s" "exit_idle_time = 2s"
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     systemctl start php-pool@nap.socket
     equal "$(request nap hello.php)" "hello from fpm-fcgi"
-    until_true 60 [ "$(systemctl is-active php-pool@nap.service)" != active ] || until_true 60 asleep nap
+    until_true 60 asleep nap
     equal "$(systemctl show -P Result php-pool@nap.service)" success
     [ -z "$(pgrep -f 'pool nap')" ]
     equal "$(request nap hello.php)" "hello from fpm-fcgi"

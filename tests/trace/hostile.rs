@@ -7,7 +7,8 @@ use php_pool::scoreboard::TraceLayout;
 use php_pool::trace::{End, Worker};
 
 use crate::harness::{Master, Place, wait_for};
-use crate::{Case, look, pool, printed, run};
+use crate::support::Case;
+use crate::{look, pool, printed, run};
 
 pub const CASES: &[Case] = &[
     ("hostile::a_stack_in_a_circle", circle),

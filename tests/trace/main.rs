@@ -17,13 +17,10 @@ mod support;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Output, Stdio};
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 use php_pool::trace::{Backtrace, Limits, TraceError, Worker};
 
 use harness::Master;
-
-/// A test and its name.
-pub type Case = (&'static str, fn());
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -34,17 +31,9 @@ fn main() -> ExitCode {
     let root = nix::unistd::geteuid().is_root();
     let cases = cases.into_iter().flatten().map(|case| (case, true));
     let of_root = of_root.into_iter().flatten().map(|case| (case, root));
-    let trials = cases.chain(of_root).map(|((name, case), possible)| {
-        let trial = Trial::test(*name, move || {
-            std::panic::catch_unwind(case).map_err(|panic| {
-                let text = panic.downcast_ref::<String>().cloned();
-                text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default()
-                    .into()
-            })
-        });
-        trial.with_ignored_flag(!possible)
-    });
+    let trials = cases
+        .chain(of_root)
+        .map(|(case, possible)| support::trial(case, possible));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 

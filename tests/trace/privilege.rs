@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use crate::harness::{Master, Place, wait_for};
-use crate::{Case, php_pool, pool, printed};
+use crate::support::Case;
+use crate::{php_pool, pool, printed};
 
 pub const ROOT_CASES: &[Case] = &[
     ("privilege::a_master_without_the_capability_names_it", no_capability),

@@ -6,7 +6,8 @@ use std::fs;
 use serde_json::Value;
 
 use crate::harness::{Master, Place, wait_for};
-use crate::{Case, pool, printed, run, worker_with};
+use crate::support::Case;
+use crate::{pool, printed, run, worker_with};
 
 pub const CASES: &[Case] = &[
     ("profile::the_files_show_where_the_time_went", files),

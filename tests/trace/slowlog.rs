@@ -4,9 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use crate::harness::{Master, Place, body, wait_for};
+use crate::support::Case;
 use crate::support::fcgi::KEEP_CONN;
 use crate::support::server::php_fpm;
-use crate::{Case, pool, printed, run};
+use crate::{pool, printed, run};
 
 pub const CASES: &[Case] = &[
     ("slowlog::a_record_is_php_fpms", same_record),

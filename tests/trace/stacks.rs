@@ -6,7 +6,8 @@ use php_pool::trace::slowlog::calls;
 use php_pool::trace::{Backtrace, End};
 
 use crate::harness::{Master, PATIENCE, Place, wait_for};
-use crate::{Case, look, pool, printed, run, worker_with};
+use crate::support::Case;
+use crate::{look, pool, printed, run, worker_with};
 
 pub const CASES: &[Case] = &[
     ("stacks::every_place_is_seen_by_the_interpreter", interpreter),

@@ -238,7 +238,8 @@ pub static POOL: &[Row] = &[
         "catch_workers_output",
         Kind::Bool,
         field!(catch_workers_output),
-        "Whether what workers print to standard output and standard error is logged.",
+        "Whether what workers print to standard output and standard error is logged. Messages of PHP reach the journal either \
+         way.",
     )
     .default("no"),
     Row::new(

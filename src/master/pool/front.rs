@@ -1,6 +1,7 @@
 //! A full pool: while no worker is free, and only then, the master takes the connections that wait.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -25,11 +26,11 @@ pub enum Front {
     /// Nothing.
     Away,
     /// It wants to be told of a connection for which no worker waits.
-    Listening(#[expect(dead_code, reason = "it works as long as it lives")] Watch),
+    Listening(#[expect(dead_code, reason = "they work as long as they live")] Vec<Watch>),
     /// It was told, then.
     Told(Duration),
     /// It takes what comes while no worker waits.
-    Open(Watch),
+    Open(Vec<Watch>),
 }
 
 impl Front {
@@ -54,7 +55,7 @@ impl Pool {
             // A bounded queue's front stays where it is: it is made behind the workers, those that are still to come too.
             _ if !all_made || (self.queue.is_bounded() && pool.starting > 0) => Ok(Front::Away),
             // A limit is to hold however quickly the workers go on.
-            Front::Open(watch) if self.queue.is_bounded() => Ok(Front::Open(watch)),
+            Front::Open(watches) if self.queue.is_bounded() => Ok(Front::Open(watches)),
             _ if self.queue.is_bounded() => self.open(),
             Front::Away => self.hark(),
             Front::Told(_) if busy && stuck_at <= now => self.open(),
@@ -105,21 +106,23 @@ impl Pool {
     ///
     /// # Errors
     /// When the kernel refuses to watch the listener.
-    pub(super) fn open_the_front(&mut self) -> std::io::Result<()> {
+    pub(super) fn open_the_front(&mut self) -> io::Result<()> {
         self.front = self.open()?;
         self.queue.open(true);
         Ok(())
     }
 
-    fn hark(&self) -> std::io::Result<Front> {
-        watch::alarm(&self.wanted.listener, &self.ctx.events, self.id).map(Front::Listening)
+    fn hark(&self) -> io::Result<Front> {
+        let alarm = |listener| watch::alarm(listener, &self.ctx.events, self.id);
+        let alarms = self.wanted.listeners.iter().map(alarm).collect::<io::Result<_>>();
+        alarms.map(Front::Listening)
     }
 
-    fn open(&self) -> std::io::Result<Front> {
+    fn open(&self) -> io::Result<Front> {
         let name = &self.wanted.config.name;
-        self.queue
-            .receive(&self.wanted.listener, &self.ctx.log, name)
-            .map(Front::Open)
+        let receive = |listener| self.queue.receive(listener, &self.ctx.log, name);
+        let open = self.wanted.listeners.iter().map(receive).collect::<io::Result<_>>();
+        open.map(Front::Open)
     }
 
     /// A connection came while no worker waited for one.

@@ -11,10 +11,11 @@ use super::front;
 use super::{PING_EVERY, Pool, Wanted};
 use crate::config::{self, Pm};
 use crate::control::{Exit, ToZygote};
-use crate::log::MessageId;
+use crate::log::{Level, MessageId};
 use crate::master::access_log::AccessLog;
 use crate::master::daemon::Scope;
 use crate::master::generation::{Generation, Life};
+use crate::master::listen::are_same;
 use crate::master::stamp::{Files, only_roots};
 use crate::master::systemd::LONGEST_START;
 use crate::master::watch::{self, GenerationId, Place};
@@ -41,7 +42,7 @@ impl Pool {
             global,
             config,
             identity,
-            listener,
+            listeners,
             ..
         } = &self.wanted;
         let place = Place {
@@ -49,7 +50,7 @@ impl Pool {
             generation: GenerationId(self.ctx.number()),
         };
         let log = self.access_log.as_ref();
-        match Generation::start(&self.ctx, place, global, config, identity, listener, &self.queue, log) {
+        match Generation::start(&self.ctx, place, global, config, identity, listeners, &self.queue, log) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -74,7 +75,7 @@ impl Pool {
     /// A reload: the next generation is made from this, at once where that makes a difference.
     pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>, scope: Scope) {
         let renewed = scope == Scope::All || !self.is_up_to_date(&wanted);
-        if !Rc::ptr_eq(&self.wanted.listener, &wanted.listener) {
+        if !are_same(&self.wanted.listeners, &wanted.listeners) {
             self.leave_the_front();
         }
         self.wanted = wanted;
@@ -105,13 +106,13 @@ impl Pool {
         };
         let of_the_log = |global: &config::Global| (global.log_level, global.log_limit);
         let before = &self.wanted;
-        let same = plain(&before.config) == plain(&wanted.config)
+        let unchanged = plain(&before.config) == plain(&wanted.config)
             && of_the_log(&before.global) == of_the_log(&wanted.global)
             && before.identity == wanted.identity
-            && Rc::ptr_eq(&before.listener, &wanted.listener);
+            && are_same(&before.listeners, &wanted.listeners);
         let current = self.current.as_ref();
         let serves = current.is_some_and(|current| current.can_spawn() && current.is_up_to_date());
-        same && serves && self.next.is_none() && self.failed.is_none() && self.restart_at.is_none()
+        unchanged && serves && self.next.is_none() && self.failed.is_none() && self.restart_at.is_none()
     }
 
     pub(super) fn ready(&mut self, id: GenerationId, php: String, mapped: Vec<PathBuf>) {
@@ -126,11 +127,15 @@ impl Pool {
         self.counters.generations += 1;
         next.mapped = Files::now(only_roots(mapped));
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
-        self.log().debug(format_args!(
-            "zygote {} is ready, PHP {}",
-            next.zygote().pid(),
-            next.php
-        ));
+        // php-fpm's log has no line for it.
+        let level = match self.ctx.log.keeps_fields() {
+            true => Level::Notice,
+            false => Level::Debug,
+        };
+        self.log().identified(MessageId::GenerationReady).log(
+            level,
+            format_args!("zygote {} is ready, PHP {}", next.zygote().pid(), next.php),
+        );
         self.restart.worked();
         let before = self.current.replace(next);
         let busy = before.as_ref().map_or(0, |before| {
@@ -144,7 +149,7 @@ impl Pool {
         self.memory = pm::Memory::new(&pm::Limits::from(&*self.wanted.config), busy);
         (self.up, self.lost) = (false, 0);
         (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
-        self.listening = None;
+        self.listening.clear();
         if let Some((earlier, _)) = self.leaving.take() {
             self.retire(earlier);
         }
@@ -268,7 +273,7 @@ impl Pool {
     /// Ends it: requests may go on until `limit`.
     pub fn stop(&mut self, limit: Duration) {
         self.stopping = true;
-        (self.listening, self.status) = (None, None);
+        (self.listening, self.status) = (Vec::new(), None);
         self.leave_the_front();
         if let Some(next) = self.next.take() {
             self.retire(next);

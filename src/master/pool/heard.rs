@@ -7,11 +7,12 @@ use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
 use crate::config::or_never;
-use crate::control::{ChannelError, FromWorker, FromZygote, ToWorker};
+use crate::control::{ChannelError, FromWorker, FromZygote, LogMessage, ToWorker};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
+use crate::master::worker::fields_of;
 use crate::pm::WorkerId;
-use crate::scoreboard::monotonic_ns;
+use crate::scoreboard::{TextView, monotonic_ns};
 
 impl Pool {
     /// A zygote said something, or hung up.
@@ -68,6 +69,34 @@ impl Pool {
         }
     }
 
+    fn pid_of(&mut self, id: GenerationId, worker: WorkerId) -> i32 {
+        let generation = self.generation(id);
+        let pid = generation.and_then(|generation| generation.workers.get(&worker)?.pid());
+        pid.unwrap_or_default()
+    }
+
+    /// Logs what a worker has to say about its request.
+    fn log_for(&self, pid: i32, message: LogMessage) {
+        let LogMessage {
+            level,
+            from_php,
+            text,
+            script,
+            uri,
+            query,
+            id,
+        } = message;
+        let request = TextView {
+            script,
+            uri,
+            query,
+            id,
+            ..TextView::default()
+        };
+        let fields = fields_of(&self.wanted.config.name, pid, &request);
+        self.ctx.log.sent(&fields, level, from_php, &text);
+    }
+
     /// A worker said something, or hung up.
     pub fn on_worker(&mut self, id: GenerationId, worker: WorkerId, result: Result<Heard<FromWorker>, ChannelError>) {
         match result {
@@ -77,14 +106,15 @@ impl Pool {
             }) => {
                 if let Some(fd) = fds.into_iter().next() {
                     let config = &self.wanted.config;
+                    let patience = or_never(config.request_header_timeout);
                     let limit = match handover.since {
                         0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
                         // One that has never said a word is no kept connection.
-                        0 => Some(or_never(config.request_header_timeout)),
+                        0 => Some(patience),
                         // A request that has begun has what is left of its time, whoever waits for it.
                         since => {
                             let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
-                            Some(or_never(config.request_header_timeout).saturating_sub(spent))
+                            Some(patience.saturating_sub(spent))
                         }
                     };
                     self.queue.keep(handover, fd, limit);
@@ -102,13 +132,25 @@ impl Pool {
                     worker.tell(&snapshot, &[]);
                 }
             }
+            Ok(Heard {
+                message: FromWorker::Log(message),
+                ..
+            }) => {
+                let pid = self.pid_of(id, worker);
+                self.log_for(pid, *message);
+            }
             Err(ChannelError::Malformed(what)) => {
-                let pid = self
+                let said = self
                     .generation(id)
-                    .and_then(|generation| generation.workers.get(&worker)?.pid());
-                let pid = pid.unwrap_or_default();
-                self.log()
-                    .warning(format_args!("child {pid} does not keep to the protocol: {what}"));
+                    .and_then(|generation| generation.workers.get_mut(&worker));
+                // Once: a worker that sends nothing else would fill the log.
+                if let Some(said) = said
+                    && !std::mem::replace(&mut said.malformed, true)
+                {
+                    let pid = said.pid().unwrap_or_default();
+                    self.log()
+                        .warning(format_args!("child {pid} does not keep to the protocol: {what}"));
+                }
             }
             // Its end is known from its process; it is buried after this.
             Err(_) => {

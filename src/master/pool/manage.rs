@@ -1,6 +1,7 @@
 //! Carries out what the process manager decides: makes workers, asks them to leave, buries them, listens in their stead.
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ impl Pool {
         let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         if limits.style != Pm::Static {
-            snapshot.waiting = self.ctx.diag.backlog(&current.listener).unwrap_or_default().waiting;
+            snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
         }
         if !can_spawn || self.ctx.state.get() != State::Normal {
@@ -148,13 +149,15 @@ impl Pool {
         self.listen(limits.style != Pm::Static && available == 0 && total < limits.max_children);
     }
 
-    /// Watches the listener, or does not.
+    /// Watches the listeners, or does not.
     fn listen(&mut self, wanted: bool) {
         if !wanted {
-            self.listening = None;
-        } else if self.listening.is_none() {
-            match watch::listener(&self.wanted.listener, &self.ctx.events, self.id) {
-                Ok(watch) => self.listening = Some(watch),
+            self.listening.clear();
+        } else if self.listening.is_empty() {
+            let begin = |listener| watch::listener(listener, &self.ctx.events, self.id);
+            let begun: io::Result<Vec<_>> = self.wanted.listeners.iter().map(begin).collect();
+            match begun {
+                Ok(watches) => self.listening = watches,
                 Err(error) => {
                     self.log()
                         .error(format_args!("the listener cannot be watched: {}", errno(&error)));
@@ -167,7 +170,7 @@ impl Pool {
     /// A connection waits, or a kept one has something to say.
     pub fn on_waiting(&mut self) {
         if self.current.is_none() && self.next.is_none() && self.restart_at.is_none() && !self.stopping {
-            self.listening = None;
+            self.listening.clear();
             self.start();
         }
         self.touch();

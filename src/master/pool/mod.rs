@@ -47,8 +47,8 @@ pub struct Wanted {
     pub config: Rc<config::Pool>,
     /// Who its workers are.
     pub identity: Identity,
-    /// What they accept from.
-    pub listener: Rc<Listener>,
+    /// What they accept from: that of `listen`, then what else systemd listens on for the pool.
+    pub listeners: Vec<Rc<Listener>>,
     /// Where the master answers status and ping.
     pub status_listener: Option<Rc<Listener>>,
 }
@@ -93,7 +93,7 @@ pub struct Pool {
     up: bool,
     stopping: bool,
     crashes: VecDeque<Duration>,
-    listening: Option<Watch>,
+    listening: Vec<Watch>,
     front: Front,
     status: Option<Watch>,
     wake: Option<Duration>,
@@ -153,7 +153,7 @@ impl Pool {
             up: false,
             stopping: false,
             crashes: VecDeque::new(),
-            listening: None,
+            listening: Vec::new(),
             front: Front::Away,
             status: None,
             wake: Some(Duration::ZERO),

@@ -28,6 +28,8 @@ pub struct SavedPool {
     identity: Identity,
     /// The keys of its sockets.
     listener: String,
+    #[serde(default)]
+    further: Vec<String>,
     status_listener: Option<String>,
     access_logs: Vec<SavedAccessLog>,
     /// The name of that of them which the next generation takes.
@@ -77,7 +79,11 @@ impl Pool {
             global: (*wanted.global).clone(),
             config: (*wanted.config).clone(),
             identity: wanted.identity.clone(),
-            listener: wanted.listener.key.clone(),
+            listener: wanted.listeners[0].key.clone(),
+            further: wanted.listeners[1..]
+                .iter()
+                .map(|listener| listener.key.clone())
+                .collect(),
             status_listener: wanted.status_listener.as_ref().map(|listener| listener.key.clone()),
             access_logs,
             access_log,
@@ -107,7 +113,7 @@ impl Pool {
             global: Rc::new(saved.global),
             config: Rc::new(saved.config),
             identity: saved.identity,
-            listener: sockets.known(&saved.listener)?,
+            listeners: sockets.all_known(&saved.listener, &saved.further)?,
             status_listener,
         };
         let logs = saved.access_logs.into_iter().map(|log| AccessLog::restore(log, fds));

@@ -138,7 +138,7 @@ pub struct Exchange {
     pub status: u16,
     /// Storage of what PHP is shown by pointer.
     pub page: Page,
-    pub c_params: Vec<CParam>,
+    c_params: Vec<CParam>,
     pub c_headers: Vec<CParam>,
     fields: Vec<php_pool::status::Field>,
     c_fields: Vec<CField>,
@@ -214,6 +214,15 @@ impl Exchange {
 
     fn pool(&self) -> &'static PoolSettings {
         self.worker.pool()
+    }
+
+    /// All parameters, for C. Many scripts never ask for them.
+    pub fn list_params(&mut self) -> &[CParam] {
+        if self.c_params.is_empty() {
+            let all = self.params.iter();
+            self.c_params.extend(all.map(|(name, value)| CParam::new(name, value)));
+        }
+        &self.c_params
     }
 
     /// Writes the request into the scoreboard.
@@ -564,7 +573,8 @@ impl Exchange {
     }
 
     /// Nothing is left to do.
-    pub fn over(self) -> Over {
+    pub fn over(mut self) -> Over {
+        self.c_params.clear();
         if self.named && !self.executed {
             self.worker.end_lines();
         }

@@ -75,7 +75,7 @@ extern "C" fn read_body(buffer: *mut c_char, length: usize, cut: *mut i32) -> us
 }
 
 extern "C" fn params(count: *mut usize) -> *const ffi::Param {
-    let list = current().map_or(&[][..], |exchange| &exchange.c_params);
+    let list = current().map_or(&[][..], Exchange::list_params);
     // SAFETY: the address of a local variable of the shim.
     unsafe { *count = list.len() };
     list.as_ptr()
@@ -325,6 +325,11 @@ pub struct PhpFiles;
 
 impl Files for PhpFiles {
     fn resolves(&self, path: &[u8]) -> bool {
+        // What PHP's function does before anything else, but it allocates for it.
+        // SAFETY: PHP is started; the path is as long as it is said to be.
+        if unsafe { ffi::shim_resolved_before(path.as_ptr().cast(), path.len()) } {
+            return true;
+        }
         let path = c_string(path);
         // SAFETY: PHP is started; a C string. A bailout inside is caught there.
         unsafe { ffi::shim_resolves(path.as_ptr()) }
@@ -339,11 +344,6 @@ impl Files for PhpFiles {
 /// Runs a request through PHP. True: this process must not serve another. Does not return in a child that the script has forked:
 /// that ends here, and what the process has beside the request (persistent connections) stays its parent's.
 pub fn serve(exchange: &mut Exchange) -> bool {
-    exchange.c_params.clear();
-    let params = exchange.params.iter();
-    exchange
-        .c_params
-        .extend(params.map(|(name, value)| ffi::Param::new(name, value)));
     let text = |name: &str| {
         exchange
             .params

@@ -789,6 +789,11 @@ void shim_settings(struct shim_cgi *out)
     out->revalidate = !INI_BOOL("opcache.enable") ? 0 : looks ? INI_INT("opcache.revalidate_freq") : INT64_MAX;
 }
 
+bool shim_resolved_before(const char *path, size_t len)
+{
+    return realpath_cache_lookup(path, len, time(NULL)) != NULL;
+}
+
 bool shim_resolves(const char *path)
 {
     char resolved[MAXPATHLEN];

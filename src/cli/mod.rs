@@ -192,7 +192,7 @@ enum Commands {
         /// Print every setting too
         #[arg(long)]
         print: bool,
-        /// The file must be usable as a pool of systemd's, too
+        /// The file must be usable as a pool of systemd's, too, as one that is named has to be
         #[arg(long)]
         pool: bool,
     },
@@ -240,7 +240,7 @@ pub fn main() -> i32 {
                 defines: define,
                 ..PhpOptions::default()
             };
-            let mut load = load_options(pool_file(config), &php);
+            let mut load = load_options(pool_file(&config), &php);
             let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
             crate::master::run(Launch {
@@ -259,7 +259,11 @@ pub fn main() -> i32 {
         Commands::Exporter { listen, control } => exporter(listen, control),
         Commands::Workers { whom } => ask::workers(&whom),
         Commands::Ping { whom } => ask::ping(&whom),
-        Commands::Check { config, print, pool } => check(&pool_file(config), print, pool),
+        Commands::Check { config, print, pool } => {
+            let file = pool_file(&config);
+            // Who names a pool means one of systemd's.
+            check(&file, print, pool || file != config)
+        }
         Commands::Trace(args) => trace::trace(&args),
         Commands::Profile(args) => trace::profile(&args),
         Commands::Migrate(options) => crate::migrate::main(&options),
@@ -289,12 +293,12 @@ fn load_options(path: PathBuf, php: &PhpOptions) -> LoadOptions {
 }
 
 /// A pool's name stands for its file; what has a slash or ends in `.conf` is a file.
-fn pool_file(config: PathBuf) -> PathBuf {
+fn pool_file(config: &Path) -> PathBuf {
     match config.to_str() {
         Some(name) if !name.contains('/') && !name.ends_with(".conf") => {
             Path::new(crate::generator::POOL_DIR).join(format!("{name}.conf"))
         }
-        _ => config,
+        _ => config.to_owned(),
     }
 }
 
@@ -313,7 +317,9 @@ fn check(path: &Path, print: bool, pool: bool) -> i32 {
             if print {
                 config::dump(&config).iter().for_each(|line| println!("{line}"));
             }
-            println!("{}: {} pools, no errors", path.display(), config.pools.len());
+            let count = config.pools.len();
+            let pools = if count == 1 { "pool" } else { "pools" };
+            println!("{}: {count} {pools}, no errors", path.display());
             0
         }
         Err(errors) => {

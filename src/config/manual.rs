@@ -88,7 +88,7 @@ pub fn man_page() -> String {
     GLOBAL.iter().for_each(|directive| text.push_str(&man_entry(directive)));
     text.push_str(".SH \"THE SECTION OF A POOL\"\nWhat is marked (php-pool) is not known to php-fpm.\n");
     POOL.iter().for_each(|directive| text.push_str(&man_entry(directive)));
-    text.push_str(".SH \"SEE ALSO\"\n.BR php-pool (1),\n.BR php-fpm8.2 (8)\n");
+    text.push_str(".SH \"SEE ALSO\"\n.BR php-pool (8),\n.BR php-fpm8.2 (8)\n");
     text
 }
 

@@ -49,7 +49,7 @@ pub static GLOBAL: &[Row] = &[
         Kind::Path(Base::State),
         ERROR_LOG,
         "The error log: a file, or the word syslog. Without this line php-pool serve logs to standard error, under systemd the \
-         journal; with it there and nowhere else.",
+         journal; with it there and nowhere else. The default is that of php-fpm's command line.",
     )
     .default("log/php-fpm.log"),
     Row::new("syslog.ident", Kind::Text, field!(syslog_ident), "The tag of our lines in syslog.").default("php-fpm"),
@@ -64,7 +64,7 @@ pub static GLOBAL: &[Row] = &[
         "log_buffering",
         Kind::Bool,
         field!(log_buffering),
-        "Whether a line of the log is written at once instead of in pieces.",
+        "Accepted, because php-fpm has it: a line is always written at once.",
     )
     .default("yes"),
     Row::new(
@@ -110,8 +110,8 @@ pub static GLOBAL: &[Row] = &[
         "process_control_timeout",
         Kind::Time,
         field!(process_control_timeout),
-        "How long the workers of an old generation may finish their requests after a reload. 0 is without limit; a stop \
-         is bounded by stop_timeout.",
+        "How long the workers of an old generation may finish their requests after a reload, and how long a stop by SIGQUIT \
+         may take. 0 is without limit for a reload, and stop_timeout for SIGQUIT.",
     )
     .default("0"),
     Row::new(
@@ -133,7 +133,7 @@ pub static GLOBAL: &[Row] = &[
         "daemonize",
         Kind::Bool,
         field!(daemonize),
-        "Whether to go into the background. The command line's -D and -F override it.",
+        "Whether to go into the background, when called as php-fpm; -D and -F override it. php-pool serve never does.",
     )
     .default("yes"),
     Row::new(

@@ -45,7 +45,8 @@ pub static POOL: &[Row] = &[
         "listen.acl_users",
         Kind::Names,
         field!(listen_acl_users),
-        "Users that may connect to the unix socket, by an access control list; owner and group are then left alone.",
+        "Users that may connect to the unix socket, by an access control list; owner and group are then left alone. Under \
+         systemd it needs setfacl (Debian's package acl).",
     ),
     Row::new("listen.acl_groups", Kind::Names, field!(listen_acl_groups), "The same for groups."),
     Row::new(
@@ -127,7 +128,7 @@ pub static POOL: &[Row] = &[
         "pm.max_spawn_rate",
         Kind::Number(1..=PROCESSES),
         field!(pm_max_spawn_rate),
-        "With pm = dynamic, the most workers that are started at once.",
+        "With pm = dynamic, the most workers that are started within a second.",
     )
     .default("32")
     .refusal(Level::Alert, "pm.max_spawn_rate must be a positive value"),

@@ -6,6 +6,7 @@
 mod access_log;
 mod command_line;
 mod error_log;
+mod figures;
 mod full;
 mod harness;
 mod limits;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         restart::CASES,
         full::CASES,
         error_log::CASES,
+        figures::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|case| support::trial(case, true));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()

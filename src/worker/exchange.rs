@@ -283,12 +283,19 @@ impl Exchange {
         }
     }
 
-    /// Sends what was written; false: the client is gone.
+    /// Sends what was written; false: the client is gone. A script that has nothing to say learns that by it, too.
     pub fn flush(&mut self) -> bool {
-        if let (false, None, Some(conn)) = (self.finished, self.lost, &self.conn)
-            && let Err(why) = self.out.send(conn, self.pool().response_write_timeout)
-        {
-            self.lose(why);
+        if let (false, None, Some(conn)) = (self.finished, self.lost, &self.conn) {
+            let sent = if !self.out.is_empty() {
+                self.out.send(conn, self.pool().response_write_timeout)
+            } else if conn.is_abandoned() {
+                Err(Lost::Closed)
+            } else {
+                Ok(())
+            };
+            if let Err(why) = sent {
+                self.lose(why);
+            }
         }
         self.finished || self.lost.is_none()
     }
@@ -373,9 +380,11 @@ impl Exchange {
         }
     }
 
-    /// The HTTP status that a body cut short deserves.
+    /// The HTTP status that a body cut short deserves, and its script's end with it. PHP's last look for what is left of a body
+    /// comes when the script is over: that one must pass.
     pub fn status_of_cut(&self) -> Option<u16> {
-        self.cut.map(|cut| if cut == Cut::TimedOut { 408 } else { 400 })
+        let cut = self.cut.filter(|_| !self.executed)?;
+        Some(if cut == Cut::TimedOut { 408 } else { 400 })
     }
 
     /// Logs to the pool's log and, where enabled, to the web server's. What PHP says is for both whatever its level is.

@@ -9,7 +9,7 @@ mod timer;
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering::Relaxed};
 use std::time::Duration;
 
 use php_pool::control::PhpSettings;
@@ -404,10 +404,9 @@ pub fn trace_layout() -> TraceLayout {
 /// The limit that PHP's time-out names when the master ends a request, seconds; 0 is none.
 static TIME_LIMIT: AtomicI64 = AtomicI64::new(0);
 
-/// Makes SIGPROF end the running request where `terminate` is not 0, as max_execution_time would; `limit` is what it says.
-pub fn obey(terminate: &'static AtomicU64, limit: Duration) {
+/// What PHP's time-out says when the master ends a request by it.
+pub fn set_time_limit_shown(limit: Duration) {
     TIME_LIMIT.store(limit.as_millis().div_ceil(1000) as i64, Relaxed);
-    timer::watch(terminate);
 }
 
 /// Async-signal-safe.

@@ -80,8 +80,8 @@ pub fn serve(listen: SocketAddr, whose: Whose) -> Result<Infallible, ExporterErr
     let inherited = inherited().map_err(ExporterError::Inherited)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // A master that hangs holds one of these up, and a scrape waits for all of its own.
-        .max_blocking_threads(64)
+        // A master that hangs holds one of these up for as long as a scrape lasts.
+        .max_blocking_threads(1024)
         .build()
         .map_err(ExporterError::Loop)?;
     runtime.block_on(async move {

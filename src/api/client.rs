@@ -1,10 +1,13 @@
 //! The client of a control socket.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use thiserror::Error;
 
 use super::{Answer, MAX_ANSWER, Question, Versioned, encode};
@@ -84,6 +87,19 @@ pub fn reload(path: &Path, force: bool, limit: Option<Duration>) -> Result<(), A
     .map(drop)
 }
 
+/// Connects, or fails at once: the queue of a master that hangs may be full.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Errno::EAGAIN) => return Err(io::Error::other("it does not answer: its queue is full")),
+        outcome => outcome?,
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// A connection to a master.
 #[derive(Debug)]
 pub struct Client {
@@ -97,7 +113,7 @@ impl Client {
     /// # Errors
     /// When nobody listens there, or not to us.
     pub fn connect(path: &Path) -> Result<Self, ApiError> {
-        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        let stream = connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ApiError::Asleep(path.to_owned()),
             io::ErrorKind::PermissionDenied => ApiError::Forbidden(path.to_owned()),
             _ => ApiError::System {

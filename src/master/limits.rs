@@ -18,7 +18,7 @@ use super::trace;
 use super::worker::{Worker, describe_request, fields_of};
 use crate::config::Pool;
 use crate::log::MessageId;
-use crate::scoreboard::{Scoreboard, Slot, SlotView, Stage, TraceLayout};
+use crate::scoreboard::{Scoreboard, SlotView, Stage, TraceLayout};
 
 /// For PHP's own time-out, shutdown functions included.
 const ENGINE: Duration = Duration::from_millis(100);
@@ -67,7 +67,7 @@ impl Generation {
                 pool: &pool,
                 board: &self.board,
                 layout: self.trace_layout,
-                slot,
+                stage: slot.stage(),
                 started: slot.started.load(SeqCst),
             };
             let (slow, slow_due) = request.trace_when_slow(worker, &self.identity, now);
@@ -85,7 +85,8 @@ struct Current<'a> {
     pool: &'a Pool,
     board: &'a Scoreboard,
     layout: TraceLayout,
-    slot: &'a Slot,
+    /// Read before `started`: so that no request that begins in between is taken for the one before it.
+    stage: Stage,
     /// The begin of the request under way, if there is one.
     started: u64,
 }
@@ -115,7 +116,7 @@ impl Current<'_> {
         if limit.is_zero() {
             return (false, None);
         }
-        let running = self.slot.stage() == Stage::Running;
+        let running = self.stage == Stage::Running;
         // A request is traced once; one that begins now has all of its time before it.
         let due = match running && worker.traced != Some(self.started) {
             true => self.begin() + limit,
@@ -144,7 +145,7 @@ impl Current<'_> {
         if limit.is_zero() {
             return None;
         }
-        let same = |rung: &Rung| rung.started == self.started && self.slot.stage() != Stage::Idle;
+        let same = |rung: &Rung| rung.started == self.started && self.stage != Stage::Idle;
         worker.rung = worker.rung.filter(same);
         let due = match worker.rung {
             Some(rung) => rung.next,
@@ -168,7 +169,7 @@ impl Current<'_> {
 
     /// Whether there is a request whose time runs.
     fn counts(&self) -> bool {
-        match self.slot.stage() {
+        match self.stage {
             Stage::ReadingHeaders | Stage::Info | Stage::Running => true,
             Stage::Finishing => self.pool.request_terminate_timeout_track_finished,
             Stage::None | Stage::Held | Stage::Idle => false,

@@ -19,7 +19,7 @@ use tokio::task::LocalSet;
 use super::access_log::{self, AccessLog, AccessLogError};
 use super::background::{self, Report, Side};
 use super::daemon::{self, Daemon};
-use super::listen::{Inherited, ListenError, Sockets};
+use super::listen::{Inherited, ListenError, Listener, Sockets};
 use super::log_file;
 use super::pid_file::{PidFile, PidFileError};
 use super::pool::Wanted;
@@ -325,15 +325,24 @@ pub fn wanted(
 ) -> Result<Wanted, StartError> {
     let identity = users::resolve(pool, launch.load.allow_root_workers)
         .map_err(|error| StartError::User(pool.name.clone(), error))?;
-    let listeners = sockets.of_pool(pool, config.pools.len() == 1, log)?;
+    let mut listeners = sockets.of_pool(pool, config.pools.len() == 1, log)?;
+    let status_listener = match &pool.pm_status_listen_address {
+        Some(address) => Some(sockets.get(address, "pm.status_listen", pool, log)?),
+        None => None,
+    };
+    // Whatever its name: who may look at the status may not run scripts.
+    let is_status = |listener: &Rc<Listener>| {
+        status_listener
+            .as_ref()
+            .is_some_and(|status| Rc::ptr_eq(status, listener))
+    };
+    let further = listeners.split_off(1).into_iter();
+    listeners.extend(further.filter(|listener| !is_status(listener)));
     Ok(Wanted {
         global: Rc::new(config.global.clone()),
         config: Rc::new(pool.clone()),
         identity,
-        status_listener: match &pool.pm_status_listen_address {
-            Some(address) => Some(sockets.get(address, "pm.status_listen", pool, log)?),
-            None => None,
-        },
+        status_listener,
         listeners,
     })
 }

@@ -69,6 +69,9 @@ impl Page {
     }
 }
 
+/// Parameters for which room is kept from one request to the next.
+const MOST_KEPT: usize = 1024;
+
 /// Memory that one request leaves to the next.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -575,6 +578,7 @@ impl Exchange {
     /// Nothing is left to do.
     pub fn over(mut self) -> Over {
         self.c_params.clear();
+        self.c_params.shrink_to(MOST_KEPT);
         if self.named && !self.executed {
             self.worker.end_lines();
         }

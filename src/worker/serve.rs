@@ -285,27 +285,39 @@ struct CpuMeter {
     read_at: u64,
     /// Time in requests since then, nanoseconds.
     busy: u64,
-    /// CPU time for each nanosecond of a request.
-    share: f64,
+    /// CPU time for each nanosecond of a request; None before the first.
+    share: Option<f64>,
 }
 
 /// Time in requests after which the CPU clock is read, nanoseconds.
 const CPU_EVERY: u64 = 10_000_000;
 
 impl CpuMeter {
+    fn new() -> Self {
+        Self {
+            read_at: Self::read(),
+            ..Self::default()
+        }
+    }
+
+    fn read() -> u64 {
+        let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
+        nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+    }
+
     /// CPU time of a request that took `duration`, nanoseconds.
     fn of_request(&mut self, duration: u64) -> u64 {
         self.busy += duration;
-        if self.busy >= CPU_EVERY || self.read_at == 0 {
-            let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
-            let now =
-                nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
-            if self.read_at != 0 {
-                self.share = (now.saturating_sub(self.read_at) as f64 / self.busy.max(1) as f64).min(1.0);
+        let share = match self.share {
+            Some(share) if self.busy < CPU_EVERY => share,
+            _ => {
+                let now = Self::read();
+                let share = (now.saturating_sub(self.read_at) as f64 / self.busy.max(1) as f64).min(1.0);
+                (self.read_at, self.busy) = (now, 0);
+                *self.share.insert(share)
             }
-            (self.read_at, self.busy) = (now.max(1), 0);
-        }
-        (duration as f64 * self.share) as u64
+        };
+        (duration as f64 * share) as u64
     }
 }
 
@@ -360,7 +372,7 @@ impl Loop {
             next_token: CONNECTIONS,
             memory: Memory::default(),
             aside: Output::default(),
-            cpu: CpuMeter::default(),
+            cpu: CpuMeter::new(),
             served: 0,
             wear: Wear::Fresh,
             pressed: true,
@@ -506,7 +518,14 @@ impl Loop {
     /// waits there.
     fn next_in_queue(&mut self) -> Option<(Conn, u64)> {
         loop {
-            let received = self.worker.queue.receive(false).ok()?;
+            let received = match self.worker.queue.receive(false) {
+                Ok(received) => received,
+                Err(ChannelError::Closed) => {
+                    self.worker.orphaned.set(true);
+                    return None;
+                }
+                Err(_) => return None,
+            };
             let queued = received.message.queued;
             let conn = self.resume(received)?;
             if !conn.is_abandoned() {
@@ -895,15 +914,11 @@ impl Loop {
                     self.attend(conn, None);
                 }
             }
-            QUEUE => match self.worker.queue.receive(false) {
-                Ok(received) => {
-                    if let Some(conn) = self.resume(received) {
-                        self.attend(conn, None);
-                    }
+            QUEUE => {
+                if let Some((conn, _)) = self.next_in_queue() {
+                    self.attend(conn, None);
                 }
-                Err(ChannelError::Closed) => self.worker.orphaned.set(true),
-                Err(_) => {}
-            },
+            }
             LINK => match self.worker.link.receive(false) {
                 Ok(received) => self.worker.told.borrow_mut().push(received.message),
                 Err(ChannelError::Closed) => self.worker.orphaned.set(true),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use php_pool::scoreboard::{Control, Slot};
+use php_pool::scoreboard::{Control, Slot, Stage};
 
 static LEAVE: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -16,17 +16,17 @@ static WAKE: OnceLock<EventFd> = OnceLock::new();
 static WAKE_FD: AtomicI32 = AtomicI32::new(-1);
 /// [`Control::terminate`] of this worker.
 static TERMINATE: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
-/// [`Slot::started`] of this worker.
-static STARTED: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
+/// This worker's.
+static SLOT: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Whether the master has said that the request under way is to end: this one, and not one before it. Async-signal-safe.
 pub fn told_to_end() -> bool {
     // SAFETY: null, or words of a mapping that is never undone.
-    let (terminate, started) = unsafe { (TERMINATE.load(SeqCst).as_ref(), STARTED.load(SeqCst).as_ref()) };
-    let (Some(terminate), Some(started)) = (terminate, started) else {
+    let (terminate, slot) = unsafe { (TERMINATE.load(SeqCst).as_ref(), SLOT.load(SeqCst).as_ref()) };
+    let (Some(terminate), Some(slot)) = (terminate, slot) else {
         return false;
     };
-    terminate.load(SeqCst) == started.load(SeqCst).max(1)
+    slot.stage() != Stage::Idle && terminate.load(SeqCst) == slot.started.load(SeqCst).max(1)
 }
 
 /// SIGQUIT asks the worker to leave when its request ends; so does SIGTERM, unless the master has said that this request is
@@ -57,7 +57,7 @@ pub fn install(control: &'static Control, slot: &'static Slot) -> Result<Borrowe
     WAKE_FD.store(wake.as_fd().as_raw_fd(), SeqCst);
     let wake = WAKE.get_or_init(|| wake);
     TERMINATE.store(std::ptr::from_ref(&control.terminate).cast_mut(), SeqCst);
-    STARTED.store(std::ptr::from_ref(&slot.started).cast_mut(), SeqCst);
+    SLOT.store(std::ptr::from_ref(slot).cast_mut(), SeqCst);
     let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
         // SAFETY: the handler calls async-signal-safe functions alone.

@@ -1,5 +1,5 @@
 # Many pools: asleep they are sockets, awake each is its own, and asleep again nothing of them is left. What it costs is
-# printed as "measured:" lines, beside php-fpm with the same pools; docs/systemd.md has them.
+# printed as "measured:" lines, beside php-fpm with the same pools.
 
 now() { echo $((${EPOCHREALTIME/./} / 1000)); }
 since() { echo $(($(now) - $1)); }

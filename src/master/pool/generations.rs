@@ -105,7 +105,8 @@ impl Pool {
             line: 0,
             ..(**pool).clone()
         };
-        let of_the_log = |global: &config::Global| (global.log_level, global.log_limit);
+        // Where lines go decides what a worker does with its own.
+        let of_the_log = |global: &config::Global| (global.log_level, global.log_limit, global.error_log_named);
         let before = &self.wanted;
         let unchanged = plain(&before.config) == plain(&wanted.config)
             && of_the_log(&before.global) == of_the_log(&wanted.global)
@@ -138,6 +139,7 @@ impl Pool {
             format_args!("zygote {} is ready, PHP {}", next.zygote().pid(), next.php),
         );
         self.restart.worked();
+        self.restart_at = None;
         if self
             .current
             .as_ref()
@@ -180,7 +182,12 @@ impl Pool {
                 .take()
                 .unwrap_or_else(|| format!("its zygote {pid} exited {}", describe(Some(exit))));
             self.start_failed(reason);
-        } else if !told {
+        } else if !told
+            && self
+                .current
+                .as_ref()
+                .is_some_and(|current| current.place.generation == id)
+        {
             self.log().warning(format_args!(
                 "zygote {pid} exited {}; a new generation takes over",
                 describe(Some(exit))

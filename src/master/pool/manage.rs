@@ -52,9 +52,10 @@ impl Pool {
         self.attend_the_front(now, &snapshot, all_made);
         let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
-        if limits.style != Pm::Static {
+        if limits.style != Pm::Static || (all_made && snapshot.idle.is_empty()) {
             snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
+            self.counters.max_queue = self.counters.max_queue.max(snapshot.waiting);
         }
         if !can_spawn || self.ctx.state.get() != State::Normal {
             return;

@@ -21,7 +21,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
 
 use crate::api::{Answer, ApiError, Client, PoolStatus, Question, sockets};
 use crate::master::take_inherited;
@@ -32,6 +33,9 @@ pub const LISTEN: &str = "127.0.0.1:9253";
 
 /// How long a master may take, and a client for its request.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// For so long an answer serves all who ask: however many do, a master is asked twice a second at most.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Longest that a client may keep its connection, whatever it does on it.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -62,6 +66,12 @@ pub enum Whose {
     Of(Vec<PathBuf>),
 }
 
+/// The masters, and what they said last.
+struct Masters {
+    whose: Whose,
+    said: Mutex<Option<(Instant, Vec<PoolMetrics>)>>,
+}
+
 /// Serves until it is ended. `listen` is for when systemd passes no socket on.
 ///
 /// # Errors
@@ -86,7 +96,8 @@ pub fn serve(listen: SocketAddr, whose: Whose) -> Result<Infallible, ExporterErr
             }
         };
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        accept(listener, Arc::new(whose)).await
+        let said = Mutex::default();
+        accept(listener, Arc::new(Masters { whose, said })).await
     })
 }
 
@@ -102,7 +113,7 @@ fn inherited() -> io::Result<Option<std::net::TcpListener>> {
     Ok(Some(listener))
 }
 
-async fn accept(listener: TcpListener, whose: Arc<Whose>) -> Result<Infallible, ExporterError> {
+async fn accept(listener: TcpListener, masters: Arc<Masters>) -> Result<Infallible, ExporterError> {
     let places = Arc::new(Semaphore::new(CLIENTS));
     loop {
         let place = places.clone().acquire_owned().await.expect("it is never closed");
@@ -114,13 +125,13 @@ async fn accept(listener: TcpListener, whose: Arc<Whose>) -> Result<Infallible, 
                 continue;
             }
         };
-        let whose = whose.clone();
+        let masters = masters.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let whose = whose.clone();
+                let masters = masters.clone();
                 async move {
                     let accept = request.headers().get(ACCEPT);
-                    Ok::<_, Infallible>(answer(request.method(), request.uri().path(), accept, &whose).await)
+                    Ok::<_, Infallible>(answer(request.method(), request.uri().path(), accept, &masters).await)
                 }
             });
             let mut http = http1::Builder::new();
@@ -134,7 +145,7 @@ async fn accept(listener: TcpListener, whose: Arc<Whose>) -> Result<Infallible, 
     }
 }
 
-async fn answer(method: &Method, path: &str, accept: Option<&HeaderValue>, whose: &Whose) -> Response<Full<Bytes>> {
+async fn answer(method: &Method, path: &str, accept: Option<&HeaderValue>, masters: &Masters) -> Response<Full<Bytes>> {
     let reply = |status: StatusCode, kind: &'static str, text: String| {
         let mut response = Response::new(Full::from(text));
         *response.status_mut() = status;
@@ -154,7 +165,7 @@ async fn answer(method: &Method, path: &str, accept: Option<&HeaderValue>, whose
     match path {
         "/metrics" => {
             let exposition = Exposition::of(accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default());
-            let text = exposition.of_pools(gather(whose).await);
+            let text = exposition.of_pools(masters.ask().await);
             reply(StatusCode::OK, exposition.content_type(), text)
         }
         "/" => reply(
@@ -166,21 +177,44 @@ async fn answer(method: &Method, path: &str, accept: Option<&HeaderValue>, whose
     }
 }
 
-/// Asks all masters at once.
+impl Masters {
+    async fn ask(&self) -> Vec<PoolMetrics> {
+        let mut said = self.said.lock().await;
+        match &*said {
+            Some((at, pools)) if at.elapsed() < FRESH => pools.clone(),
+            _ => {
+                let pools = gather(&self.whose).await;
+                *said = Some((Instant::now(), pools.clone()));
+                pools
+            }
+        }
+    }
+}
+
+/// Asks all masters at once. Who has not answered in time is down, however many hang.
 async fn gather(whose: &Whose) -> Vec<PoolMetrics> {
     let sockets = match whose {
         Whose::All => sockets(),
         Whose::Of(paths) => paths.iter().map(|path| (name_of(path), path.clone())).collect(),
     };
+    let deadline = Instant::now() + PATIENCE;
     let asked: Vec<_> = sockets
         .into_iter()
-        .map(|(name, path)| tokio::task::spawn_blocking(move || metrics(name, &path)))
+        .map(|(name, path)| (name, tokio::task::spawn_blocking(move || ask(&path))))
         .collect();
     let mut pools = Vec::new();
-    for asked in asked {
-        // A thread that hangs is left to its own time-out.
-        if let Ok(answer) = asked.await {
-            pools.extend(answer);
+    for (name, mut asked) in asked {
+        match tokio::time::timeout_at(deadline, &mut asked).await {
+            Ok(Ok(Ok(found))) => pools.extend(found),
+            _ => {
+                // If it has not begun. A thread that hangs is left to its own time-out.
+                asked.abort();
+                pools.push(PoolMetrics {
+                    pool: name,
+                    status: None,
+                    resources: Resources::default(),
+                });
+            }
         }
     }
     pools
@@ -191,27 +225,14 @@ fn name_of(socket: &Path) -> String {
 }
 
 /// The pools of one master.
-fn metrics(name: String, socket: &Path) -> Vec<PoolMetrics> {
-    match ask(socket) {
-        Ok(pools) => {
-            let with_resources = |status: PoolStatus| PoolMetrics {
-                pool: status.snapshot.pool.clone(),
-                resources: status.measured.cgroup.as_deref().map(Resources::of).unwrap_or_default(),
-                status: Some(status),
-            };
-            pools.into_iter().map(with_resources).collect()
-        }
-        Err(_) => vec![PoolMetrics {
-            pool: name,
-            status: None,
-            resources: Resources::default(),
-        }],
-    }
-}
-
-fn ask(socket: &Path) -> Result<Vec<PoolStatus>, ApiError> {
+fn ask(socket: &Path) -> Result<Vec<PoolMetrics>, ApiError> {
+    let with_resources = |status: PoolStatus| PoolMetrics {
+        pool: status.snapshot.pool.clone(),
+        resources: status.measured.cgroup.as_deref().map(Resources::of).unwrap_or_default(),
+        status: Some(status),
+    };
     match Client::connect(socket)?.ask(&Question::Status, Some(PATIENCE))? {
-        Answer::Status { pools } => Ok(pools),
+        Answer::Status { pools } => Ok(pools.into_iter().map(with_resources).collect()),
         other => Err(ApiError::Refused(format!("an unexpected answer: {other:?}"))),
     }
 }

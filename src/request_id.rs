@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
-use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
@@ -108,9 +107,13 @@ impl Source {
     pub fn next(&self) -> RequestId {
         let count = self.count.get().wrapping_add(1);
         self.count.set(count);
-        let mut text = Text([0; 32], 0);
-        let _ = write!(text, "{:016x}{:016x}", mix(self.worker ^ count), mix(count));
-        RequestId::new(&text.0).expect("hexadecimal digits are an id")
+        let words = [mix(self.worker ^ count), mix(count)].map(u64::to_be_bytes);
+        let mut bytes = [0; MAX];
+        let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble)];
+        for (byte, digits) in words.as_flattened().iter().zip(bytes.as_chunks_mut().0) {
+            *digits = [digit(byte >> 4), digit(byte & 15)];
+        }
+        RequestId { length: 32, bytes }
     }
 }
 
@@ -119,20 +122,6 @@ fn mix(mut n: u64) -> u64 {
     n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     n ^ (n >> 31)
-}
-
-struct Text([u8; 32], usize);
-
-impl Write for Text {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let end = self.1 + text.len();
-        self.0
-            .get_mut(self.1..end)
-            .ok_or(std::fmt::Error)?
-            .copy_from_slice(text.as_bytes());
-        self.1 = end;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

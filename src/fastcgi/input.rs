@@ -12,8 +12,8 @@ pub const MAX_PARAMS: usize = 16 << 20;
 /// Why a connection cannot go on. It is closed without an answer, as php-fpm does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ProtocolError {
-    /// The version byte was 0.
-    #[error("a record has version 0")]
+    /// The version byte was 0, or another than 1 before a type that does not exist: another protocol, HTTP for instance.
+    #[error("a record has a version that there is not")]
     Version,
     /// BEGIN_REQUEST whose content is not 8 bytes.
     #[error("BEGIN_REQUEST has {0} bytes of content, not 8")]
@@ -250,7 +250,8 @@ impl Input {
 
     /// Decides what becomes of the record with this header. Some: the request begins before this record is read.
     fn start(&mut self, header: Header) -> Result<Option<Event>, ProtocolError> {
-        if header.version == 0 {
+        let strange = header.version != 1 && matches!(header.kind, RecordType::Unknown(_));
+        if header.version == 0 || strange {
             return Err(ProtocolError::Version);
         }
         let current = match self.state {
@@ -538,6 +539,7 @@ mod tests {
             bytes
         };
         assert_eq!(run(&[0; 8], 8), Err(ProtocolError::Version));
+        assert_eq!(run(b"GET / HTTP/1.0\r\n\r\n", 8), Err(ProtocolError::Version));
         assert_eq!(run(&with(1, 1, &[0; 8]), 8), Err(ProtocolError::SecondBegin(1)));
         assert_eq!(run(&with(1, 2, &[0; 7]), 8), Err(ProtocolError::BeginLength(7)));
         assert_eq!(run(&request(1, &[b"a"], &[]), 8), Err(ProtocolError::TruncatedPair));

@@ -23,6 +23,11 @@ pub struct Pairs<'a> {
 }
 
 impl<'a> Pairs<'a> {
+    /// The bytes behind the last pair.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// A length: one byte, or four with the highest bit set.
     fn length(&mut self) -> Option<usize> {
         let (&first, rest) = self.rest.split_first()?;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -35,7 +36,7 @@ enum Hands {
 }
 
 /// Opens a log for appending, 0600: as root where nobody but root can change the way to it, else as whoever can, without
-/// following a link at its end.
+/// following a link at its end; a file of root's own that is there already, as root.
 ///
 /// # Errors
 /// The kernel's, or that it is no file.
@@ -54,9 +55,28 @@ pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
         Hands::Of(person) => {
             // A pipe without a reader must not hold up the master.
             let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-            plain(acting_as(&person, || appending().custom_flags(flags).open(path))?)
+            match acting_as(&person, || appending().custom_flags(flags).open(path)) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    roots_own(path).ok_or(error).and_then(plain)
+                }
+                opened => plain(opened?),
+            }
         }
     }
+}
+
+/// The log of a master that opened it as root, which php-fpm does: a file of root's in a folder of somebody else's. Not where that
+/// somebody could have brought another file of root's there: by a link on the way, or by a hard link.
+fn roots_own(path: &Path) -> Option<File> {
+    let flags = OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let file: File = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+        .ok()?
+        .into();
+    let found = file.metadata().ok()?;
+    // One name, and that one is still there: no other can have been taken away since.
+    let name = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let only = found.is_file() && found.uid() == 0 && found.nlink() == 1 && name.file_name() == path.file_name();
+    only.then_some(file)
 }
 
 fn appending() -> OpenOptions {
@@ -301,6 +321,28 @@ mod tests {
         let syslog = yard.folder("syslog", 0, 4, 0o775);
         symlink(root.join("victim"), syslog.join("log")).unwrap();
         assert!(opened(&syslog.join("log")).is_err());
+    }
+
+    #[test]
+    fn the_log_that_php_fpm_made_is_gone_on_with() {
+        let Some(yard) = Yard::new() else { return };
+        let (root, pool) = (yard.folder("root", 0, 0, 0o755), yard.folder("pool", POOL, POOL, 0o700));
+        let log = pool.join("log");
+        fs::write(&log, "fpm\n").unwrap();
+        fs::set_permissions(&log, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(opened(&log), Ok(0));
+        assert_eq!(fs::read(&log).unwrap(), b"fpm\nx\n");
+        // Where it may be another file than it seems, or somebody else's, it is not.
+        fs::hard_link(&log, pool.join("victim")).unwrap();
+        symlink(&log, pool.join("link")).unwrap();
+        symlink(&pool, pool.join("way")).unwrap();
+        fs::write(root.join("victim"), "").unwrap();
+        fs::write(pool.join("of-another"), "").unwrap();
+        chown(pool.join("of-another"), Some(1), Some(1)).unwrap();
+        for name in ["log", "victim", "link", "way/log", "of-another"] {
+            assert!(opened(&pool.join(name)).is_err(), "{name}");
+        }
+        assert_eq!(fs::read(&log).unwrap(), b"fpm\nx\n");
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub struct Exchange {
     pub status: u16,
     /// Storage of what PHP is shown by pointer.
     pub page: Page,
-    pub c_params: Vec<CParam>,
+    c_params: Vec<CParam>,
     pub c_headers: Vec<CParam>,
     fields: Vec<php_pool::status::Field>,
     c_fields: Vec<CField>,
@@ -216,6 +216,15 @@ impl Exchange {
         self.worker.pool()
     }
 
+    /// All parameters, for C. Many scripts never ask for them.
+    pub fn list_params(&mut self) -> &[CParam] {
+        if self.c_params.is_empty() {
+            let all = self.params.iter();
+            self.c_params.extend(all.map(|(name, value)| CParam::new(name, value)));
+        }
+        &self.c_params
+    }
+
     /// Writes the request into the scoreboard.
     pub fn publish(&self) {
         let get = |name| self.params.get(name).unwrap_or_default();
@@ -274,12 +283,19 @@ impl Exchange {
         }
     }
 
-    /// Sends what was written; false: the client is gone.
+    /// Sends what was written; false: the client is gone. A script that has nothing to say learns that by it, too.
     pub fn flush(&mut self) -> bool {
-        if let (false, None, Some(conn)) = (self.finished, self.lost, &self.conn)
-            && let Err(why) = self.out.send(conn, self.pool().response_write_timeout)
-        {
-            self.lose(why);
+        if let (false, None, Some(conn)) = (self.finished, self.lost, &self.conn) {
+            let sent = if !self.out.is_empty() {
+                self.out.send(conn, self.pool().response_write_timeout)
+            } else if conn.is_abandoned() {
+                Err(Lost::Closed)
+            } else {
+                Ok(())
+            };
+            if let Err(why) = sent {
+                self.lose(why);
+            }
         }
         self.finished || self.lost.is_none()
     }
@@ -364,9 +380,11 @@ impl Exchange {
         }
     }
 
-    /// The HTTP status that a body cut short deserves.
+    /// The HTTP status that a body cut short deserves, and its script's end with it. PHP's last look for what is left of a body
+    /// comes when the script is over: that one must pass.
     pub fn status_of_cut(&self) -> Option<u16> {
-        self.cut.map(|cut| if cut == Cut::TimedOut { 408 } else { 400 })
+        let cut = self.cut.filter(|_| !self.executed)?;
+        Some(if cut == Cut::TimedOut { 408 } else { 400 })
     }
 
     /// Logs to the pool's log and, where enabled, to the web server's. What PHP says is for both whatever its level is.
@@ -555,7 +573,8 @@ impl Exchange {
     }
 
     /// Nothing is left to do.
-    pub fn over(self) -> Over {
+    pub fn over(mut self) -> Over {
+        self.c_params.clear();
         if self.named && !self.executed {
             self.worker.end_lines();
         }

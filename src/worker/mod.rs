@@ -83,7 +83,8 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         give_up("Spawn names a slot that does not exist");
     }
     board.slot(slot).reset();
-    let wake = signals::install(board.control(slot)).unwrap_or_else(|error| give_up(&format!("signals: {error}")));
+    let wake = signals::install(board.control(slot), board.slot(slot))
+        .unwrap_or_else(|error| give_up(&format!("signals: {error}")));
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap_or_else(|error| give_up(&format!("epoll: {error}")));
 
     // The gate: nothing of the pool runs before the master has put this process where it belongs.
@@ -98,7 +99,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         print_log(Level::Error, false, text.as_bytes(), usize::MAX);
     }
     let _ = php_pool::sys::set_title(&format!("php-fpm: {}", config.pool.title));
-    php::obey(&board.control(slot).terminate, config.pool.request_terminate_timeout);
+    php::set_time_limit_shown(config.pool.request_terminate_timeout);
     php::load_extensions(&config.php, |text| {
         print_log(Level::Error, false, text.as_bytes(), usize::MAX)
     });

@@ -95,6 +95,11 @@ impl Output {
         record(&mut self.bytes);
     }
 
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Sends what is gathered.
     pub fn send(&mut self, conn: &Conn, timeout: Duration) -> Result<(), Lost> {
         self.close();

@@ -1,6 +1,6 @@
 //! The parameters of one request, in an arena of their own: they outlive the body, and PHP wants NUL-terminated strings.
 
-use php_pool::fastcgi::pairs;
+use php_pool::fastcgi::{Pair, pairs};
 
 /// Fewest buckets of the index.
 const BUCKETS: usize = 64;
@@ -10,6 +10,15 @@ const BUCKETS: usize = 64;
 struct Text {
     at: u32,
     length: u32,
+}
+
+impl Text {
+    fn new(at: usize, text: &[u8]) -> Self {
+        Self {
+            at: at as u32,
+            length: text.len() as u32,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,20 +53,48 @@ impl Params {
         self.buckets
             .resize((stream.len() / 32).next_power_of_two().clamp(BUCKETS, 1 << 16), None);
         self.set(b"FCGI_ROLE", role.as_bytes());
+        // One copy of everything, in which each string gets the NUL that C wants: a value where the next pair begins, a name by
+        // moving one byte down, onto the lengths before it, which are two bytes at the least.
+        let start = self.arena.len();
+        self.arena.extend_from_slice(stream);
+        self.arena.push(0);
+        let (mut pairs, mut gap, mut strings) = (pairs(stream), start, 0);
+        while let Some(Ok(Pair { name, value })) = pairs.next() {
+            let end = start + stream.len() - pairs.rest().len();
+            let value_at = end - value.len();
+            let name_at = value_at - name.len() - 1;
+            self.arena.copy_within(name_at + 1..value_at, name_at);
+            self.arena[value_at - 1] = 0;
+            self.arena[end] = 0;
+            if gap < name_at {
+                self.arena[gap..name_at].fill(b'-'); // what is left of long lengths
+            }
+            (gap, strings) = (end + 1, strings + 2);
+            self.enter(name, Text::new(name_at, name), Text::new(value_at, value));
+        }
+        // One look at all of it for further NULs is much less than one at each string.
+        if memchr::memchr_iter(0, &self.arena[start..]).count() > strings {
+            self.read_cutting(stream, role);
+        }
+    }
+
+    /// The same, where a string holds a NUL of its own.
+    #[cold]
+    fn read_cutting(&mut self, stream: &[u8], role: &str) {
+        self.arena.clear();
+        self.entries.clear();
+        self.buckets.fill(None);
+        self.set(b"FCGI_ROLE", role.as_bytes());
         for pair in pairs(stream).map_while(Result::ok) {
             self.set(pair.name, pair.value);
         }
     }
 
     fn store(&mut self, text: &[u8]) -> Text {
-        let text = until_nul(text);
-        let at = self.arena.len() as u32;
+        let stored = Text::new(self.arena.len(), text);
         self.arena.extend_from_slice(text);
         self.arena.push(0);
-        Text {
-            at,
-            length: text.len() as u32,
-        }
+        stored
     }
 
     fn text(&self, text: Text) -> &[u8] {
@@ -80,7 +117,8 @@ impl Params {
         None
     }
 
-    /// The value of a parameter.
+    /// The value of a parameter. (Inlined, the hash of a literal is known to the compiler.)
+    #[inline]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.find(name.as_bytes(), hash(name.as_bytes()))
             .and_then(|index| self.entries[index].value)
@@ -89,23 +127,25 @@ impl Params {
 
     /// Sets a parameter; a new one comes last.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        let name = until_nul(name);
+        let (name, value) = (until_nul(name), until_nul(value));
+        let (stored, value) = (self.store(name), self.store(value));
+        self.enter(name, stored, value);
+    }
+
+    fn enter(&mut self, name: &[u8], stored: Text, value: Text) {
         let hash = hash(name);
-        let value = Some(self.store(value));
-        match self.find(name, hash) {
-            Some(index) => self.entries[index].value = value,
-            None => {
-                let bucket = self.bucket(hash);
-                let name = self.store(name);
-                let next = self.buckets[bucket].replace(self.entries.len() as u32);
-                self.entries.push(Entry {
-                    hash,
-                    name,
-                    value,
-                    next,
-                });
-            }
+        if let Some(index) = self.find(name, hash) {
+            self.entries[index].value = Some(value);
+            return;
         }
+        let bucket = self.bucket(hash);
+        let next = self.buckets[bucket].replace(self.entries.len() as u32);
+        self.entries.push(Entry {
+            hash,
+            name: stored,
+            value: Some(value),
+            next,
+        });
     }
 
     /// Removes a parameter.
@@ -124,15 +164,11 @@ impl Params {
 }
 
 fn until_nul(text: &[u8]) -> &[u8] {
-    // Searched word by word, unlike split()'s.
-    if text.contains(&0) {
-        text.split(|&byte| byte == 0).next().unwrap_or_default()
-    } else {
-        text
-    }
+    memchr::memchr(0, text).map_or(text, |end| &text[..end])
 }
 
 /// Eight bytes at a time: parameter names are a word or three long.
+#[inline]
 fn hash(name: &[u8]) -> u32 {
     const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(MIX).rotate_left(29);
@@ -140,7 +176,10 @@ fn hash(name: &[u8]) -> u32 {
     let whole = words
         .iter()
         .fold(name.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
-    let last = rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    let last = match name.last_chunk() {
+        Some(last) => u64::from_le_bytes(*last),
+        None => rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+    };
     (mix(whole, last) >> 32) as u32
 }
 
@@ -188,5 +227,44 @@ mod tests {
         let mut params = Params::default();
         params.read(&stream(&list), "RESPONDER");
         assert!(names.iter().all(|name| params.get(name) == Some(b"v")));
+    }
+
+    /// Any pairs: both ways of reading them come to the same, and each string is followed by its NUL.
+    #[test]
+    fn the_quick_way_is_the_plain_way() {
+        let mut seed = 1u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) % below
+        };
+        for round in 0..3000 {
+            let mut stream = Vec::new();
+            for _ in 0..random(6) {
+                let texts: [Vec<u8>; 2] =
+                    [random(5), [random(4), random(300)][(random(8) == 0) as usize]].map(|length| {
+                        let letters: &[u8] = if round % 2 == 0 { b"abc" } else { b"ab\0" };
+                        (0..length).map(|_| letters[random(3) as usize]).collect()
+                    });
+                for text in &texts {
+                    match text.len() {
+                        short @ ..128 if random(4) > 0 => stream.push(short as u8),
+                        long => stream.extend((long as u32 | 1 << 31).to_be_bytes()),
+                    }
+                }
+                stream.extend(texts.concat());
+            }
+            let (mut quick, mut plain) = (Params::default(), Params::default());
+            quick.read(&stream, "RESPONDER");
+            plain.read(b"", "RESPONDER");
+            plain.read_cutting(&stream, "RESPONDER");
+            assert!(quick.iter().eq(plain.iter()), "{stream:?}");
+            let ends = |text: Text| quick.arena[(text.at + text.length) as usize] == 0;
+            let mut texts = quick
+                .entries
+                .iter()
+                .flat_map(|entry| [Some(entry.name), entry.value])
+                .flatten();
+            assert!(texts.all(ends), "{stream:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use php_pool::scoreboard::Control;
+use php_pool::scoreboard::{Control, Slot};
 
 static LEAVE: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -16,14 +16,24 @@ static WAKE: OnceLock<EventFd> = OnceLock::new();
 static WAKE_FD: AtomicI32 = AtomicI32::new(-1);
 /// [`Control::terminate`] of this worker.
 static TERMINATE: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
+/// [`Slot::started`] of this worker.
+static STARTED: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Whether the master has said that the request under way is to end: this one, and not one before it. Async-signal-safe.
+pub fn told_to_end() -> bool {
+    // SAFETY: null, or words of a mapping that is never undone.
+    let (terminate, started) = unsafe { (TERMINATE.load(SeqCst).as_ref(), STARTED.load(SeqCst).as_ref()) };
+    let (Some(terminate), Some(started)) = (terminate, started) else {
+        return false;
+    };
+    terminate.load(SeqCst) == started.load(SeqCst).max(1)
+}
 
 /// SIGQUIT asks the worker to leave when its request ends; so does SIGTERM, unless the master has said that this request is
 /// to end now.
 extern "C" fn on_signal(signal: i32) {
     let errno = Errno::last_raw();
-    // SAFETY: set once, before the handler, to a word of a mapping that is never undone.
-    let terminate = unsafe { TERMINATE.load(Relaxed).as_ref() };
-    if signal == libc::SIGTERM && terminate.is_some_and(|word| word.load(SeqCst) != 0) {
+    if signal == libc::SIGTERM && told_to_end() {
         // SAFETY: both are async-signal-safe. The signal is blocked here and takes effect when the handler returns.
         unsafe {
             libc::signal(libc::SIGTERM, libc::SIG_DFL);
@@ -42,11 +52,12 @@ extern "C" fn on_signal(signal: i32) {
 ///
 /// # Errors
 /// When there are no descriptors left.
-pub fn install(control: &'static Control) -> Result<BorrowedFd<'static>, Errno> {
+pub fn install(control: &'static Control, slot: &'static Slot) -> Result<BorrowedFd<'static>, Errno> {
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     WAKE_FD.store(wake.as_fd().as_raw_fd(), SeqCst);
     let wake = WAKE.get_or_init(|| wake);
     TERMINATE.store(std::ptr::from_ref(&control.terminate).cast_mut(), SeqCst);
+    STARTED.store(std::ptr::from_ref(&slot.started).cast_mut(), SeqCst);
     let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
         // SAFETY: the handler calls async-signal-safe functions alone.
@@ -67,6 +78,7 @@ pub fn reset() {
 
 /// In a child that a script has forked: signals are the script's own. Async-signal-safe.
 pub fn forget() {
+    TERMINATE.store(std::ptr::null_mut(), SeqCst);
     for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
         // SAFETY: the action is written before it is read; the default action is no handler.
         unsafe {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::harness::{Master, lives};
@@ -15,6 +17,7 @@ pub const CASES: &[Case] = &[
     ("metrics::are_valid_for_prometheus_own_parsers", are_valid),
     ("metrics::count_what_happened", count_what_happened),
     ("metrics::of_a_dead_master_are_0", of_a_dead_master),
+    ("metrics::a_master_that_hangs_has_one_client", a_master_that_hangs),
     ("metrics::clients_that_do_no_good_harm_nobody", bad_clients),
     ("metrics::a_socket_of_systemds_is_taken", a_socket_of_systemds),
     ("metrics::alert_rules_are_valid", alert_rules_are_valid),
@@ -43,9 +46,13 @@ impl Drop for Exporter {
 
 impl Exporter {
     fn of(master: &Master) -> Self {
+        Self::of_socket(&master.place.path("control"))
+    }
+
+    fn of_socket(control: &Path) -> Self {
         let mut command = that_dies_with_us("KILL", harness::executable());
         command.args(["exporter", "--listen", "127.0.0.1:0", "--control"]);
-        command.arg(master.place.path("control")).stderr(Stdio::piped());
+        command.arg(control).stderr(Stdio::piped());
         let mut child = spawn(command).unwrap();
         let mut line = String::new();
         BufReader::new(child.stderr.take().unwrap())
@@ -77,6 +84,28 @@ impl Exporter {
         };
         lines.map(pair).collect()
     }
+}
+
+/// However many want to know of it: nobody waits for longer than one look takes, and it has one client to serve; a second one, if a request comes late.
+fn a_master_that_hangs() {
+    let place = harness::Place::new();
+    let hangs = UnixListener::bind(place.path("control")).unwrap();
+    let exporter = Exporter::of_socket(&place.path("control"));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                assert!(
+                    exporter
+                        .values()
+                        .iter()
+                        .any(|(name, up)| name.starts_with("phpfpm_up") && *up == 0.0)
+                )
+            });
+        }
+    });
+    hangs.set_nonblocking(true).unwrap();
+    let asked = std::iter::from_fn(|| hangs.accept().ok()).count();
+    assert!((1..=2).contains(&asked), "{asked} connections");
 }
 
 /// Where there is no control group there are no figures of one.

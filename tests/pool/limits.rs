@@ -8,6 +8,10 @@ use crate::support::Case;
 pub const CASES: &[Case] = &[
     ("limits::a_request_over_its_time_ends_inside_php", ends_inside_php),
     (
+        "limits::what_ends_a_request_does_not_end_the_next",
+        the_next_request_is_left_alone,
+    ),
+    (
         "limits::a_request_that_blocks_signals_is_killed_with_its_children",
         is_killed,
     ),
@@ -65,6 +69,39 @@ fn ends_inside_php() {
         ));
     }
     assert_eq!(master.get("/pid.php"), worker, "the worker did not live on");
+}
+
+/// The worker that lives on has no word left of the request that was ended: its time-out's signal is for nobody, and SIGTERM asks
+/// it to finish.
+fn the_next_request_is_left_alone() {
+    let master = serve("request_terminate_timeout = 400ms");
+    master.place.write(
+        "go-on.php",
+        "<?php header('X-Pid: ' . getmypid()); fastcgi_finish_request(); set_time_limit(0); touch(__DIR__ . '/begun');\n\
+         while (!file_exists(__DIR__ . '/go')) { usleep(1000); clearstatcache(); }\n\
+         file_put_contents(__DIR__ . '/done', 'done');",
+    );
+    let worker = master.get("/pid.php");
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/sleep.php", 0);
+    assert!(connection.reply(1).end.is_some());
+    master.said("execution timed out (");
+
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/go-on.php", 0);
+    let reply = connection.reply(1);
+    let pid = String::from_utf8_lossy(&reply.stdout).into_owned();
+    assert!(pid.contains(&format!("X-Pid: {worker}\r\n")), "{pid}");
+    let there = |name: &str| master.place.path(name).exists();
+    crate::harness::wait_for("the script works on", || there("begun"));
+    let pid = nix::unistd::Pid::from_raw(worker.parse().unwrap());
+    for signal in [nix::sys::signal::Signal::SIGPROF, nix::sys::signal::Signal::SIGTERM] {
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+    master.place.write("go", "");
+    crate::harness::wait_for("the script has come to its end", || there("done"));
+    master.said(&format!("child {worker} exited with code 0"));
+    assert_eq!(master.count("Maximum execution time"), 1);
 }
 
 fn is_killed() {

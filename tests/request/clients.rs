@@ -130,6 +130,43 @@ fn bodies(c: &mut Cases) {
         },
     );
     c.differs(
+        "a_script_that_finds_its_body_cut_short_is_ended",
+        &HELD,
+        "A script that reads its body itself (PUT, php://input) begins before the body is there. When that ends too early, php-fpm \
+         waits until the connection closes; we end the script and answer 400, or 408 after request_body_timeout.",
+        |t| {
+            let page = t.page("register_shutdown_function(function () { echo 'over'; }); echo strlen(file_get_contents('php://input'));");
+            let short = |method: &str, length: &str| {
+                page.clone()
+                    .post("text/plain", "part")
+                    .set("CONTENT_LENGTH", length)
+                    .method(method)
+                    .keep()
+            };
+            // Of a form beyond post_max_size PHP leaves the body to the script.
+            let requests = [short("PUT", "5"), short("PUT", "70000"), short("POST", "9000000")];
+            if !t.is_php_pool() {
+                let mut connection = t.connect();
+                connection.send(&requests[0].bytes());
+                assert!(connection.record_within(A_MOMENT).is_none());
+                t.note("no answer");
+                return;
+            }
+            let mut connection = t.connect();
+            for request in &requests {
+                connection.send(&request.bytes());
+                let reply = t.reply(&mut connection, 1);
+                assert_eq!((reply.status(), reply.text().as_str()), (400, ""), "{reply}");
+                connection.send(&short("PUT", "4").bytes());
+                assert_eq!(t.reply(&mut connection, 1).text(), "4over");
+            }
+            let request = short("PUT", "5");
+            connection.send(&[request.head(), Record::new(STDIN, 1, "part").bytes()].concat());
+            let reply = t.reply(&mut connection, 1);
+            assert_eq!((reply.status(), reply.text().as_str()), (408, ""), "{reply}");
+        },
+    );
+    c.differs(
         "a_client_that_leaves_within_the_body_does_not_run_the_script",
         &HELD,
         "php-fpm runs the script with an empty body when the web server goes away within it; we do not run it.",
@@ -156,6 +193,28 @@ fn bodies(c: &mut Cases) {
                 assert_eq!(t.send(&after).text(), "0");
             } else {
                 wait_until("both have run", || ran.join("0").exists() && ran.join("1").exists());
+            }
+        },
+    );
+    c.same(
+        "a_script_without_output_learns_by_flush_that_its_client_has_left",
+        &HELD,
+        |t| {
+            let said = t.writable("said");
+            for method in ["GET", "HEAD"] {
+                let request = t.page(
+                    "ignore_user_abort(true); echo 'begun'; flush();\n\
+                 for ($n = 0; $n < 15000 && !connection_aborted(); $n++) { usleep(1000); flush(); }\n\
+                 file_put_contents(__DIR__ . '/said/part', connection_status());\n\
+                 rename(__DIR__ . '/said/part', __DIR__ . '/said/' . $_SERVER['REQUEST_METHOD']);",
+                );
+                let mut connection = t.connect();
+                connection.send(&request.method(method).bytes());
+                connection.next_record().expect("the beginning of an answer");
+                drop(connection);
+                let said = said.join(method);
+                wait_until("the script is over", || said.exists());
+                t.note(std::fs::read_to_string(said).expect("it is there"));
             }
         },
     );

@@ -458,6 +458,58 @@ fn roles_and_types(c: &mut Cases) {
             }
         },
     );
+    c.same("another_protocol_closes_the_connection", &Setup::BASE, |t| {
+        for kept in [false, true] {
+            let mut connection = t.connect();
+            if kept {
+                connection.send(&t.page(HELLO).keep().bytes());
+                assert_eq!(t.reply(&mut connection, 1).text(), "hello GET");
+            }
+            connection.send(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n");
+            assert!(connection.end().0.is_empty());
+        }
+    });
+    c.differs(
+        "a_record_out_of_place_within_a_request_closes_the_connection",
+        &Setup::BASE,
+        "php-fpm takes records that only a server sends, and parameters within a body, for the end of what it waits for, and \
+         runs the script; we close the connection.",
+        |t| {
+            let request = t.page("echo 'ran';").post("text/plain", "body");
+            for kind in [3, 6, 7, 10] {
+                let stray = Record::new(kind, 1, "12345678").bytes();
+                for at in [16, request.head().len()] {
+                    let bytes = request.bytes();
+                    let reply = t.send_raw(&[&bytes[..at], &stray, &bytes[at..]].concat());
+                    assert_eq!(reply.end.is_none(), t.is_php_pool(), "{kind} at {at}");
+                }
+            }
+            let late = Record::new(PARAMS, 1, pair(b"A", b"b")).bytes();
+            let reply = t.send_raw(&[request.head(), late, request.tail()].concat());
+            assert_eq!(reply.end.is_none(), t.is_php_pool());
+        },
+    );
+    c.differs(
+        "records_of_another_request_are_no_part_of_this_one",
+        &Setup::BASE,
+        "php-fpm does not look at the request id of parameters and bodies and takes any for the request's own; we skip what is \
+         not.",
+        |t| {
+            let request = t
+                .page("echo $_SERVER['ODD'] ?? 'none', file_get_contents('php://input');")
+                .post("text/plain", "body");
+            let (bytes, head) = (request.bytes(), request.head().len());
+            let parts = [
+                &bytes[..16],
+                &Record::new(PARAMS, 2, pair(b"ODD", b"taken")).bytes(),
+                &bytes[16..head],
+                &Record::new(STDIN, 2, "evil").bytes(),
+                &bytes[head..],
+            ];
+            let wanted = if t.is_php_pool() { "nonebody" } else { "takenevil" };
+            assert_eq!(t.send_raw(&parts.concat()).text(), wanted);
+        },
+    );
     c.same("data_for_a_filter_is_not_read", &Setup::BASE, |t| {
         let request = t
             .page("echo $_SERVER['FCGI_ROLE'], file_get_contents('php://input');")

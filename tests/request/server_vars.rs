@@ -161,6 +161,39 @@ fn superglobals(c: &mut Cases) {
                 .starts_with("string(8) \"fpm-fcgi\"\nstring(8) \"fpm-fcgi\"\nbool(false)\n")
         );
     });
+    c.same("phpinfo_shows_the_settings_of_cgi_as_php_fpm_does", &Setup::BASE, |t| {
+        t.php(
+            "ob_start(); phpinfo(INFO_MODULES);
+             preg_match_all('~<td class=\"e\">((?:cgi|fastcgi|fpm)\\..*)~', ob_get_clean(), $all); echo implode(\"\\n\", $all[1]);",
+        );
+    });
+    c.differs(
+        "env_is_no_copy_of_the_server_variables",
+        &INHERITED,
+        "With E in variables_order, php-fpm 8.2 gives a script that uses $_SERVER a copy of it as $_ENV, with PHP_SELF, argv and \
+         REQUEST_TIME; for us it is the environment and the request's parameters in any case.",
+        |t| {
+            let reply = t.php("echo json_encode([isset($_SERVER['PHP_SELF']), isset($_ENV['PHP_SELF'])]), $_ENV['SCRIPT_NAME'];");
+            assert_eq!(reply.text(), format!("[true,{}]/index.php", !t.is_php_pool()));
+        },
+    );
+    c.differs(
+        "php_is_that_of_libphp",
+        &Setup::BASE,
+        "Debian builds libphp with pcntl and chroot(), and with another PHP_CONFIG_FILE_PATH (php.ini is read where php-fpm reads \
+         it); PHP_BINARY is php-pool-worker.",
+        |t| {
+            let reply = t.php(
+                "foreach (['pcntl_fork', 'chroot'] as $name) echo function_exists($name) ? 'there ' : 'none ';
+                 echo basename(PHP_BINARY), ' ', basename(PHP_CONFIG_FILE_PATH);",
+            );
+            if t.is_php_pool() {
+                assert_eq!(reply.text(), "there there php-pool-worker embed");
+            } else {
+                assert!(reply.text().starts_with("none none php-fpm"), "{reply}");
+            }
+        },
+    );
     c.same("phpinfo_says_fpm_fastcgi", &Setup::BASE, |t| {
         let request = t.page(
             "ob_start(); phpinfo(INFO_GENERAL); $all = strip_tags(ob_get_clean());

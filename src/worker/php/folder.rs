@@ -13,7 +13,7 @@ use std::time::Duration;
 use php_pool::scoreboard::monotonic_ns;
 
 /// The longest that a folder is not looked at again.
-const MOST: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_millis(100);
 
 /// Nanoseconds; 0: each call goes to the kernel. It must be so before a chroot, after which a path means something else.
 static PATIENCE: AtomicU64 = AtomicU64::new(0);

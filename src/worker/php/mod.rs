@@ -9,7 +9,7 @@ mod timer;
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering::Relaxed};
 use std::time::Duration;
 
 use php_pool::control::PhpSettings;
@@ -75,7 +75,7 @@ extern "C" fn read_body(buffer: *mut c_char, length: usize, cut: *mut i32) -> us
 }
 
 extern "C" fn params(count: *mut usize) -> *const ffi::Param {
-    let list = current().map_or(&[][..], |exchange| &exchange.c_params);
+    let list = current().map_or(&[][..], Exchange::list_params);
     // SAFETY: the address of a local variable of the shim.
     unsafe { *count = list.len() };
     list.as_ptr()
@@ -325,6 +325,11 @@ pub struct PhpFiles;
 
 impl Files for PhpFiles {
     fn resolves(&self, path: &[u8]) -> bool {
+        // What PHP's function does before anything else, but it allocates for it.
+        // SAFETY: PHP is started; the path is as long as it is said to be.
+        if unsafe { ffi::shim_resolved_before(path.as_ptr().cast(), path.len()) } {
+            return true;
+        }
         let path = c_string(path);
         // SAFETY: PHP is started; a C string. A bailout inside is caught there.
         unsafe { ffi::shim_resolves(path.as_ptr()) }
@@ -339,11 +344,6 @@ impl Files for PhpFiles {
 /// Runs a request through PHP. True: this process must not serve another. Does not return in a child that the script has forked:
 /// that ends here, and what the process has beside the request (persistent connections) stays its parent's.
 pub fn serve(exchange: &mut Exchange) -> bool {
-    exchange.c_params.clear();
-    let params = exchange.params.iter();
-    exchange
-        .c_params
-        .extend(params.map(|(name, value)| ffi::Param::new(name, value)));
     let text = |name: &str| {
         exchange
             .params
@@ -404,10 +404,9 @@ pub fn trace_layout() -> TraceLayout {
 /// The limit that PHP's time-out names when the master ends a request, seconds; 0 is none.
 static TIME_LIMIT: AtomicI64 = AtomicI64::new(0);
 
-/// Makes SIGPROF end the running request where `terminate` is not 0, as max_execution_time would; `limit` is what it says.
-pub fn obey(terminate: &'static AtomicU64, limit: Duration) {
+/// What PHP's time-out says when the master ends a request by it.
+pub fn set_time_limit_shown(limit: Duration) {
     TIME_LIMIT.store(limit.as_millis().div_ceil(1000) as i64, Relaxed);
-    timer::watch(terminate);
 }
 
 /// Async-signal-safe.

@@ -45,6 +45,7 @@ static struct {
     const struct shim_request *request;
     bool retire;  /* this process was changed for good */
     bool running; /* the script has begun */
+    bool ended;   /* the end of the answer has been seen to */
     zend_long time_limit; /* max_execution_time, while another is shown */
     bool limit_shown;
 } now;
@@ -260,6 +261,7 @@ static int activate(void)
 static int deactivate(void)
 {
     if (SG(sapi_started)) {
+        now.ended = true;
         rust->finish();
     }
     return SUCCESS;
@@ -446,7 +448,7 @@ static void add_error_header(void)
 enum shim_outcome shim_serve(const struct shim_request *request)
 {
     now.request = request;
-    now.retire = now.running = false;
+    now.retire = now.running = now.ended = false;
     zend_first_try {
         SG(server_context) = (void *) request; /* not NULL: a request, not module start-up */
         SG(sapi_headers).http_response_code = request->status;
@@ -486,6 +488,9 @@ enum shim_outcome shim_serve(const struct shim_request *request)
         SG(request_info).path_translated = NULL;
     }
     php_request_shutdown(NULL);
+    if (!now.ended) {
+        rust->finish(); /* PHP gave up before it came to that: the client must not wait for ever */
+    }
     if (now.limit_shown) {
         EG(timeout_seconds) = now.time_limit;
         now.limit_shown = false;
@@ -610,13 +615,13 @@ static ZEND_INI_MH(on_string)
 
 #define AT(field) ((void *) (size_t) ((char *) &cgi.field - (char *) &cgi))
 PHP_INI_BEGIN()
-    PHP_INI_ENTRY1("cgi.rfc2616_headers", "0", PHP_INI_ALL, on_bool, AT(rfc2616_headers))
-    PHP_INI_ENTRY1("cgi.nph", "0", PHP_INI_ALL, on_bool, AT(nph))
-    PHP_INI_ENTRY1("cgi.force_redirect", "1", PHP_INI_SYSTEM, on_bool, AT(force_redirect))
+    PHP_INI_ENTRY1_EX("cgi.rfc2616_headers", "0", PHP_INI_ALL, on_bool, AT(rfc2616_headers), zend_ini_boolean_displayer_cb)
+    PHP_INI_ENTRY1_EX("cgi.nph", "0", PHP_INI_ALL, on_bool, AT(nph), zend_ini_boolean_displayer_cb)
+    PHP_INI_ENTRY1_EX("cgi.force_redirect", "1", PHP_INI_SYSTEM, on_bool, AT(force_redirect), zend_ini_boolean_displayer_cb)
     PHP_INI_ENTRY1("cgi.redirect_status_env", NULL, PHP_INI_SYSTEM, on_string, AT(redirect_status_env))
-    PHP_INI_ENTRY1("cgi.fix_pathinfo", "1", PHP_INI_SYSTEM, on_bool, AT(fix_pathinfo))
-    PHP_INI_ENTRY1("cgi.discard_path", "0", PHP_INI_SYSTEM, on_bool, AT(discard_path))
-    PHP_INI_ENTRY1("fastcgi.logging", "1", PHP_INI_SYSTEM, on_bool, AT(logging))
+    PHP_INI_ENTRY1_EX("cgi.fix_pathinfo", "1", PHP_INI_SYSTEM, on_bool, AT(fix_pathinfo), zend_ini_boolean_displayer_cb)
+    PHP_INI_ENTRY1_EX("cgi.discard_path", "0", PHP_INI_SYSTEM, on_bool, AT(discard_path), zend_ini_boolean_displayer_cb)
+    PHP_INI_ENTRY1_EX("fastcgi.logging", "1", PHP_INI_SYSTEM, on_bool, AT(logging), zend_ini_boolean_displayer_cb)
     PHP_INI_ENTRY1("fastcgi.error_header", NULL, PHP_INI_SYSTEM, on_string, AT(error_header))
     PHP_INI_ENTRY1("fpm.config", NULL, PHP_INI_SYSTEM, on_string, AT(fpm_config))
 PHP_INI_END()
@@ -782,6 +787,11 @@ void shim_settings(struct shim_cgi *out)
     /* Without opcache none of these exists, and all are 0. */
     bool looks = INI_BOOL("opcache.validate_timestamps");
     out->revalidate = !INI_BOOL("opcache.enable") ? 0 : looks ? INI_INT("opcache.revalidate_freq") : INT64_MAX;
+}
+
+bool shim_resolved_before(const char *path, size_t len)
+{
+    return realpath_cache_lookup(path, len, time(NULL)) != NULL;
 }
 
 bool shim_resolves(const char *path)

@@ -16,9 +16,11 @@
 use std::ffi::{c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use php_pool::scoreboard::monotonic_ns;
+
+use crate::worker::signals::told_to_end;
 
 /// How much more CPU time than its limit a script may get, nanoseconds.
 const SLACK: u64 = 250_000_000;
@@ -37,23 +39,10 @@ static ARMED_AT: AtomicU64 = AtomicU64::new(0);
 static HANDLER: AtomicUsize = AtomicUsize::new(0);
 /// Whether the last change of the signal mask unblocked SIGPROF alone.
 static UNBLOCKED: AtomicBool = AtomicBool::new(false);
-/// [`php_pool::scoreboard::Control::terminate`] of this worker.
-static TERMINATE: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
 
-/// From now on this word says whether SIGPROF ends the running request.
-pub fn watch(terminate: &'static AtomicU64) {
-    TERMINATE.store(std::ptr::from_ref(terminate).cast_mut(), SeqCst);
-}
-
-/// In a child that a script has forked: it inherits no timer, and nobody but the script ends it.
+/// In a child that a script has forked: it inherits no timer.
 pub fn forget() {
     ARMED.store(0, Relaxed);
-    TERMINATE.store(null_mut(), SeqCst);
-}
-
-fn told_to_end() -> bool {
-    // SAFETY: null, or a static word.
-    unsafe { TERMINATE.load(Relaxed).as_ref() }.is_some_and(|word| word.load(SeqCst) != 0)
 }
 
 fn arm(nanoseconds: u64, now: u64) {
@@ -99,7 +88,12 @@ pub unsafe extern "C" fn setitimer(which: c_int, new: *const libc::itimerval, ol
 
 extern "C" fn on_prof(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let limit = LIMIT.load(Relaxed);
+    // SAFETY: the kernel's, as the handler was installed with SA_SIGINFO.
+    let sent = unsafe { info.as_ref() }.is_some_and(|info| info.si_code <= 0);
     if !told_to_end() {
+        if sent {
+            return; // not the timer's: it was meant for the request before, which has just ended
+        }
         let (armed, at, began, now) = (
             ARMED.swap(0, Relaxed),
             ARMED_AT.load(Relaxed),

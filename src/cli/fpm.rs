@@ -28,7 +28,7 @@ pub struct Options {
     pub defines: Vec<String>,
     /// `-e`
     pub extended_info: bool,
-    /// The first of `-h -v -m -i`.
+    /// The first of `-h -v -m`, which ends the line; else `-i`.
     pub show: Option<Show>,
     /// `-y`
     pub config: Option<PathBuf>,
@@ -86,8 +86,14 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, UsageEr
     let mut options = Options::default();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
+        if options.is_over() {
+            break;
+        }
         if word == "--" {
-            return words.next().map_or(Ok(options), |word| Err(UsageError::Stray(word)));
+            return match words.next() {
+                Some(word) => options.stray(word),
+                None => Ok(options),
+            };
         }
         if let Some(long) = word.strip_prefix("--") {
             let (name, value) = match long.split_once('=') {
@@ -120,24 +126,37 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Options, UsageEr
                     break;
                 }
                 options.set(letter, String::new());
+                if options.is_over() {
+                    break;
+                }
             }
         } else {
-            return Err(UsageError::Stray(word));
+            return options.stray(word);
         }
     }
     Ok(options)
 }
 
 impl Options {
+    /// Whether what follows does not count: php-fpm answers these as soon as it comes to them.
+    fn is_over(&self) -> bool {
+        matches!(self.show, Some(Show::Usage | Show::Version | Show::Modules))
+    }
+
+    /// A word that is no option's ends the line; `-i` is answered all the same.
+    fn stray(self, word: String) -> Result<Self, UsageError> {
+        match self.show {
+            Some(Show::Info) => Ok(self),
+            _ => Err(UsageError::Stray(word)),
+        }
+    }
+
     fn set(&mut self, option: char, value: String) {
-        let mut show = |what| {
-            self.show.get_or_insert(what);
-        };
         match option {
-            'h' | '?' => show(Show::Usage),
-            'i' => show(Show::Info),
-            'm' => show(Show::Modules),
-            'v' => show(Show::Version),
+            'h' | '?' => self.show = Some(Show::Usage),
+            'i' => self.show = Some(Show::Info),
+            'm' => self.show = Some(Show::Modules),
+            'v' => self.show = Some(Show::Version),
             'c' => self.ini = Some(value.into()),
             'n' => self.no_ini = true,
             'd' => self.defines.push(value),
@@ -204,7 +223,18 @@ mod tests {
             assert_eq!(options.daemonize, Some(false), "{line}");
         }
         assert_eq!(words("-tt").unwrap().test, 2);
-        assert_eq!(words("-iv").unwrap().show, Some(Show::Info));
+    }
+
+    #[test]
+    fn what_is_asked_for_first_is_answered() {
+        for (line, show) in [
+            ("-iv", Show::Version),
+            ("-vx", Show::Version),
+            ("-m -v stray", Show::Modules),
+            ("-i stray", Show::Info),
+        ] {
+            assert_eq!(words(line).unwrap().show, Some(show), "{line}");
+        }
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub enum Stage {
     Files,
     /// When all of it is known: `[pool NAME] text`.
     Check,
-    /// When names of users and groups are looked up; printed as in [`Stage::Check`].
+    /// When names of users and groups are looked up, and that of the command line's prefix; printed as in [`Stage::Check`],
+    /// without a line about the configuration after it.
     Names,
 }
 

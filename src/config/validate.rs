@@ -250,7 +250,7 @@ impl Check<'_, Global> {
             );
             self.errors.push(Error {
                 level: Level::Error,
-                stage: Stage::Check,
+                stage: Stage::Names,
                 file: None,
                 line: 0,
                 pool: None,

@@ -248,7 +248,7 @@ fn prepare(
     sockets.close_unused();
 
     set_title(&config, log);
-    if replace_stderr {
+    if global.daemonize {
         log.tie_stderr()?;
     }
     give_up_privileges(sockets.are_held(), log);

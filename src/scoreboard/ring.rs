@@ -268,6 +268,21 @@ mod tests {
     }
 
     #[test]
+    fn the_reader_is_called_when_half_of_it_is_used() {
+        let board = Scoreboard::create(1).unwrap();
+        let ring = board.ring(0);
+        let (mut place, mut taken) = (ring.place(), Taken::default());
+        // From another place each time; the end is left out where a line does not fit there.
+        for _ in 0..5 {
+            let pushed = (0..).take_while(|_| !ring.is_half_full() && ring.push(&[b'x'; 1000], 0));
+            let words = pushed.count() * (2 + 1000 / 8);
+            assert!((WORDS / 2..WORDS / 2 + 2 * 127).contains(&words), "{words} of {WORDS}");
+            assert_eq!(ring.take(&mut place, &mut taken), 0);
+            assert!(!ring.is_half_full());
+        }
+    }
+
+    #[test]
     fn reader_and_worker_need_not_wait_for_each_other() {
         let board = Scoreboard::create(1).unwrap();
         let ring = board.ring(0);

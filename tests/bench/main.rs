@@ -14,6 +14,7 @@ mod figures;
 mod load;
 mod measure;
 mod quick;
+mod renewal;
 mod report;
 mod rows;
 mod scripts;
@@ -36,7 +37,7 @@ use store::Entry;
                   prints the tables of what was measured, `./dev bench publish` puts them into README.md and docs/."
 )]
 struct Arguments {
-    /// `syscalls`, `trace`, `figures`, a group of rows (`hello`) or the beginning of a row's name; everything if there is
+    /// `syscalls`, `trace`, `figures`, `reload`, a group of rows (`hello`) or the beginning of a row's name; everything if there is
     /// none. Or `report` or `publish`.
     what: Vec<String>,
     /// Rounds for each server.
@@ -82,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => {}
     }
     if arguments.list {
-        println!("syscalls\ntrace\nfigures");
+        println!("syscalls\ntrace\nfigures\nreload");
         for row in rows::ROWS {
             println!("{}", row.name);
         }
@@ -93,7 +94,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let wanted = |name: &str| arguments.what.is_empty() || arguments.what.iter().any(|what| name.starts_with(what));
     let rows: Vec<_> = rows::ROWS.iter().filter(|row| wanted(row.name)).collect();
-    if rows.is_empty() && !["syscalls", "trace", "figures"].into_iter().any(wanted) {
+    if rows.is_empty() && !["syscalls", "trace", "figures", "reload"].into_iter().any(wanted) {
         return Err(format!(
             "there is no row that begins with {}; --list names them",
             arguments.what.join(" or ")
@@ -108,6 +109,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     if wanted("figures") {
         figures::run()?;
+    }
+    if wanted("reload") {
+        renewal::run()?;
     }
     for row in rows {
         let load = store::load();

@@ -9,7 +9,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::load::{Request, answer, ask};
+use crate::load::{Request, STALLED, answer, ask};
 use crate::reloads::Stage;
 use crate::schedule::{self, Role};
 use crate::support::Case;
@@ -27,6 +27,7 @@ pub const CASES: &[Case] = &[
     ("connections::silent_peers_hold_no_worker", silent),
     ("connections::a_body_that_stops_costs_its_limit", body_stops),
     ("connections::a_reader_that_stops_costs_its_limit", reader_stops),
+    ("connections::zero_is_no_limit", no_limit),
     ("overload::status_answers_while_every_worker_is_busy", full_pool),
     ("overload::who_waits_is_served_in_the_end", queue),
 ];
@@ -98,23 +99,29 @@ fn behind_nginx() {
             let url = url.clone();
             thread::spawn(move || {
                 let agent = ureq::Agent::new_with_defaults();
+                let mut slowest = Duration::ZERO;
                 for n in 0..NGINX_REQUESTS.load(Relaxed).div_ceil(24) {
                     let request = Request::plain(client * 1_000_000 + n, 0);
+                    let begin = Instant::now();
                     let mut answer = agent
                         .get(format!("{url}/chaos.php?{}", request.query()))
                         .call()
                         .unwrap_or_else(|e| panic!("request {n} of client {client}: {e}"));
                     let body = answer.body_mut().read_to_vec().expect("the body is whole");
                     assert!(body.ends_with(&request.expected()));
+                    slowest = slowest.max(begin.elapsed());
                 }
+                slowest
             })
         })
         .collect();
-    for client in clients {
-        client
-            .join()
-            .unwrap_or_else(|_| panic!("a request failed:\n{}\n{}", web.log(), stage.server.log()));
-    }
+    let times = clients.into_iter().map(|client| {
+        let ended = client.join();
+        ended.unwrap_or_else(|_| panic!("a request failed:\n{}\n{}", web.log(), stage.server.log()))
+    });
+    let slowest = times.max().expect("there are clients");
+    println!("through nginx on kept connections: the slowest took {slowest:?}");
+    assert!(slowest < STALLED, "a request had to wait: {slowest:?}");
     assert_eq!(web.log(), "", "nginx has nothing to complain about");
     drop(web);
     stage.stop();
@@ -283,6 +290,49 @@ fn reader_stops() {
         assert!(outcome.is_err(), "it did not take its answer and yet got it");
         stage.stop();
     }
+}
+
+/// A limit that were over at once would have ended each of these before another request was served.
+fn no_limit() {
+    let stage = Stage::new(Setup {
+        name: "no-limit",
+        workers: 3,
+        php_pool: "request_header_timeout = 0\nrequest_body_timeout = 0\nresponse_write_timeout = 0\n\
+                   connection_idle_timeout = 0\n",
+        ..Setup::BASE
+    });
+    let whole = |request: &Request| request.bytes(&stage.script, true);
+    let plain = Request::plain(1, 0);
+    let [mut silent, mut half_a_head, mut kept, mut half_a_body, mut reader] =
+        std::array::from_fn(|_| stage.server.connect());
+    half_a_head.send(&whole(&plain)[..20]);
+    let (_, outcome) = ask(&mut kept, &plain, &stage.script, true);
+    assert_eq!(outcome, Ok(()));
+    let large = Request {
+        body: vec![b'x'; 300_000],
+        ..Request::plain(2, 0)
+    };
+    let bytes = whole(&large);
+    half_a_body.send(&bytes[..bytes.len() / 2]);
+    let long = Request {
+        out: 16 << 20,
+        ..Request::plain(3, 0)
+    };
+    reader.send(&whole(&long));
+    for id in 10..30 {
+        stage.serve(&Request::plain(id, 1));
+    }
+    // A limit that is armed late is none, either.
+    thread::sleep(Duration::from_millis(500));
+    half_a_body.send(&bytes[bytes.len() / 2..]);
+    assert_eq!(answer(&mut half_a_body, &large).1, Ok(()));
+    assert_eq!(answer(&mut reader, &long).1, Ok(()));
+    half_a_head.send(&whole(&plain)[20..]);
+    assert_eq!(answer(&mut half_a_head, &plain).1, Ok(()));
+    for connection in [&mut kept, &mut silent] {
+        assert_eq!(ask(connection, &plain, &stage.script, true).1, Ok(()));
+    }
+    stage.stop();
 }
 
 fn full_pool() {

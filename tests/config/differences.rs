@@ -243,7 +243,7 @@ const UNSEEN: [(&str, &str, &str); 6] = [
     (
         "Logs",
         "`-t` creates and opens the error log, access logs and slowlogs, and writes its own line to the log.",
-        "Reading a configuration opens nothing but the configuration.",
+        "`-t` does, too. `php-pool check` opens nothing but the configuration.",
     ),
     (
         "`listen.allowed_clients`",

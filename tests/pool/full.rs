@@ -24,6 +24,10 @@ pub const CASES: &[Case] = &[
     ("full::a_killed_master_loses_nobody_who_waits", a_killed_master),
     ("full::an_upgrade_in_place_loses_nobody_who_waits", an_upgrade),
     ("full::a_reload_serves_who_waits", a_reload_serves),
+    (
+        "full::a_reload_to_another_socket_serves_who_comes_by_the_old_one",
+        another_socket,
+    ),
 ];
 
 /// A pool of one worker. `wait.php` runs until there is a file `go`; each script writes its number down.
@@ -257,6 +261,52 @@ fn a_reload_serves() {
     master.signal(Signal::SIGUSR2);
     // The new generation's worker is free.
     served_in_order(&master, first, waiting);
+}
+
+fn another_socket() {
+    let lines = "php_admin_value[opcache.preload] = {dir}/preload.php";
+    let place = place(Place::new(), lines);
+    place.write(
+        "preload.php",
+        "<?php while (file_exists(__DIR__ . '/slow')) { usleep(2000); clearstatcache(); }",
+    );
+    let master = place.start(&["-d", "zend_extension=opcache"]);
+    master.said("ready to handle connections");
+    wait_for("the worker", || status(&master).contains("idle processes:       1"));
+    let mut first = busy(&master);
+    let mut waiting = queue(&master, 1..=2);
+    let zygote = master.zygote("www");
+
+    master.place.write("slow", "");
+    let conf = fs::read_to_string(master.place.path("pool.conf")).unwrap();
+    master.place.write("pool.conf", &conf.replace("/sock\n", "/another\n"));
+    master.signal(Signal::SIGUSR2);
+    wait_for("the new zygote", || master.below("zygote www").len() == 2);
+    // The old worker is alone, and busy: its socket is still the one that the master attends.
+    assert_eq!(master.get("/ping"), "pong");
+    waiting.extend(queue(&master, 3..=3));
+    fs::remove_file(master.place.path("slow")).unwrap();
+    master.said_often("ready to handle connections", 2);
+    // The old worker has its request still, and nobody but the master takes who comes to its socket: for the new one.
+    for number in 4..=5 {
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, &format!("/wait.php?n={number}"), 0);
+        waiting.push(connection);
+    }
+    assert_eq!(
+        master.below("zygote www").first(),
+        Some(&zygote),
+        "the old generation still runs"
+    );
+    go(&master);
+    assert_eq!(body(&first.reply(1)), "0");
+    for (index, connection) in waiting.iter_mut().enumerate() {
+        assert_eq!(body(&connection.reply(1)), (index + 1).to_string());
+    }
+    assert_eq!(master.get_on("another", "/ping"), "pong");
+    wait_for("the old generation and its socket to go", || {
+        master.below("zygote www").len() == 1 && !master.place.path("sock").exists()
+    });
 }
 
 fn a_killed_master() {

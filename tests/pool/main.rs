@@ -4,6 +4,9 @@
 //! `cargo test --test pool -- FILTER`
 
 mod access_log;
+mod command_line;
+mod error_log;
+mod figures;
 mod full;
 mod harness;
 mod limits;
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(6);
     let cases = [
         access_log::CASES,
+        command_line::CASES,
         start::CASES,
         processes::CASES,
         signals::CASES,
@@ -39,6 +43,8 @@ fn main() -> ExitCode {
         renewal::CASES,
         restart::CASES,
         full::CASES,
+        error_log::CASES,
+        figures::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|case| support::trial(case, true));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()

@@ -11,7 +11,12 @@ use crate::support::Case;
 pub const CASES: &[Case] = &[
     ("renewal::only_what_has_changed_is_renewed", only_what_has_changed),
     ("renewal::what_is_preloaded_is_always_renewed", preloaded),
+    ("renewal::a_sleeping_pool_moves_to_another_socket", asleep),
     ("renewal::overlap_bounds_the_workers_and_fails_no_request", overlap),
+    (
+        "renewal::of_several_old_generations_the_oldest_is_cut_first",
+        oldest_first,
+    ),
 ];
 
 const POOLS: &str = "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\nphp.ini = {dir}/www.ini\n\
@@ -112,6 +117,18 @@ fn preloaded() {
     assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
 }
 
+fn asleep() {
+    let place = place();
+    let conf = "[www]\n{user}\nlisten = {dir}/sock\npm = ondemand\npm.max_children = 1\nzygote_idle_time = 300ms\n";
+    place.configure(conf);
+    let master = place.serve();
+    wait_for("it to sleep", || master.below("zygote").is_empty());
+    master.place.configure(&conf.replace("/sock", "/another"));
+    master.signal(Signal::SIGUSR2);
+    master.said_often("ready to handle connections", 2);
+    assert!(!master.get_on("another", "/pid.php").is_empty());
+}
+
 fn overlap() {
     for (overlap, new_workers) in [(1, 1), (0, 0)] {
         let place = place();
@@ -150,5 +167,34 @@ fn overlap() {
             let workers = master.workers("www");
             workers.len() == 2 && old.iter().all(|pid| !workers.contains(pid))
         });
+    }
+}
+
+fn oldest_first() {
+    let place = place();
+    place.configure(
+        "log_level = debug\nprocess_control_timeout = 2s\n[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 2\n",
+    );
+    place.write("long.php", "<?php echo getmypid(); flush(); sleep(600);");
+    let master = place.serve_with(2);
+    let mut busy = Vec::new();
+    for round in 2..=4 {
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, "/long.php", 0);
+        let first = connection.next_record().expect("the pid comes first").content;
+        let text = String::from_utf8_lossy(&first).into_owned();
+        busy.push((connection, text.rsplit('\n').next().unwrap().to_owned()));
+        master.signal(Signal::SIGUSR2);
+        master.said_often("ready to handle connections", round);
+    }
+    let ends = busy
+        .iter()
+        .map(|(_, pid)| master.said(&format!("child {pid} exited on signal")));
+    let ends: Vec<_> = ends.collect();
+    let log = master.log();
+    let places: Vec<_> = ends.iter().map(|end| log.iter().position(|line| line == end)).collect();
+    assert!(places.is_sorted(), "{log:?}");
+    for (connection, _) in &mut busy {
+        assert!(connection.reply(1).end.is_none());
     }
 }

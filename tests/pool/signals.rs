@@ -4,9 +4,10 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::harness::{Master, Place, body, exists, wait_for};
+use crate::harness::{Master, Place, body, exists, lives, wait_for};
 use crate::support::Case;
 
 pub const CASES: &[Case] = &[
@@ -29,6 +30,10 @@ pub const CASES: &[Case] = &[
     ),
     ("signals::a_drain_has_its_limit", a_drain_has_its_limit),
     ("signals::log_rotation_ends_no_worker", log_rotation_ends_no_worker),
+    (
+        "signals::a_worker_that_is_told_to_leave_ends_its_request",
+        a_worker_is_told_to_leave,
+    ),
     ("signals::a_stop_lets_requests_end", a_stop_lets_requests_end),
     (
         "signals::a_stop_has_its_limit_and_a_second_one_is_immediate",
@@ -208,6 +213,31 @@ fn log_rotation_ends_no_worker() {
     assert_eq!(read("access.log.1"), "/pid.php\n");
     assert!(exists(&master.place.path("error.log")));
     assert_eq!(master.workers("www"), before);
+}
+
+fn a_worker_is_told_to_leave() {
+    let place = place();
+    place.write(
+        "wait.php",
+        "<?php echo getmypid(), ' '; flush(); while (!file_exists(__DIR__ . '/go')) { usleep(2000); clearstatcache(); } echo 'done';",
+    );
+    let master = place.serve_with(3);
+    for signal in [Signal::SIGTERM, Signal::SIGQUIT] {
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, "/wait.php", 0);
+        let first = connection.next_record().expect("the pid comes first").content;
+        let text = String::from_utf8_lossy(&first).into_owned();
+        let pid: i32 = text.rsplit('\n').next().unwrap().trim().parse().unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+        // The others go on meanwhile, and so does it.
+        assert!(!master.get("/pid.php").is_empty());
+        assert!(lives(pid));
+        master.place.write("go", "");
+        assert_eq!(body(&connection.reply(1)), "done", "{signal}");
+        master.said(&format!("child {pid} exited with code 0"));
+        fs::remove_file(master.place.path("go")).unwrap();
+        wait_for("somebody in its place", || master.workers("www").len() == 3);
+    }
 }
 
 fn a_stop_lets_requests_end() {

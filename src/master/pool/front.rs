@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use super::{Pool, TRY_AGAIN};
 use crate::config;
 use crate::log::errno;
+use crate::master::listen::Listener;
 use crate::master::queue::line::Rules;
 use crate::master::status_server::Pages;
 use crate::master::watch::{self, Events, PoolId, Watch};
@@ -112,17 +114,56 @@ impl Pool {
         Ok(())
     }
 
+    /// What the workers listen on: while a reload is under way those of the old ones, until the new ones take over.
+    pub(super) fn listeners(&self) -> &[Rc<Listener>] {
+        self.current
+            .as_ref()
+            .map_or(&self.wanted.listeners, |current| &current.listeners)
+    }
+
     fn hark(&self) -> io::Result<Front> {
         let alarm = |listener| watch::alarm(listener, &self.ctx.events, self.id);
-        let alarms = self.wanted.listeners.iter().map(alarm).collect::<io::Result<_>>();
+        let alarms = self.listeners().iter().map(alarm).collect::<io::Result<_>>();
         alarms.map(Front::Listening)
     }
 
     fn open(&self) -> io::Result<Front> {
         let name = &self.wanted.config.name;
         let receive = |listener| self.queue.receive(listener, &self.ctx.log, name);
-        let open = self.wanted.listeners.iter().map(receive).collect::<io::Result<_>>();
+        let open = self.listeners().iter().map(receive).collect::<io::Result<_>>();
         open.map(Front::Open)
+    }
+
+    /// After a reload that has changed `listen`: nobody of the old workers accepts any more, and as long as they have requests
+    /// somebody may still come by their socket. Who does is the new workers' to serve.
+    pub(super) fn attend_the_left(&mut self, now: Duration) {
+        let is_in = |all: &[Rc<Listener>], one: &Rc<Listener>| all.iter().any(|other| Rc::ptr_eq(other, one));
+        let old = self.old.iter().flat_map(|generation| &generation.listeners);
+        let used: Vec<_> = old
+            .filter(|listener| !is_in(self.listeners(), listener))
+            .cloned()
+            .collect();
+        let (left, gone) = std::mem::take(&mut self.left)
+            .into_iter()
+            .partition(|(listener, _)| is_in(&used, listener));
+        self.left = left;
+        for (listener, watch) in gone {
+            drop(watch);
+            self.queue.receive_the_last(&listener);
+            // Then nothing holds it any more, and it is closed.
+            self.wake_at(now + Duration::from_millis(10));
+        }
+        for listener in used {
+            if self.left.iter().any(|(left, _)| Rc::ptr_eq(left, &listener)) {
+                continue;
+            }
+            match self.queue.receive(&listener, &self.ctx.log, &self.wanted.config.name) {
+                Ok(watch) => self.left.push((listener, watch)),
+                Err(error) => self
+                    .log()
+                    .error(format_args!("the old socket cannot be watched: {}", errno(&error))),
+            }
+        }
     }
 
     /// A connection came while no worker waited for one.

@@ -75,8 +75,9 @@ impl Pool {
     /// A reload: the next generation is made from this, at once where that makes a difference.
     pub fn reload(&mut self, wanted: Wanted, access_log: Option<AccessLog>, scope: Scope) {
         let renewed = scope == Scope::All || !self.is_up_to_date(&wanted);
-        if !are_same(&self.wanted.listeners, &wanted.listeners) {
-            self.leave_the_front();
+        if self.current.is_none() {
+            // Asleep: it is the new socket that wakes it.
+            self.listening.clear();
         }
         self.wanted = wanted;
         let continued = match (&self.access_log, &access_log) {
@@ -137,6 +138,13 @@ impl Pool {
             format_args!("zygote {} is ready, PHP {}", next.zygote().pid(), next.php),
         );
         self.restart.worked();
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|current| !are_same(&current.listeners, &next.listeners))
+        {
+            self.leave_the_front();
+        }
         let before = self.current.replace(next);
         let busy = before.as_ref().map_or(0, |before| {
             let mut snapshot = pm::Snapshot {
@@ -265,6 +273,9 @@ impl Pool {
                 .min();
         }
         self.old.retain(|generation| !generation.is_gone());
+        if !self.stopping {
+            self.attend_the_left(now);
+        }
         if let Some(at) = next_look {
             self.wake_at(at);
         }
@@ -274,6 +285,7 @@ impl Pool {
     pub fn stop(&mut self, limit: Duration) {
         self.stopping = true;
         (self.listening, self.status) = (Vec::new(), None);
+        self.left.clear();
         self.leave_the_front();
         if let Some(next) = self.next.take() {
             self.retire(next);

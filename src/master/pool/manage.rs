@@ -155,7 +155,7 @@ impl Pool {
             self.listening.clear();
         } else if self.listening.is_empty() {
             let begin = |listener| watch::listener(listener, &self.ctx.events, self.id);
-            let begun: io::Result<Vec<_>> = self.wanted.listeners.iter().map(begin).collect();
+            let begun: io::Result<Vec<_>> = self.listeners().iter().map(begin).collect();
             match begun {
                 Ok(watches) => self.listening = watches,
                 Err(error) => {

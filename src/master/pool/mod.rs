@@ -95,6 +95,8 @@ pub struct Pool {
     crashes: VecDeque<Duration>,
     listening: Vec<Watch>,
     front: Front,
+    /// Sockets of old generations that the current one does not listen on; the master takes who still comes by them.
+    left: Vec<(Rc<Listener>, Watch)>,
     status: Option<Watch>,
     wake: Option<Duration>,
     counters: Counters,
@@ -155,6 +157,7 @@ impl Pool {
             crashes: VecDeque::new(),
             listening: Vec::new(),
             front: Front::Away,
+            left: Vec::new(),
             status: None,
             wake: Some(Duration::ZERO),
             counters: Counters {

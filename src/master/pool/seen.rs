@@ -91,7 +91,7 @@ impl Pool {
     /// The pool at this moment.
     pub fn snapshot(&mut self) -> Snapshot {
         let now = watch::now();
-        let Backlog { waiting, limit } = self.ctx.diag.backlogs(&self.wanted.listeners);
+        let Backlog { waiting, limit } = self.ctx.diag.backlogs(self.listeners());
         let listen_queue = waiting + self.queue.waiting();
         self.counters.max_queue = self.counters.max_queue.max(listen_queue);
         let mut counted = pm::Snapshot {

@@ -15,6 +15,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use rustix::net::SocketFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Connection, Held, Shared};
 use crate::config::{Network, Pool, or_never};
@@ -88,18 +89,11 @@ pub fn receive(shared: &Rc<Shared>, listener: &Rc<Listener>, log: &Logger, pool:
                 return;
             };
             let Ok(mut ready) = fd.readable().await else { return };
-            match rustix::net::acceptfrom_with(&listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok((connection, peer)) => {
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let peer = peer.map(|peer| peer.ip().to_canonical());
-                    let rules = shared.rules();
-                    if let Some(peer) = peer.filter(|peer| !rules.allow(*peer)) {
-                        let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
-                        log.pool(&pool).error(text);
-                        continue;
-                    }
-                    let until = Some(watch::now() + rules.header_patience);
-                    shared.hold(Handover::default(), shared.closer.take(connection), until, Some(place));
+            match accept(&shared, &listener, Some(place)) {
+                Ok(None) => {}
+                Ok(Some(peer)) => {
+                    let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
+                    log.pool(&pool).error(text);
                 }
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
@@ -112,6 +106,30 @@ pub fn receive(shared: &Rc<Shared>, listener: &Rc<Listener>, log: &Logger, pool:
             }
         }
     }))
+}
+
+/// Takes all that wait at a listener which is about to be closed.
+pub fn receive_the_last(shared: &Rc<Shared>, listener: &Listener) {
+    use rustix::io::Errno;
+    while let Ok(_) | Err(Errno::INTR | Errno::CONNABORTED) = accept(shared, listener, None) {}
+}
+
+/// Takes one connection. Some: a client that is not allowed was sent away.
+fn accept(
+    shared: &Rc<Shared>,
+    listener: &Listener,
+    place: Option<OwnedSemaphorePermit>,
+) -> Result<Option<IpAddr>, rustix::io::Errno> {
+    let (connection, peer) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    let peer = peer.map(|peer| peer.ip().to_canonical());
+    let rules = shared.rules();
+    if let Some(peer) = peer.filter(|peer| !rules.allow(*peer)) {
+        return Ok(Some(peer));
+    }
+    let until = Some(watch::now() + rules.header_patience);
+    shared.hold(Handover::default(), shared.closer.take(connection), until, place);
+    Ok(None)
 }
 
 /// What becomes of a connection.

@@ -240,6 +240,11 @@ impl Queue {
         line::receive(&self.shared, listener, log, pool)
     }
 
+    /// See [`line::receive_the_last`].
+    pub fn receive_the_last(&self, listener: &Listener) {
+        line::receive_the_last(&self.shared, listener);
+    }
+
     /// Takes a connection. It goes into the queue when it has something to say; until then it may be silent for `limit`,
     /// None is for ever.
     pub fn keep(&self, mut handover: Handover, fd: Foreign, limit: Option<Duration>) {

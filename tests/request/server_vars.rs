@@ -178,6 +178,23 @@ fn superglobals(c: &mut Cases) {
         },
     );
     c.differs(
+        "a_name_of_three_bytes_is_as_any_other",
+        &Setup::BASE,
+        "php-fpm does not find a parameter whose name is three bytes long by getenv(), and of two with one such name it takes the \
+         first; for us they are as all others, of which the last counts.",
+        |t| {
+            let request = t.page("echo json_encode([getenv('ABC'), $_SERVER['ABC'], $_SERVER['ABCD']]);");
+            let params = [("ABC", "one"), ("ABCD", "one"), ("ABC", "two"), ("ABCD", "two")];
+            let request = params.iter().fold(request, |request, (name, value)| request.add(name, value));
+            let wanted = if t.is_php_pool() {
+                r#"["two","two","two"]"#
+            } else {
+                r#"[false,"one","two"]"#
+            };
+            assert_eq!(t.send(&request).text(), wanted);
+        },
+    );
+    c.differs(
         "php_is_that_of_libphp",
         &Setup::BASE,
         "Debian builds libphp with pcntl and chroot(), and with another PHP_CONFIG_FILE_PATH (php.ini is read where php-fpm reads \

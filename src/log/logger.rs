@@ -54,8 +54,8 @@ pub fn errno(error: &io::Error) -> String {
 /// What `[global]` says about the log.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `error_log`
-    pub target: LogTarget,
+    /// `error_log`; None: lines go to stderr, and no file is touched.
+    pub target: Option<LogTarget>,
     /// `log_level`
     pub level: Level,
     /// `log_limit`
@@ -71,7 +71,7 @@ pub struct Settings {
 impl From<&Global> for Settings {
     fn from(global: &Global) -> Self {
         Self {
-            target: global.error_log.clone(),
+            target: Some(global.error_log.clone()),
             level: global.log_level,
             limit: global.log_limit,
             request_ids: global.log_request_id,
@@ -292,12 +292,12 @@ impl Logger {
         state.opened = Some((settings.clone(), saved.replaces_stderr));
         (state.started, state.tied) = (true, saved.tied);
         let target = match (&settings.target, file) {
-            (LogTarget::File(path), Some(file)) => Some(Target::File {
+            (Some(LogTarget::File(path)), Some(file)) => Some(Target::File {
                 path: path.clone(),
                 file,
             }),
-            (LogTarget::Syslog, _) => Some(Target::Syslog(Syslog::new(Path::new("/dev/log")))),
-            (LogTarget::File(_), None) => None,
+            (Some(LogTarget::Syslog), _) => Some(Target::Syslog(Syslog::new(Path::new("/dev/log")))),
+            (Some(LogTarget::File(_)), None) | (None, _) => None,
         };
         if let Some(target) = target.filter(|_| saved.replaces_stderr) {
             if matches!(target, Target::Syslog(_)) {
@@ -420,16 +420,17 @@ impl State {
 
     fn open(&mut self, settings: &Settings, replace_stderr: bool) -> Result<(), LogError> {
         let target = match &settings.target {
-            LogTarget::File(path) => Target::file(path).map_err(|source| LogError::Open {
+            Some(LogTarget::File(path)) => Some(Target::file(path).map_err(|source| LogError::Open {
                 path: path.clone(),
                 source,
-            })?,
-            LogTarget::Syslog => Target::Syslog(Syslog::new(Path::new("/dev/log"))),
+            })?),
+            Some(LogTarget::Syslog) => Some(Target::Syslog(Syslog::new(Path::new("/dev/log")))),
+            None => None,
         };
-        match &mut self.log {
+        match (&mut self.log, target.filter(|_| replace_stderr)) {
             // What waits for the old one goes to the new one.
-            Some(sink) if replace_stderr => sink.target = target,
-            log => *log = replace_stderr.then(|| Sink::new(target)),
+            (Some(sink), Some(target)) => sink.target = target,
+            (log, target) => *log = target.map(Sink::new),
         }
         if self.format.stamp != Stamp::Untimed {
             self.format.stamp = match &self.log {
@@ -559,7 +560,7 @@ mod tests {
 
     fn settings(target: LogTarget) -> Settings {
         Settings {
-            target,
+            target: Some(target),
             level: Level::Notice,
             limit: 1024,
             request_ids: false,

@@ -27,7 +27,7 @@ use super::watch::{self, Event, Events, PoolId};
 use super::worker::describe;
 use crate::api::{Answer, Question};
 use crate::config::Config;
-use crate::log::{Logger, MessageId, Settings};
+use crate::log::{Logger, MessageId};
 use crate::trace::Limits;
 
 pub use takeover::handled;
@@ -626,7 +626,8 @@ impl Daemon {
             ));
         }
         let replace = start::replaces_stderr(&ctx.launch, &config.global, self.config.global.daemonize);
-        ctx.log.open(&Settings::from(&config.global), replace)?;
+        ctx.log
+            .open(&start::log_settings(&ctx.launch, &config.global), replace)?;
         Ok((config, pools))
     }
 

@@ -218,7 +218,7 @@ fn prepare(
         .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
         .flatten();
     let stderr = stderr.map(File::from);
-    log.open(&Settings::from(global), replace_stderr)?;
+    log.open(&log_settings(&launch, global), replace_stderr)?;
     let opened: Vec<_> = config
         .pools
         .iter()
@@ -281,6 +281,15 @@ pub fn replaces_stderr(launch: &Launch, global: &Global, daemonized: bool) -> bo
         LogTo::Stderr => false,
         LogTo::Named => global.error_log_named,
     }
+}
+
+/// The rules of the log. A file that nobody has named is not touched where lines go to stderr instead.
+pub fn log_settings(launch: &Launch, global: &Global) -> Settings {
+    let mut settings = Settings::from(global);
+    if launch.log_to == LogTo::Named && !global.error_log_named {
+        settings.target = None;
+    }
+    settings
 }
 
 /// Reads the configuration and says what there is to say about it.

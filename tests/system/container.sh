@@ -6,14 +6,15 @@ container() {
     mkdir -p /run/php-pool
     ln -sf "$(command -v php-pool)" /srv/php-fpm
     {
-        printf '[global]\nerror_log = /srv/container.log\nstop_timeout = 20s\n'
+        # As the images of php-fpm have it.
+        printf '[global]\nerror_log = /proc/self/fd/2\nstop_timeout = 20s\n'
         for name in one two broken; do
             printf '[%s]\nuser = www-data\nlisten = /run/php-pool/container-%s.sock\npm = static\npm.max_children = 2\n' $name $name
         done
         echo 'worker.path = /bin/false'
     } >/srv/container.conf
     rm -f /srv/container.log
-    unshare --pid --fork --mount-proc /srv/php-fpm -F -O -y /srv/container.conf 2>/srv/container.err &
+    unshare --pid --fork --mount-proc /srv/php-fpm -F -y /srv/container.conf 2>>/srv/container.log &
     outside=$!
     until_true 60 grep -q 'ready to handle connections' /srv/container.log
     first=$(pgrep -P $outside)

@@ -57,7 +57,7 @@ END
     equal "$(entry long "first line" | jq -r .MESSAGE)" $'PHP message: first line\nsecond line\n\nlast line'
     whole=$(entry long "begin x" | jq -r .MESSAGE)
     equal "${#whole}" $((13 + 6 + 20000 + 4))
-    contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(5): deep(3)\n#4 {main}\n  thrown in /srv/long.php'
+    contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(5): deep()\n#4 {main}\n  thrown in /srv/long.php'
 }
 
 test_what_a_request_sends_forges_no_entry() {

@@ -4,10 +4,14 @@ test_the_unit_is_hardened() {
     pool hard
     start hard
     systemd-analyze security --no-pager --threshold=50 php-pool@hard.service | tail -n 1
+    # The figures of docs/systemd.md are systemd 252's.
+    ! systemctl --version | grep -q '^systemd 252 ' || equal "$(grade php-pool@hard) $(grade php8.2-fpm)" "4.5 9.6"
     # /usr is not for writing, even for root in the unit; another user's temporary files are not to be seen.
     equal "$(systemctl show -P ProtectSystem php-pool@hard.service)" yes
     equal "$(systemctl show -P PrivateTmp php-pool@hard.service)" yes
 }
+
+grade() { systemd-analyze security --no-pager "$1.service" | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\) .*/\1/p'; }
 
 test_php_has_the_users_identity_and_no_capability() {
     pool plain
@@ -102,8 +106,7 @@ test_the_strict_example_starts_and_serves() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     start strict
     equal "$(request strict hello.php)" "hello from fpm-fcgi"
-    grade() { systemd-analyze security --no-pager "php-pool@$1.service" | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\) .*/\1/p'; }
     pool usual
     start usual
-    awk -v strict="$(grade strict)" -v usual="$(grade usual)" 'BEGIN { print "exposure:", usual, "strict:", strict; exit !(strict < usual) }'
+    awk -v strict="$(grade php-pool@strict)" -v usual="$(grade php-pool@usual)" 'BEGIN { print "exposure:", usual, "strict:", strict; exit !(strict < usual) }'
 }

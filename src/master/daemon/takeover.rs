@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Daemon, Phase, Scope, Signals};
 use crate::cli::Launch;
-use crate::log::{Logger, Settings};
+use crate::log::Logger;
 use crate::master::access_log;
 use crate::master::cgroup::Cgroup;
 use crate::master::context::{Context, State};
@@ -19,6 +19,7 @@ use crate::master::listen::Sockets;
 use crate::master::pid_file::PidFile;
 use crate::master::pool::Pool;
 use crate::master::saved::{Restorer, Saved, Saver};
+use crate::master::start;
 use crate::master::systemd::Systemd;
 use crate::master::watch::{self, Event, Events};
 
@@ -51,7 +52,8 @@ impl Daemon {
         nix::sys::prctl::set_dumpable(false)?;
         let fds = &mut Restorer::default();
         let file = fds.take_some(saved.log_file)?.map(Into::into);
-        log.restore(&Settings::from(&saved.config.global), &saved.log, file);
+        let settings = start::log_settings(&launch, &saved.config.global);
+        log.restore(&settings, &saved.log, file);
         let stderr = fds.take_some(saved.stderr)?.map(Into::into);
         let (current, maximum) = saved.open_files;
         let open_files = rustix::process::Rlimit { current, maximum };

@@ -2,6 +2,7 @@
 //! be run, however busy the pool is.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -131,26 +132,48 @@ struct Server {
 }
 
 /// Answers on a listener until this is dropped.
-///
-/// # Errors
-/// When the kernel refuses to watch it.
-pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, log: &Logger) -> io::Result<Watch> {
+#[derive(Debug)]
+pub struct StatusServer {
+    listener: Rc<Listener>,
+    /// What a connection that comes now is answered by.
+    server: Rc<RefCell<Rc<Server>>>,
+    _watch: Watch,
+}
+
+impl StatusServer {
+    /// Begins.
+    ///
+    /// # Errors
+    /// When the kernel refuses to watch the listener.
+    pub fn start(id: PoolId, pool: &Pool, listener: &Rc<Listener>, events: &Events, log: &Logger) -> io::Result<Self> {
+        let server = Rc::new(RefCell::new(Server::new(id, pool, events, log)));
+        Ok(Self {
+            listener: listener.clone(),
+            server: server.clone(),
+            _watch: accept(listener, server)?,
+        })
+    }
+
+    /// Whether it answers there.
+    pub fn is_on(&self, listener: &Rc<Listener>) -> bool {
+        Rc::ptr_eq(&self.listener, listener)
+    }
+
+    /// After a reload: who connects from now on is answered by this configuration; connections that there are stay.
+    pub fn renew(&self, id: PoolId, pool: &Pool, events: &Events, log: &Logger) {
+        self.server.replace(Server::new(id, pool, events, log));
+    }
+}
+
+fn accept(listener: &Rc<Listener>, server: Rc<RefCell<Rc<Server>>>) -> io::Result<Watch> {
     let fd = sys::register(listener.clone(), Interest::READABLE)?;
-    let mut pages = Pages::new(id, pool, events);
-    pages.status_path.get_or_insert_with(|| "/".to_owned());
-    let server = Rc::new(Server {
-        name: pool.name.clone(),
-        log: log.clone(),
-        allowed: pool.listen_allowed_clients.clone(),
-        pages,
-        patience: or_never(pool.request_header_timeout),
-    });
     Ok(Watch::start(async move {
         let places = Arc::new(Semaphore::new(MOST));
         let mut connections = tokio::task::JoinSet::new();
         loop {
             let place = places.clone().acquire_owned().await;
             let Ok(mut ready) = fd.readable().await else { return };
+            let server = server.borrow().clone();
             let _in_hand = server.pages.events.gate().pass().await;
             match rustix::net::acceptfrom_with(fd.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok((connection, peer)) => {
@@ -181,6 +204,18 @@ trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 impl Server {
+    fn new(id: PoolId, pool: &Pool, events: &Events, log: &Logger) -> Rc<Self> {
+        let mut pages = Pages::new(id, pool, events);
+        pages.status_path.get_or_insert_with(|| "/".to_owned());
+        Rc::new(Self {
+            name: pool.name.clone(),
+            log: log.clone(),
+            allowed: pool.listen_allowed_clients.clone(),
+            pages,
+            patience: or_never(pool.request_header_timeout),
+        })
+    }
+
     fn log(&self) -> About<'_> {
         self.log.pool(&self.name)
     }

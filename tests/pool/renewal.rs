@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     ("renewal::only_what_has_changed_is_renewed", only_what_has_changed),
     ("renewal::what_is_preloaded_is_always_renewed", preloaded),
     ("renewal::a_sleeping_pool_moves_to_another_socket", asleep),
+    ("renewal::the_status_socket_follows_the_configuration", status_socket),
     ("renewal::overlap_bounds_the_workers_and_fails_no_request", overlap),
     (
         "renewal::of_several_old_generations_the_oldest_is_cut_first",
@@ -127,6 +128,26 @@ fn asleep() {
     master.signal(Signal::SIGUSR2);
     master.said_often("ready to handle connections", 2);
     assert!(!master.get_on("another", "/pid.php").is_empty());
+}
+
+fn status_socket() {
+    let place = place();
+    let conf = "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\npm.status_listen = {dir}/status\n\
+                pm.status_path = /before\n";
+    place.configure(conf);
+    let master = place.serve();
+    let mut kept = master.connect("status");
+    assert!(master.ask_kept(&mut kept, "/before").contains("pool:"));
+    master.place.configure(&conf.replace("/before", "/after"));
+    master.signal(Signal::SIGUSR2);
+    master.said_often("ready to handle connections", 2);
+    assert!(master.get_on("status", "/after").contains("pool:"));
+    assert_eq!(master.get_on("status", "/before"), "File not found.\n");
+    assert!(
+        !master.ask_kept(&mut kept, "/before").is_empty(),
+        "a connection that is kept outlives the reload"
+    );
+    assert_eq!(master.count("ERROR"), 0, "{:?}", master.log());
 }
 
 fn overlap() {

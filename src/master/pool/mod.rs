@@ -24,7 +24,7 @@ use super::context::Context;
 use super::generation::{Generation, Totals};
 use super::listen::Listener;
 use super::queue::Queue;
-use super::status_server;
+use super::status_server::StatusServer;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
@@ -97,7 +97,7 @@ pub struct Pool {
     front: Front,
     /// Sockets of old generations that the current one does not listen on; the master takes who still comes by them.
     left: Vec<(Rc<Listener>, Watch)>,
-    status: Option<Watch>,
+    status: Option<StatusServer>,
     wake: Option<Duration>,
     counters: Counters,
 }
@@ -175,11 +175,16 @@ impl Pool {
             status_listener,
             ..
         } = &self.wanted;
-        let started = status_listener
-            .as_ref()
-            .map(|listener| status_server::start(self.id, config, listener, &self.ctx.events, &self.ctx.log));
-        match started.transpose() {
-            Ok(watch) => self.status = watch,
+        let Some(listener) = status_listener else {
+            self.status = None;
+            return;
+        };
+        let (events, log) = (&self.ctx.events, &self.ctx.log);
+        if let Some(status) = self.status.as_ref().filter(|status| status.is_on(listener)) {
+            return status.renew(self.id, config, events, log);
+        }
+        match StatusServer::start(self.id, config, listener, events, log) {
+            Ok(status) => self.status = Some(status),
             Err(error) => self
                 .log()
                 .error(format_args!("pm.status_listen cannot be watched: {}", errno(&error))),

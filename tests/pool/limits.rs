@@ -74,7 +74,7 @@ fn ends_inside_php() {
 /// The worker that lives on has no word left of the request that was ended: its time-out's signal is for nobody, and SIGTERM asks
 /// it to finish.
 fn the_next_request_is_left_alone() {
-    let master = serve("request_terminate_timeout = 400ms");
+    let master = serve("request_terminate_timeout = 2s");
     master.place.write(
         "go-on.php",
         "<?php header('X-Pid: ' . getmypid()); fastcgi_finish_request(); set_time_limit(0); touch(__DIR__ . '/begun');\n\

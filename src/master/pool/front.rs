@@ -129,14 +129,14 @@ impl Pool {
 
     fn open(&self) -> io::Result<Front> {
         let name = &self.wanted.config.name;
-        let receive = |listener| self.queue.receive(listener, &self.ctx.log, name);
+        let receive = |listener: &Rc<Listener>| self.queue.receive(listener, &self.ctx.log, name);
         let open = self.listeners().iter().map(receive).collect::<io::Result<_>>();
         open.map(Front::Open)
     }
 
     /// After a reload that has changed `listen`: nobody of the old workers accepts any more, and as long as they have requests
     /// somebody may still come by their socket. Who does is the new workers' to serve.
-    pub(super) fn attend_the_left(&mut self, now: Duration) {
+    pub(super) fn attend_the_left(&mut self) {
         let is_in = |all: &[Rc<Listener>], one: &Rc<Listener>| all.iter().any(|other| Rc::ptr_eq(other, one));
         let old = self.old.iter().flat_map(|generation| &generation.listeners);
         let used: Vec<_> = old
@@ -150,8 +150,6 @@ impl Pool {
         for (listener, watch) in gone {
             drop(watch);
             self.queue.receive_the_last(&listener);
-            // Then nothing holds it any more, and it is closed.
-            self.wake_at(now + Duration::from_millis(10));
         }
         for listener in used {
             if self.left.iter().any(|(left, _)| Rc::ptr_eq(left, &listener)) {

@@ -281,7 +281,7 @@ impl Pool {
         }
         self.old.retain(|generation| !generation.is_gone());
         if !self.stopping {
-            self.attend_the_left(now);
+            self.attend_the_left();
         }
         if let Some(at) = next_look {
             self.wake_at(at);

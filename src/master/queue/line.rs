@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -80,9 +80,11 @@ impl Rules {
 ///
 /// # Errors
 /// When the kernel refuses to watch it.
-pub fn receive(shared: &Rc<Shared>, listener: &Rc<Listener>, log: &Logger, pool: &str) -> std::io::Result<Watch> {
+pub fn receive(shared: &Rc<Shared>, listener: &Listener, log: &Logger, pool: &str) -> std::io::Result<Watch> {
     let fd = watch::nobody_waits(listener)?;
-    let (shared, listener, log, pool) = (shared.clone(), listener.clone(), log.clone(), pool.to_owned());
+    // Not the listener itself: what is stopped is gone a moment later only, and who counts its users closes it at once.
+    let listener = listener.as_fd().try_clone_to_owned()?;
+    let (shared, log, pool) = (shared.clone(), log.clone(), pool.to_owned());
     Ok(Watch::start(async move {
         loop {
             let Ok(place) = shared.places.clone().acquire_owned().await else {
@@ -117,7 +119,7 @@ pub fn receive_the_last(shared: &Rc<Shared>, listener: &Listener) {
 /// Takes one connection. Some: a client that is not allowed was sent away.
 fn accept(
     shared: &Rc<Shared>,
-    listener: &Listener,
+    listener: impl AsFd,
     place: Option<OwnedSemaphorePermit>,
 ) -> Result<Option<IpAddr>, rustix::io::Errno> {
     let (connection, peer) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;

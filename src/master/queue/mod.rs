@@ -236,7 +236,7 @@ impl Queue {
     ///
     /// # Errors
     /// When the kernel refuses to watch the listener.
-    pub fn receive(&self, listener: &Rc<Listener>, log: &Logger, pool: &str) -> io::Result<Watch> {
+    pub fn receive(&self, listener: &Listener, log: &Logger, pool: &str) -> io::Result<Watch> {
         line::receive(&self.shared, listener, log, pool)
     }
 

@@ -219,7 +219,9 @@ impl Worker {
             return;
         }
         if keep {
-            self.hand_over(conn);
+            if let Some(conn) = self.hand_over(conn) {
+                self.released.borrow_mut().push(conn);
+            }
         } else if !conn.is_over() {
             conn.shut_down();
             self.released.borrow_mut().push(conn);
@@ -238,28 +240,27 @@ impl Worker {
         Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
     }
 
-    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say.
-    fn hand_over(&self, conn: Conn) {
-        // Others get it, so that it stays open here as well as there, and would its registration.
+    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here (the
+    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else).
+    fn hand_over(&self, conn: Conn) -> Option<Conn> {
+        if !self.orphaned.get() {
+            let handover = Handover {
+                bytes: conn.since_last(),
+                kept: conn.kept || !conn.input.is_fresh(),
+                since: conn.began,
+                queued: 0,
+            };
+            let message = FromWorker::Keep(handover);
+            if let Err(error) = self.link.send(&message, &[conn.as_fd()], true) {
+                let text = format!("a kept connection could not be handed to the master: {error}");
+                print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
+                return Some(conn);
+            }
+        }
+        // Others have it, so that it stays open here as well as there, and would its registration.
         let _ = self.epoll.delete(&conn);
-        if self.orphaned.get() {
-            return;
-        }
-        let (kept, since) = (conn.kept || !conn.input.is_fresh(), conn.began);
-        let bytes = conn.since_last();
-        let (fd, memory) = conn.into_parts();
-        self.put_by(memory);
-        let handover = Handover {
-            bytes,
-            kept,
-            since,
-            queued: 0,
-        };
-        let message = FromWorker::Keep(handover);
-        if let Err(error) = self.link.send(&message, &[fd.as_fd()], true) {
-            let text = format!("a kept connection could not be handed to the master: {error}");
-            print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
-        }
+        self.put_by(conn.into_memory());
+        None
     }
 }
 
@@ -499,10 +500,10 @@ impl Loop {
         }
         if let Some(mut conn) = self.accept() {
             conn.began = monotonic_ns();
-            self.worker.hand_over(conn);
+            self.give_away(conn, None);
         }
         if let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got)) {
-            self.worker.hand_over(conn);
+            self.give_away(conn, None);
         }
     }
 
@@ -693,7 +694,7 @@ impl Loop {
                         return self.finish(conn, token);
                     }
                     if self.must_leave() {
-                        return self.worker.hand_over(conn);
+                        return self.give_away(conn, token);
                     }
                     answered = true;
                     if conn.has_unread() {
@@ -838,6 +839,13 @@ impl Loop {
         self.parked.insert(token, Parked { conn, wait, deadline });
     }
 
+    /// To the master, or nobody.
+    fn give_away(&mut self, conn: Conn, token: Option<u64>) {
+        if let Some(conn) = self.worker.hand_over(conn) {
+            self.close(conn, token);
+        }
+    }
+
     /// Gives what waits for a request to the master, before a request of unknown length runs here.
     fn clear_waiting_room(&mut self) {
         let waiting: Vec<u64> = self
@@ -848,8 +856,14 @@ impl Loop {
             .map(|(token, _)| *token)
             .collect();
         for token in waiting {
-            if let Some(parked) = self.parked.remove(&token) {
-                self.worker.hand_over(parked.conn);
+            if let Some(parked) = self.parked.remove(&token)
+                && let Some(conn) = self.worker.hand_over(parked.conn)
+            {
+                if self.must_leave() {
+                    self.close(conn, Some(token));
+                } else {
+                    self.parked.insert(token, Parked { conn, ..parked }); // it waits here, then
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Place, exists, lives, sleeps, wait_for};
 use crate::support::Case;
+use crate::support::fcgi::Connection;
 
 pub const CASES: &[Case] = &[
     (
@@ -42,6 +43,10 @@ pub const CASES: &[Case] = &[
         requests_do_not_wake_the_master,
     ),
     ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
+    (
+        "processes::a_connection_that_cannot_be_handed_over_stays",
+        cannot_be_handed_over,
+    ),
 ];
 
 fn place(workers: u32, global: &str, pool: &str) -> Place {
@@ -297,4 +302,27 @@ fn let_go_of() {
             n.to_string()
         );
     }
+}
+
+/// The kernel lets a user have so many descriptors under way between processes. More kept connections than that stay where they are.
+fn cannot_be_handed_over() {
+    const FILES: usize = 64;
+    let place = Place::new();
+    place.write("hello.php", "<?php echo 'hello';");
+    place.configure(&format!(
+        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\nrlimit_files = {FILES}\n"
+    ));
+    let master = place.serve();
+    assert_eq!(master.get("/hello.php"), "hello");
+    // It takes none in the meantime.
+    master.signal(Signal::SIGSTOP);
+    let hello = |connection: &mut Connection| assert_eq!(master.ask_kept(connection, "/hello.php"), "hello");
+    let one = |_| {
+        let mut connection = master.connect("sock");
+        hello(&mut connection);
+        connection
+    };
+    let mut kept: Vec<Connection> = (0..FILES + 25).map(one).collect();
+    master.signal(Signal::SIGCONT);
+    kept.iter_mut().for_each(hello);
 }

@@ -40,6 +40,7 @@ pub const CASES: &[Case] = &[
     ("start::a_socket_is_for_those_on_its_list", acl),
     ("start::a_daemon_needs_no_descriptors", without_descriptors),
     ("start::a_test_says_what_php_fpm_says", test_lines),
+    ("start::limits_of_global_are_everybodys", limits_of_global),
 ];
 
 fn a_pool_serves_and_leaves_nothing_behind() {
@@ -374,4 +375,28 @@ fn the_log_that_is_named() {
     master.signal(Signal::SIGUSR1);
     wait_for("the new file", || log().contains("error log file re-opened"));
     assert_eq!(master.count("Reloading in progress"), 0, "{:?}", master.log());
+}
+
+/// `process.priority` and `rlimit_*` of `[global]` are the master's, and what a pool has that does not say otherwise.
+fn limits_of_global() {
+    let place = Place::new();
+    place.write("hello.php", "<?php echo 'hello';");
+    place.configure(
+        "process.priority = 4\nrlimit_files = 3000\nrlimit_core = 4096\n\
+         [www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n",
+    );
+    let master = place.serve_with(1);
+    for pid in [master.pid(), master.workers("www")[0]] {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        let limits = read("limits");
+        let of = |name: &str| -> Vec<String> {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().take(2).map(str::to_owned).collect()
+        };
+        assert_eq!(of("Max open files"), ["3000", "3000"]);
+        assert_eq!(of("Max core file size"), ["4096", "4096"]);
+        let stat = read("stat");
+        let nice = stat.rsplit(") ").next().unwrap().split(' ').nth(16).unwrap();
+        assert_eq!(nice, "4", "{stat}");
+    }
 }

@@ -69,3 +69,22 @@ test_a_stop_has_its_limit() {
     kill -TERM "$first"
     wait $outside || fail "it ended with $?"
 }
+
+test_the_log_may_be_syslog() {
+    mkdir -p /run/php-pool
+    ln -sf "$(command -v php-pool)" /srv/php-fpm
+    printf '[global]\nerror_log = syslog\nsyslog.ident = pools\nsyslog.facility = local3\n' >/srv/syslog.conf
+    printf '[one]\nuser = www-data\nlisten = /run/php-pool/syslog.sock\npm = static\npm.max_children = 1\n' >>/srv/syslog.conf
+    echo 'catch_workers_output = yes' >>/srv/syslog.conf
+    script say.php <<<'<?php error_log("from php");'
+    /srv/php-fpm -F -y /srv/syslog.conf </dev/null >/dev/null 2>&1 &
+    master=$!
+    said() { journalctl -t pools -o cat --no-pager | grep -q "$1"; }
+    until_true 60 said '\[NOTICE\] ready to handle connections'
+    request syslog say.php
+    until_true 60 said '\[WARNING\] \[pool one\] child .* said into stderr: "NOTICE: PHP message: from php"'
+    entry=$(journalctl -t pools -o json --no-pager | grep 'said into stderr')
+    equal "$(jq -r .PRIORITY <<<"$entry") $(jq -r .SYSLOG_FACILITY <<<"$entry")" "4 19"
+    kill -TERM $master
+    wait $master
+}

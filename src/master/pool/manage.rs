@@ -52,9 +52,13 @@ impl Pool {
         self.attend_the_front(now, &snapshot, all_made);
         let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
-        if limits.style != Pm::Static || (all_made && snapshot.idle.is_empty()) {
+        let full = all_made && snapshot.idle.is_empty();
+        if full || limits.style != Pm::Static {
             snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
+        }
+        // Who comes while a worker is idle is only on the way to it.
+        if full {
             self.counters.max_queue = self.counters.max_queue.max(snapshot.waiting);
         }
         if !can_spawn || self.ctx.state.get() != State::Normal {

@@ -157,6 +157,10 @@ fn count_what_happened() {
     }
     master.place.write("wait.php", "<?php usleep(30000);");
     master.get("/wait.php");
+    // A worker counts a request when its answer has been sent.
+    wait_for("all to be counted", || {
+        exporter.values()["php_pool_request_memory_bytes_count{pool=\"www\"}"] == 31.0
+    });
     // What dies does not take its counts with it.
     let worker = master.workers("www")[0];
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
-use crate::api::{Answer, ApiError, Client, PoolStatus, Question, sockets};
+use crate::api::{ApiError, PoolStatus, pools_of, sockets};
 use crate::master::take_inherited;
 use crate::status::{Exposition, PoolMetrics, Resources};
 
@@ -231,8 +231,5 @@ fn ask(socket: &Path) -> Result<Vec<PoolMetrics>, ApiError> {
         resources: status.measured.cgroup.as_deref().map(Resources::of).unwrap_or_default(),
         status: Some(status),
     };
-    match Client::connect(socket)?.ask(&Question::Status, Some(PATIENCE))? {
-        Answer::Status { pools } => Ok(pools.into_iter().map(with_resources).collect()),
-        other => Err(ApiError::Refused(format!("an unexpected answer: {other:?}"))),
-    }
+    Ok(pools_of(socket, PATIENCE)?.into_iter().map(with_resources).collect())
 }

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use thiserror::Error;
 
-use super::{Answer, MAX_ANSWER, Question, Versioned, encode};
+use super::{Answer, MAX_ANSWER, PoolStatus, Question, Versioned, encode};
 
 /// Where pools have their control sockets under systemd.
 pub const RUN: &str = "/run/php-pool";
@@ -85,6 +85,17 @@ pub fn reload(path: &Path, force: bool, limit: Option<Duration>) -> Result<(), A
         answer => answer,
     }
     .map(drop)
+}
+
+/// The state of all pools of a master. `limit` is that of [`Client::ask`].
+///
+/// # Errors
+/// When nobody listens there, or there is no answer in time.
+pub fn pools_of(path: &Path, limit: Duration) -> Result<Vec<PoolStatus>, ApiError> {
+    match Client::connect(path)?.ask(&Question::Status, Some(limit))? {
+        Answer::Status { pools } => Ok(pools),
+        other => Err(ApiError::Refused(format!("an unexpected answer: {other:?}"))),
+    }
 }
 
 /// Connects, or fails at once: the queue of a master that hangs may be full.

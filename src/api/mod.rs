@@ -8,7 +8,7 @@
 
 mod client;
 
-pub use client::{ApiError, Client, RUN, reload, socket_of, sockets};
+pub use client::{ApiError, Client, RUN, pools_of, reload, socket_of, sockets};
 
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question, socket_of, sockets};
+use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question, pools_of, socket_of, sockets};
 use crate::scoreboard::Stage;
 
 /// A master that does not answer by then hangs.
@@ -76,13 +76,6 @@ impl Anybody {
 
 pub(super) fn ask(path: &Path, question: &Question, limit: Option<Duration>) -> Result<Answer, ApiError> {
     Client::connect(path)?.ask(question, limit)
-}
-
-pub(super) fn pools_of(path: &Path, limit: Duration) -> Result<Vec<PoolStatus>, ApiError> {
-    match ask(path, &Question::Status, Some(limit))? {
-        Answer::Status { pools } => Ok(pools),
-        other => Err(ApiError::Refused(format!("an unexpected answer: {other:?}"))),
-    }
 }
 
 fn status_of(error: &ApiError) -> i32 {

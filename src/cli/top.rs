@@ -17,9 +17,9 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Row, Table, TableState};
 use ratatui::{DefaultTerminal, Frame};
 
-use super::ask::{Anybody, ask, plain, pools_of, state_of};
+use super::ask::{Anybody, ask, plain, state_of};
 use super::trace;
-use crate::api::{Answer, PoolStatus, Question};
+use crate::api::{Answer, PoolStatus, Question, pools_of};
 use crate::scoreboard::Stage;
 use crate::status::ProcessStatus;
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Master, PATIENCE, Place, body};
+use crate::harness::{Master, PATIENCE, Place};
 use crate::support::Case;
 
 pub const CASES: &[Case] = &[
@@ -46,15 +46,9 @@ fn place(lines: &str) -> Place {
 /// How long so many requests of half a second take that come at once to a pool which has just been started.
 fn at_once(lines: &str, workers: usize, count: usize) -> Duration {
     let master = place(lines).serve_with(workers);
-    let begin = Instant::now();
-    let mut connections: Vec<_> = (0..count).map(|_| master.connect("sock")).collect();
-    for connection in &mut connections {
-        master.ask(connection, "/half.php", 0);
-    }
-    for connection in &mut connections {
-        assert_eq!(body(&connection.reply(1)), "done");
-    }
-    begin.elapsed()
+    let (took, answers) = master.at_once(count, "/half.php");
+    assert!(answers.iter().all(|answer| answer == "done"), "{answers:?}");
+    took
 }
 
 /// php-fpm makes one worker a second of these, and takes four seconds and more.

@@ -301,6 +301,18 @@ impl Master {
         body(&connection.reply(1))
     }
 
+    /// So many requests at a time: how long all of them took, and what each was answered.
+    pub fn at_once(&self, count: usize, uri: &str) -> (Duration, Vec<String>) {
+        let begin = Instant::now();
+        let mut connections: Vec<_> = (0..count).map(|_| self.connect("sock")).collect();
+        for connection in &mut connections {
+            self.ask(connection, uri, 0);
+        }
+        let answers = connections.iter_mut().map(|connection| body(&connection.reply(1)));
+        let answers = answers.collect();
+        (begin.elapsed(), answers)
+    }
+
     /// Sends a request for a script, with a query if it has one.
     pub fn ask(&self, connection: &mut Connection, uri: &str, flags: u8) {
         self.place.ask(connection, uri, flags);

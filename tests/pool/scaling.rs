@@ -1,8 +1,8 @@
 //! The process manager, carried out.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::harness::{Master, Place, body, wait_for};
+use crate::harness::{Place, body, wait_for};
 use crate::support::Case;
 
 pub const CASES: &[Case] = &[
@@ -35,19 +35,6 @@ fn place(pool: &str) -> Place {
     place
 }
 
-/// So many requests of `ms` milliseconds at a time; how long all of them took.
-fn at_once(master: &Master, count: usize, ms: u32) -> Duration {
-    let begin = Instant::now();
-    let mut connections: Vec<_> = (0..count).map(|_| master.connect("sock")).collect();
-    for connection in &mut connections {
-        master.ask(connection, &format!("/sleep.php?ms={ms}"), 0);
-    }
-    for connection in &mut connections {
-        body(&connection.reply(1));
-    }
-    begin.elapsed()
-}
-
 /// How many at least ran at a time, of so many that took so long.
 fn at_a_time(count: usize, ms: u32, took: Duration) -> f64 {
     count as f64 * f64::from(ms) / 1000.0 / took.as_secs_f64()
@@ -59,14 +46,14 @@ fn a_dynamic_pool_takes_forty() {
     )
     .serve();
     // Long enough that the time to make forty workers on a busy machine does not count: php-fpm would need a second for each.
-    let took = at_once(&master, 40, 3000);
+    let took = master.at_once(40, "/sleep.php?ms=3000").0;
     assert!(at_a_time(40, 3000, took) > 16.0, "{took:?}");
 }
 
 fn an_ondemand_pool() {
     let master = place("pm = ondemand\npm.max_children = 40\npm.process_idle_timeout = 1s\n").serve();
     assert_eq!(master.workers("www").len(), 0);
-    let took = at_once(&master, 8, 3000);
+    let took = master.at_once(8, "/sleep.php?ms=3000").0;
     assert!(at_a_time(8, 3000, took) > 4.0, "{took:?}");
     wait_for("everybody sleeps", || master.workers("www").is_empty());
     assert!(!master.get("/pid.php").is_empty());

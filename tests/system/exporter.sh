@@ -64,7 +64,7 @@ test_memory_and_cpu_are_those_of_the_pools_control_group() {
     above "$(awk -v a="$other" 'BEGIN { print a + 1 }')" "$(metric php_pool_cpu_seconds_total 'pool="rests"' 'mode="user"')"
     above $((40 << 20)) "$(metric php_pool_memory_bytes 'pool="rests"')"
     # The kernel's own count: between what it was before the scrape and after it.
-    usec() { awk '/^user_usec/ { print $2 / 1e6 }' "$(group works)/cpu.stat"; }
+    usec() { awk '/^user_usec/ { printf "%.6f", $2 / 1e6 }' "$(group works)/cpu.stat"; }
     least=$(usec)
     scrape_anew
     most=$(usec) cpu=$(metric php_pool_cpu_seconds_total 'pool="works"' 'mode="user"')
@@ -101,7 +101,7 @@ test_pressure_and_kills_at_a_memory_limit_are_counted() {
     pool squeezed "pm.max_children = 4" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
     systemctl reload php-pool@squeezed
     request squeezed eat.php || true
-    until_true 60 killed_one
+    until_true 60 killed_one || fail "$(grep -e oom /tmp/metrics; cat "$(group squeezed)/memory.events")"
     equal "$(metric php_pool_workers_ended_total 'pool="squeezed"' 'reason="oom"')" 1
 }
 killed_one() { scrape && [ "$(metric php_pool_oom_kills_total 'pool="squeezed"')" = 1 ]; }

@@ -98,7 +98,7 @@ asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }
 test_who_waits_in_the_queue_is_served_whatever_becomes_of_master_and_zygote() {
     pool again
     script slow.php <<<'<?php touch("/srv/state/again-begun"); sleep(6); echo "whole";'
-    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI, "\n";'
     start again
     for how in 'systemctl restart php-pool@again.service' 'kill -KILL $master' 'kill -SEGV $master' 'kill -KILL $zygote'; do
         echo "$how"

@@ -59,7 +59,7 @@ test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_o
 # without: sed -i 's/^pm.max_children = 1/&\nprocess_control_timeout = 1s/' /tests/lib.sh
 test_requests_go_on_over_a_reload() {
     pool busy "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); sleep(5); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); for ($end = microtime(true) + 5; microtime(true) < $end;) usleep(10000); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     rm -f /srv/state/busy-begun
     start busy
@@ -88,7 +88,7 @@ test_a_stop_lets_requests_finish_and_extends_its_time_out() {
     mkdir -p /etc/systemd/system/php-pool@drains.service.d
     printf '[Service]\nTimeoutStopSec=3s\n' >/etc/systemd/system/php-pool@drains.service.d/stop.conf
     systemctl daemon-reload
-    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); sleep(8); echo "whole";'
+    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); for ($end = microtime(true) + 8; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/drains-begun
     start drains
     request drains long.php >/tmp/drains &
@@ -131,7 +131,7 @@ restarted() { local now; now=$(main_pid "$1"); [ "$now" != 0 ] && [ "$now" != "$
 test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
     pool frozen
     script pid.php <<<'<?php echo getmypid();'
-    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); sleep(60); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); for ($end = microtime(true) + 60; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/frozen-begun
     start frozen
     first=$(zygote_pid frozen)

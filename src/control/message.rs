@@ -9,7 +9,13 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
+
+/// Most bytes of a log message that are one entry. Beyond [`LOG_INLINE`] they come beside the message, as a sealed memfd.
+pub const LOG_BYTES: usize = 512 << 10;
+
+/// Most bytes of one that are in the message itself: made UTF-8, and together with the other fields, less than a packet takes.
+pub const LOG_INLINE: usize = 64 << 10;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -249,7 +255,7 @@ pub struct LogMessage {
     pub level: Level,
     /// PHP says it.
     pub from_php: bool,
-    /// What it says.
+    /// What it says; empty where that comes as a memfd.
     pub text: String,
     /// The script; empty where there is none.
     pub script: String,

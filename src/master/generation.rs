@@ -21,6 +21,7 @@ use super::process::Process;
 use super::queue::Queue;
 use super::saved::{Kept, Restorer, Saver};
 use super::stamp::Files;
+use super::trace::Traceable;
 use super::users::Identity;
 use super::watch::{self, GenerationId, Place, PoolId, Watch};
 use super::worker::{SavedWorker, Worker, describe, describe_request, fields_of};
@@ -343,6 +344,14 @@ impl Generation {
             && self.mapped.are_unchanged()
     }
 
+    /// What a tracer needs to know of its workers.
+    pub fn traceable(&self) -> Traceable {
+        Traceable {
+            layout: self.trace_layout,
+            program: self.zygote.program,
+        }
+    }
+
     /// Whether its zygote has taken all that it was told.
     pub fn has_all_orders(&self) -> bool {
         self.zygote.has_all_orders()
@@ -658,9 +667,7 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle) {
-            self.board.header().request_ends();
-        }
+        self.board.header().request_ends(slot);
         slot.reset();
         self.free.insert(worker.slot);
         worker.linger();

@@ -402,6 +402,18 @@ impl Sockets {
         }
     }
 
+    /// Says of each socket of systemd's that no pool has that nobody will answer there: its name in the unit, or the pool's
+    /// address, is another than was meant.
+    pub fn say_unused(&self, log: &Logger) {
+        let unused = self.order.iter().filter_map(|key| self.all.get(key));
+        for listener in unused.filter(|listener| !listener.name.is_empty() && Rc::strong_count(listener) == 1) {
+            log.warning(format_args!(
+                "the inherited socket \"{}\" (FileDescriptorName={}) belongs to no pool, and is closed: nobody will answer there",
+                listener.key, listener.name
+            ));
+        }
+    }
+
     /// Closes the sockets that no pool has, and removes their files.
     pub fn close_unused(&mut self) {
         self.all.retain(|_, listener| {
@@ -564,7 +576,7 @@ fn bind_unix(path: &Path, pool: &Pool) -> Result<OwnedFd, ListenError> {
     let bind = |error: io::Error| ListenError::Bind(written.clone(), error);
     let address = SocketAddrUnix::new(path).map_err(|error| bind(error.into()))?;
     let socket = stream(AddressFamily::UNIX)?;
-    if rustix::net::connect(stream(AddressFamily::UNIX)?, &address).is_ok() {
+    if is_taken(&address)? {
         return Err(ListenError::Taken(written));
     }
     match std::fs::symlink_metadata(path) {
@@ -590,6 +602,27 @@ fn bind_unix(path: &Path, pool: &Pool) -> Result<OwnedFd, ListenError> {
     Ok(socket)
 }
 
+/// Whether somebody listens there. Who does may be anybody, and let us wait: a queue that is full answers, too.
+fn is_taken(address: &SocketAddrUnix) -> Result<bool, ListenError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|error| ListenError::Socket(error.into()))?;
+    Ok(matches!(
+        rustix::net::connect(probe, address),
+        Ok(()) | Err(rustix::io::Errno::AGAIN)
+    ))
+}
+
+/// A handle on the socket that was just bound; the folder may be somebody's who puts something else there meanwhile.
+fn handle(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+    let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+        FileType::Socket => Ok(file),
+        _ => Err(io::Error::other("something else has taken its place")),
+    }
+}
+
 /// Owner and group, or the ACL in their place.
 fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
     let (name, written) = (pool.name.clone(), path.display().to_string());
@@ -600,7 +633,8 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
         };
         let users = ids(&pool.listen_acl_users, users::uid).map_err(unknown)?;
         let groups = ids(&pool.listen_acl_groups, users::gid).map_err(unknown)?;
-        return acl::grant(path, pool.listen_mode, &users, &groups)
+        return handle(path)
+            .and_then(|file| acl::grant(file.as_fd(), pool.listen_mode, &users, &groups))
             .map_err(|error| ListenError::Acl(name, written, error));
     }
     let (mut uid, mut gid) = (None, None);
@@ -618,7 +652,11 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
         gid = Some(users::gid(group).map_err(unknown)?);
     }
     if uid.is_some() || gid.is_some() {
-        std::os::unix::fs::lchown(path, uid, gid).map_err(|error| ListenError::Owner(name, written, error))?;
+        use rustix::fs::{AtFlags, chownat};
+        let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
+        handle(path)
+            .and_then(|file| Ok(chownat(file, c"", uid, gid, AtFlags::EMPTY_PATH)?))
+            .map_err(|error| ListenError::Owner(name, written, error))?;
     }
     Ok(())
 }

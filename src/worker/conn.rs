@@ -167,34 +167,38 @@ impl Conn {
         })
     }
 
-    /// Reads on, without waiting; false: nothing is there.
-    pub fn fill(&mut self) -> Result<bool, Lost> {
+    /// Whether anything of a next request is here.
+    pub fn has_begun(&self) -> bool {
+        self.has_unread() || self.input.has_begun()
+    }
+
+    /// Reads on, without waiting: how many bytes; none: nothing is there.
+    pub fn fill(&mut self) -> Result<Option<usize>, Lost> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        match receive(self.fd.as_fd(), &mut self.buffer[self.end..])? {
-            Some(count) => {
-                self.end += count;
-                Ok(true)
-            }
-            None => Ok(false),
-        }
+        let count = receive(self.fd.as_fd(), &mut self.buffer[self.end..])?;
+        self.end += count.unwrap_or(0);
+        Ok(count)
     }
 
     /// Reads the first bytes of a new connection: a client that connects is about to write, and a moment of waiting costs less than
-    /// the waiting room. False: nothing came.
-    pub fn fill_first(&mut self) -> Result<bool, Lost> {
+    /// the waiting room. None: nothing came.
+    pub fn fill_first(&mut self) -> Result<Option<usize>, Lost> {
         for _ in 0..YIELDS {
-            if self.fill()? {
-                return Ok(true);
+            if let Some(count) = self.fill()? {
+                return Ok(Some(count));
             }
             // It is between its connect and its write: on this core, where it needs our place, or on another.
             let _ = nix::sched::sched_yield();
         }
-        Ok(self.fill()? || (self.readable_within(A_MOMENT) && self.fill()?))
+        match self.fill()? {
+            None if self.readable_within(A_MOMENT) => self.fill(),
+            filled => Ok(filled),
+        }
     }
 
     fn readable_within(&self, moment: TimeSpec) -> bool {
@@ -230,7 +234,7 @@ impl Conn {
                             self.input.took_stdin(count);
                             return Ok(count);
                         }
-                    } else if self.fill()? {
+                    } else if self.fill()?.is_some() {
                         continue;
                     }
                     self.wait(PollFlags::POLLIN, timeout)?;

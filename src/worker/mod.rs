@@ -123,7 +123,6 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         told: RefCell::default(),
         released: RefCell::default(),
         spare: RefCell::default(),
-        counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,

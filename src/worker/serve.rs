@@ -39,7 +39,7 @@ const MASTER_ANSWERS: Duration = Duration::from_secs(5);
 /// for another to be made.
 const LAST_REQUESTS: u64 = 8;
 
-/// Most that a lingering close reads.
+/// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
 
 /// Everything a worker has but its connections.
@@ -82,8 +82,6 @@ pub struct Worker {
     pub released: RefCell<Vec<Conn>>,
     /// Memory of closed connections.
     pub spare: RefCell<Vec<conn::Memory>>,
-    /// Whether the scoreboard's count of requests has ours.
-    pub counts: Cell<bool>,
     /// The master is gone.
     pub orphaned: Cell<bool>,
     /// The working folder, until a script runs in its own.
@@ -201,9 +199,7 @@ impl Worker {
 
     /// From now on this worker is as good as idle to the pool.
     pub fn stop_counting(&self) {
-        if self.counts.replace(false) {
-            self.board.header().request_ends();
-        }
+        self.board.header().request_ends(self.slot());
     }
 
     /// Ends the lines under way in the master's log, with php-fpm's own marker.
@@ -319,6 +315,38 @@ impl CpuMeter {
             }
         };
         (duration as f64 * share) as u64
+    }
+}
+
+/// What comes in one go while no request runs: parameters; the rest of a body that nobody wants any more; questions that are no
+/// requests. As long as something is there nobody waits, and no other limit is looked at.
+#[derive(Debug, Default)]
+struct Between {
+    bytes: usize,
+    /// When it began, CLOCK_MONOTONIC ns.
+    since: u64,
+}
+
+/// How a connection is ended of which too much comes.
+enum End {
+    /// A reply may still be on its way.
+    Linger,
+    Close,
+}
+
+impl Between {
+    /// So many bytes more have come. Some: that is too much, or takes too long.
+    fn end(&mut self, bytes: usize, conn: &Conn, pool: &PoolSettings) -> Option<End> {
+        self.bytes += bytes;
+        if self.since == 0 {
+            self.since = conn.began;
+            return None;
+        }
+        let time = Duration::from_nanos(monotonic_ns().saturating_sub(self.since));
+        if conn.input.is_in_params() {
+            return (time > pool.request_header_timeout).then_some(End::Close);
+        }
+        (time > pool.linger_timeout || self.bytes > LINGER_BYTES).then_some(End::Linger)
     }
 }
 
@@ -663,6 +691,7 @@ impl Loop {
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
         let (mut new, mut answered) = (token.is_none(), false);
+        let mut between = Between::default();
         loop {
             match conn.next() {
                 // The next request takes its client some time: a look would be in vain.
@@ -671,12 +700,23 @@ impl Loop {
                     return self.park(conn, token, Wait::Request);
                 }
                 Ok(Event::NeedMore) => {
+                    if !conn.has_begun() {
+                        conn.began = 0;
+                    }
                     let first = std::mem::take(&mut new);
                     let filled = if first { conn.fill_first() } else { conn.fill() };
                     match filled {
-                        Ok(true) if conn.began == 0 => conn.began = monotonic_ns(),
-                        Ok(true) => {}
-                        Ok(false) => return self.park(conn, token, Wait::Request),
+                        Ok(Some(count)) => {
+                            if conn.began == 0 {
+                                conn.began = monotonic_ns();
+                            }
+                            match between.end(count, &conn, &self.worker.pool) {
+                                None => {}
+                                Some(End::Linger) => return self.finish(conn, token),
+                                Some(End::Close) => return self.close(conn, token),
+                            }
+                        }
+                        Ok(None) => return self.park(conn, token, Wait::Request),
                         Err(_) => return self.close(conn, token),
                     }
                 }
@@ -688,6 +728,7 @@ impl Loop {
                     if lost.is_some() {
                         return self.close(conn, token);
                     }
+                    between = Between::default();
                     conn.began = 0;
                     conn.kept = true;
                     if !keep {
@@ -747,8 +788,7 @@ impl Loop {
         if let Some(wait) = exchange.waited() {
             slot.waits.add(&TIMES, wait);
         }
-        worker.counts.set(true);
-        if header.request_begins() {
+        if header.request_begins(slot) {
             worker.ring();
         }
 
@@ -813,6 +853,7 @@ impl Loop {
         let pool = &self.worker.pool;
         let limit = match wait {
             Wait::Close(_) => Some(pool.linger_timeout),
+            Wait::Request if conn.input.is_owed_a_body() && conn.began == 0 => Some(pool.linger_timeout),
             Wait::Request if conn.kept && conn.began == 0 => {
                 (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
             }

@@ -33,7 +33,8 @@ fn start(place: &Place, sockets: &[(&UnixListener, &str)]) -> Child {
     command.args(["-c", exec]).arg(place.path("php-fpm"));
     command.args(["-F", "-O", "-y"]).arg(place.path("pool.conf"));
     command.arg("-c").arg(place.path("php.ini")).env("PHP_INI_SCAN_DIR", "");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let said = std::fs::File::create(place.path("said")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
     let mapping = |((socket, _), child_fd): (&(&UnixListener, &str), i32)| FdMapping {
         parent_fd: socket.try_clone().unwrap().into(),
         child_fd,
@@ -108,6 +109,13 @@ fn several_sockets() {
     };
     let get = |socket: &str, uri: &str| body(&ask(socket, uri).reply(1));
     let mut stranger = ask("other", "/pid.php");
+    wait_for("it is said that nobody answers there", || {
+        let wanted = format!(
+            "WARNING: the inherited socket \"{}\" (FileDescriptorName=other) belongs to no pool",
+            place.path("other").display()
+        );
+        std::fs::read_to_string(place.path("said")).is_ok_and(|log| log.contains(&wanted))
+    });
 
     // The master watches all of them where there is no worker, and one worker serves them.
     let pid = get("second", "/pid.php");

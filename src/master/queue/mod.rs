@@ -2,6 +2,7 @@
 //! from which whichever worker is idle takes the next.
 #![forbid(unsafe_code)]
 
+mod accept;
 pub mod line;
 
 use std::cell::{Cell, RefCell};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use self::accept::Acceptor;
 use self::line::{MOST_TAKEN, Next, Rules};
 use super::foreign::{Closer, Foreign};
 use super::listen::Listener;
@@ -62,6 +64,7 @@ pub struct Shared {
     pool: PoolId,
     events: Events,
     closer: Closer,
+    acceptor: Acceptor,
     door: mpsc::Sender<Rc<Held>>,
     workers: Rc<Channel<Handover, Handover>>,
     /// Connections, until they are in the queue.
@@ -140,6 +143,7 @@ impl Queue {
             pool,
             events: events.clone(),
             closer: Closer::default(),
+            acceptor: Acceptor::default(),
             door,
             workers: workers.clone(),
             held: RefCell::default(),

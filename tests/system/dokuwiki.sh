@@ -1,6 +1,7 @@
 # include: dokuwiki,php-xml,php-gd,php-mbstring
 # An application that saves its configuration below /etc.
 
+# without: setting php-pool@.service ProtectSystem=full
 test_dokuwiki_serves_a_page_and_saves_its_configuration_below_etc() {
     contains "$(readlink -f /usr/share/dokuwiki/conf)" /etc/dokuwiki
     pool wiki "php_admin_value[open_basedir] ="

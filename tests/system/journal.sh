@@ -80,6 +80,7 @@ identified() {
 }
 has_id() { journalctl --sync && [ -n "$(journalctl -q PHP_POOL="$1" MESSAGE_ID="$2" --no-pager)" ]; }
 
+# without: rm /usr/lib/systemd/catalog/php-pool.catalog; journalctl --update-catalog
 test_every_event_has_its_identifier_and_its_explanation() {
     pool events "pm.max_children = 1" "pm = ondemand" "request_slowlog_timeout = 1s" "request_terminate_timeout = 4s" \
         "slowlog = /srv/state/events-slow" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
@@ -106,6 +107,7 @@ test_every_event_has_its_identifier_and_its_explanation() {
     # The two others are in lifecycle.sh (a zygote that does not answer) and cgroup.sh (no control groups).
 }
 
+# without: rm /usr/lib/systemd/catalog/php-pool.catalog; journalctl --update-catalog
 test_a_dead_worker_has_its_identifier_request_and_explanation() {
     pool coroner
     script die.php <<<'<?php posix_kill(getmypid(), 9);'
@@ -119,6 +121,7 @@ test_a_dead_worker_has_its_identifier_request_and_explanation() {
     contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A worker of a pool has died"
 }
 
+# without: setting php-pool@.service LogRateLimitIntervalSec=60s LogRateLimitBurst=1000
 test_a_thousand_lines_a_second_are_all_there() {
     pool loud "catch_workers_output = yes"
     # Journald's own limit is 10,000 entries in 30 s; so this is below it.

@@ -130,7 +130,18 @@ pub const ATTACKS: &[Attack] = &[
         },
         run: |site| {
             make_keeper(site);
-            site.wait_for_log("finished trace of");
+            // The first look may come before the program has read anything; each further zygote is one more.
+            let begun = Instant::now();
+            while site
+                .log()
+                .iter()
+                .filter(|line| line.contains("finished trace of"))
+                .count()
+                < 4
+            {
+                assert!(begun.elapsed() < crate::site::PATIENCE, "{:#?}", site.log());
+                std::thread::sleep(Duration::from_millis(5));
+            }
             let record = fs::read_to_string(site.path("villain/slow.log")).unwrap();
             assert!(record.contains("script_filename"), "{record}");
             match record.contains(ROOTS_SECRET) {

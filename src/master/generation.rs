@@ -658,7 +658,7 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle) {
+        if slot.stage().is_active() {
             self.board.header().request_ends();
         }
         slot.reset();
@@ -719,7 +719,7 @@ impl Generation {
             .workers
             .values()
             .map(|worker| self.board.slot(worker.slot as usize));
-        let busy = slots.filter(|slot| !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle));
+        let busy = slots.filter(|slot| slot.stage().is_active());
         // What a worker writes may be of the future.
         let since = busy.map(|slot| Duration::from_nanos(slot.since.load(SeqCst)).min(watch::now()));
         since.max().unwrap_or_default()

@@ -726,7 +726,7 @@ impl Generation {
             .workers
             .values()
             .map(|worker| self.board.slot(worker.slot as usize));
-        let busy = slots.filter(|slot| !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle));
+        let busy = slots.filter(|slot| slot.stage().is_active());
         // What a worker writes may be of the future.
         let since = busy.map(|slot| Duration::from_nanos(slot.since.load(SeqCst)).min(watch::now()));
         since.max().unwrap_or_default()

@@ -99,9 +99,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     // What the master has let through: php.ini and libraries may ask for it.
     super::environment::set_scan_dir(config.php.scan_dir.as_deref());
     php::init();
-    if !php::start(&config.php) {
-        return Err("PHP module start-up failed; what it says stands before this line".into());
-    }
+    php::start(&config.php)?;
     // Before a chroot hides /proc.
     let mapped = mapped();
     confine::close(&config.confinement).map_err(|e| e.to_string())?;

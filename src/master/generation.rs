@@ -251,11 +251,8 @@ impl Generation {
             id: self.place.generation,
             config: (*self.config).clone(),
             identity: self.identity.clone(),
-            listener: self.listeners[0].key.clone(),
-            further: self.listeners[1..]
-                .iter()
-                .map(|listener| listener.key.clone())
-                .collect(),
+            listener: self.listeners[0].key(),
+            further: self.listeners[1..].iter().map(|listener| listener.key()).collect(),
             life: self.life,
             begun: self.begun,
             board: saver.keep(&self.board.fd()),

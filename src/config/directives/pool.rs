@@ -433,7 +433,7 @@ pub static POOL: &[Row] = &[
         "request_body_timeout",
         Kind::Time,
         field!(request_body_timeout),
-        "How long a request may go without a byte of its body arriving. 0 is without limit.",
+        "How long each 16 KiB of the body of a request, and what is left of it, may take to arrive. 0 is without limit.",
     )
     .default("60s")
     .ours(),
@@ -449,7 +449,7 @@ pub static POOL: &[Row] = &[
         "response_write_timeout",
         Kind::Time,
         field!(response_write_timeout),
-        "How long a response may go without a byte of it leaving. 0 is without limit.",
+        "How long each 16 KiB of a response, and what is left of it, may take to leave. 0 is without limit.",
     )
     .default("60s")
     .ours(),

@@ -300,6 +300,8 @@ impl Pool {
         let leaving = self.leaving.take().map(|(generation, _)| generation);
         self.old.extend(self.current.take());
         self.old.extend(leaving);
+        // Before the workers are told, so that they find them.
+        self.queue.hand_out_the_new();
         for generation in &mut self.old {
             generation.start_drain(Some(limit), true);
         }

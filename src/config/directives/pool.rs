@@ -430,6 +430,15 @@ pub static POOL: &[Row] = &[
     .derived("as many as pm.max_children")
     .ours(),
     Row::new(
+        "reload.warm",
+        Kind::Time,
+        field!(reload_warm),
+        "How long a new generation may compile what opcache of the old one holds, what was used most first, before it takes \
+         over. Nothing of it is run. 0 is not at all.",
+    )
+    .default("0")
+    .ours(),
+    Row::new(
         "request_body_timeout",
         Kind::Time,
         field!(request_body_timeout),

@@ -12,6 +12,7 @@ mod php;
 mod script;
 mod serve;
 mod signals;
+mod warm;
 mod zygote;
 
 use std::cell::{Cell, RefCell};

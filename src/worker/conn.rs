@@ -55,6 +55,8 @@ pub struct Conn {
     pub began: u64,
     /// A request has been answered on it.
     pub kept: bool,
+    /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
+    pub owed_since: u64,
 }
 
 impl Conn {
@@ -74,6 +76,7 @@ impl Conn {
             peer: None,
             began: 0,
             kept: false,
+            owed_since: 0,
         }
     }
 

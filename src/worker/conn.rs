@@ -76,6 +76,8 @@ pub struct Conn {
     pub kept: bool,
     /// With the body of the request under way.
     patience: Patience,
+    /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
+    pub owed_since: u64,
 }
 
 impl Conn {
@@ -96,6 +98,7 @@ impl Conn {
             began: 0,
             kept: false,
             patience: Patience::default(),
+            owed_since: 0,
         }
     }
 

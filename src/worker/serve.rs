@@ -353,9 +353,13 @@ impl Between {
     /// So many bytes more have come. Some: that is too much, or takes too long.
     fn end(&mut self, bytes: usize, conn: &Conn, pool: &PoolSettings) -> Option<End> {
         self.bytes += bytes;
-        if self.since == 0 {
-            self.since = conn.began;
-            return None;
+        match (self.since, conn.owed_since) {
+            (0, 0) => {
+                self.since = conn.began;
+                return None;
+            }
+            (0, owed) => self.since = owed,
+            _ => {}
         }
         let time = Duration::from_nanos(monotonic_ns().saturating_sub(self.since));
         if conn.input.is_in_params() {
@@ -724,13 +728,20 @@ impl Loop {
         loop {
             match conn.next() {
                 // The next request takes its client some time: a look would be in vain.
-                Ok(Event::NeedMore) if answered && conn.input.is_idle() && !conn.has_unread() => {
+                Ok(Event::NeedMore)
+                    if answered && conn.input.is_idle() && !conn.has_unread() && !conn.input.is_owed_a_body() =>
+                {
                     conn.began = 0;
                     return self.park(conn, token, Wait::Request);
                 }
                 Ok(Event::NeedMore) => {
                     if !conn.has_begun() {
                         conn.began = 0;
+                    }
+                    match (conn.input.is_owed_a_body(), conn.owed_since) {
+                        (true, 0) => conn.owed_since = monotonic_ns(),
+                        (true, _) => {}
+                        (false, _) => conn.owed_since = 0,
                     }
                     let first = std::mem::take(&mut new);
                     let filled = if first { conn.fill_first() } else { conn.fill() };
@@ -758,13 +769,17 @@ impl Loop {
                         return self.close(conn, token);
                     }
                     between = Between::default();
-                    conn.began = 0;
+                    (conn.began, conn.owed_since) = (0, 0);
                     conn.kept = true;
                     if !keep {
                         return self.finish(conn, token);
                     }
                     if self.must_leave() {
-                        return self.give_away(conn, token);
+                        // Who is still to send a body that nobody wants is of no use to another.
+                        return match conn.input.is_owed_a_body() {
+                            true => self.finish(conn, token),
+                            false => self.give_away(conn, token),
+                        };
                     }
                     answered = true;
                     if conn.has_unread() {
@@ -883,16 +898,21 @@ impl Loop {
         let pool = &self.worker.pool;
         let limit = match wait {
             Wait::Close(_) => Some(pool.linger_timeout),
-            Wait::Request if conn.input.is_owed_a_body() && conn.began == 0 => Some(pool.linger_timeout),
+            Wait::Request if conn.owed_since != 0 => Some(pool.linger_timeout),
             Wait::Request if conn.kept && conn.began == 0 => {
                 (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
             }
             Wait::Request => Some(pool.request_header_timeout),
         };
-        let spent = if conn.began == 0 {
+        let since = match wait {
+            Wait::Close(_) => 0,
+            Wait::Request if conn.owed_since != 0 => conn.owed_since,
+            Wait::Request => conn.began,
+        };
+        let spent = if since == 0 {
             0
         } else {
-            monotonic_ns().saturating_sub(conn.began)
+            monotonic_ns().saturating_sub(since)
         };
         let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
         let token = match token {
@@ -922,8 +942,10 @@ impl Loop {
         let waiting: Vec<u64> = self
             .parked
             .iter()
-            // Very long parameters that are half read have to stay.
-            .filter(|(_, p)| matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2)
+            // Very long parameters that are half read have to stay, and who is still to send a body that nobody wants.
+            .filter(|(_, p)| {
+                matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
+            })
             .filter(|(_, p)| !self.last || !p.is_new())
             .map(|(token, _)| *token)
             .collect();

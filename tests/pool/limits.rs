@@ -198,7 +198,7 @@ fn an_endless_body_holds_no_worker() {
 }
 
 fn a_rest_is_not_the_next_request() {
-    let master = serve("access.log = {dir}/access.log\naccess.format = \"%{milliseconds}d\"");
+    let master = serve("linger_timeout = 60s\naccess.log = {dir}/access.log\naccess.format = \"%{milliseconds}d\"");
     let mut connection = master.connect("sock");
     assert!(connection.send(&put(&master, "/pid.php", "10", KEEP_CONN)));
     let worker = body(&connection.reply(1));

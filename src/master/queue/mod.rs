@@ -76,6 +76,8 @@ pub struct Shared {
     rules: RefCell<Rc<Rules>>,
     /// The pool is full: what clients want is to be heard before a worker is asked.
     open: Cell<bool>,
+    /// Requests that were refused.
+    refused: Cell<u64>,
     /// For those that were taken from the listener.
     places: Arc<Semaphore>,
 }
@@ -108,6 +110,8 @@ pub struct SavedQueue {
     sent: Vec<usize>,
     #[serde(default)]
     waits_since: Vec<Duration>,
+    #[serde(default)]
+    refused: u64,
     held: Vec<(Handover, Kept, Option<Duration>)>,
 }
 
@@ -149,6 +153,7 @@ impl Queue {
             sent: RefCell::new(sent),
             rules: RefCell::new(Rc::new(rules)),
             open: Cell::new(false),
+            refused: Cell::new(0),
             places: Arc::new(Semaphore::new(MOST_TAKEN)),
         });
         let ours = register(ours)?;
@@ -175,6 +180,7 @@ impl Queue {
             workers: saver.keep(&*self.workers),
             sent,
             waits_since,
+            refused: self.refused(),
         }
     }
 
@@ -194,12 +200,14 @@ impl Queue {
             workers,
             sent,
             waits_since,
+            refused,
             held,
         } = saved;
         let (ours, workers) = (fds.take(ours)?, fds.take(workers)?);
         let since = waits_since.into_iter().chain(std::iter::repeat(watch::now()));
         let sent = sent.into_iter().zip(since).collect();
         let queue = Self::with(pool, events, rules, ours.into(), workers.into(), sent)?;
+        queue.shared.refused.set(refused);
         for (handover, fd, until) in held {
             let fd = queue.shared.closer.take(fds.take(fd)?);
             queue.shared.hold(handover, fd, until, None);
@@ -258,6 +266,11 @@ impl Queue {
     /// Connections in the queue that no worker has taken yet.
     pub fn waiting(&self) -> u32 {
         self.shared.waiting()
+    }
+
+    /// Requests that were refused.
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.get()
     }
 
     /// Since when the first of those in line waits.

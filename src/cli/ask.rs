@@ -264,8 +264,15 @@ fn describe(pool: &PoolStatus) -> String {
         );
     }
     line("slow requests", snapshot.slow_requests.to_string());
+    let limits = [
+        ("requests timed out", measured.timed_out, "request_terminate_timeout"),
+        ("requests refused", measured.refused, "queue.max, queue.timeout"),
+    ];
+    for (name, count, limit) in limits.into_iter().filter(|(_, count, _)| *count > 0) {
+        line(name, format!("{count} ({limit})"));
+    }
     let ends = [
-        (measured.exits.timeout, "at request_terminate_timeout"),
+        (measured.exits.timeout, "of a request that timed out"),
         (measured.exits.oom, "at a memory limit"),
         (measured.exits.signal, "on a signal"),
         (measured.exits.code, "with an exit code"),

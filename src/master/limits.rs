@@ -48,6 +48,8 @@ enum Step {
 pub struct Enforced {
     /// Requests found slow.
     pub slow: u64,
+    /// Requests found to be over their time.
+    pub timed_out: u64,
     /// When to look again.
     pub next: Option<Duration>,
 }
@@ -73,7 +75,9 @@ impl Generation {
             };
             let (slow, slow_due) = request.trace_when_slow(worker, &self.identity, now);
             enforced.slow += u64::from(slow);
-            let due = slow_due.into_iter().chain(request.end_when_over(worker, now));
+            let (over, over_due) = request.end_when_over(worker, now);
+            enforced.timed_out += u64::from(over);
+            let due = slow_due.into_iter().chain(over_due);
             enforced.next = enforced.next.into_iter().chain(due).min();
         }
         enforced
@@ -141,11 +145,11 @@ impl Current<'_> {
         (true, Some(now + limit))
     }
 
-    /// Takes the next step when it is due; when to look again.
-    fn end_when_over(&self, worker: &mut Worker, now: Duration) -> Option<Duration> {
+    /// Takes the next step when it is due. Whether it is the first one, and when to look again.
+    fn end_when_over(&self, worker: &mut Worker, now: Duration) -> (bool, Option<Duration>) {
         let limit = self.pool.request_terminate_timeout;
         if limit.is_zero() {
-            return None;
+            return (false, None);
         }
         let same = |rung: &Rung| rung.started == self.started && self.stage != Stage::Idle;
         worker.rung = worker.rung.filter(same);
@@ -155,9 +159,10 @@ impl Current<'_> {
             None => now + limit,
         };
         if due > now {
-            return Some(due);
+            return (false, Some(due));
         }
-        if worker.rung.is_none() {
+        let first = worker.rung.is_none();
+        if first {
             let view = self.board.view(worker.slot as usize);
             let line = self.line(worker, &view, now, "execution timed out") + ", terminating";
             let told = view.text.unwrap_or_default();
@@ -166,7 +171,7 @@ impl Current<'_> {
             log.identified(MessageId::RequestTimeout).warning(line);
         }
         self.climb(worker, now);
-        worker.rung.map(|rung| rung.next)
+        (first, worker.rung.map(|rung| rung.next))
     }
 
     /// Whether there is a request whose time runs.

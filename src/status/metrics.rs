@@ -84,6 +84,16 @@ const COUNTERS: &[(&str, &str, Count)] = &[
         "Requests beyond request_slowlog_timeout",
         |p| p.snapshot.slow_requests,
     ),
+    (
+        "php_pool_requests_timed_out",
+        "Requests beyond request_terminate_timeout",
+        |p| p.measured.timed_out,
+    ),
+    (
+        "php_pool_requests_refused",
+        "Requests refused by queue.max or queue.timeout",
+        |p| p.measured.refused,
+    ),
     ("php_pool_workers_started", "Workers started", |p| p.measured.spawned),
     (
         "php_pool_access_log_lost_lines",

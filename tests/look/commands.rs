@@ -24,6 +24,10 @@ pub const CASES: &[Case] = &[
     ),
     ("commands::of_several_masters_the_worst_counts", several_masters),
     ("commands::what_workers_died_of_is_told", what_workers_died_of),
+    (
+        "commands::requests_that_are_refused_are_counted",
+        requests_that_are_refused_are_counted,
+    ),
     ("commands::counters_are_exact", counters_are_exact),
 ];
 
@@ -180,8 +184,30 @@ fn what_workers_died_of() {
     // What waits in C is not ended by PHP's own time-out.
     master.place.write("stays.php", "<?php exec('sleep 60');");
     master.ask(&mut stays, "/stays.php", 0);
-    let told = "workers that died:    1 at request_terminate_timeout, 2 on a signal, 1 with an exit code\n";
+    let told = "workers that died:    1 of a request that timed out, 2 on a signal, 1 with an exit code\n";
     wait_for("the deaths", || text(&php_pool(&master, &["status"])).contains(told));
+    // One that PHP ends by itself leaves its worker alive.
+    master.get("/sleep.php");
+    let status = text(&php_pool(&master, &["status"]));
+    let timed_out = "requests timed out:   2 (request_terminate_timeout)\n";
+    assert!(status.contains(told) && status.contains(timed_out), "{status}");
+}
+
+fn requests_that_are_refused_are_counted() {
+    let master = serve("pm = static\npm.max_children = 1\nqueue.timeout = 100ms\n");
+    let mut busy = master.connect("sock");
+    master.ask(&mut busy, "/sleep.php", 0);
+    wait_for("the pool is full", || {
+        php_pool(&master, &["health"]).status.code() == Some(1)
+    });
+    for _ in 0..3 {
+        assert!(master.get("/hello.php").contains("Service Unavailable"));
+    }
+    let status = text(&php_pool(&master, &["status"]));
+    assert!(
+        status.contains("requests refused:     3 (queue.max, queue.timeout)\n"),
+        "{status}"
+    );
 }
 
 /// 1,000 mixed requests are 1,000, of whatever end; and nobody is ever seen twice.

@@ -343,7 +343,7 @@ fn asked_at(master: &Master, at: SystemTime) {
     ];
     let mut connection = master.connect("sock");
     assert!(connection.send(&fcgi::request(0, &params, b"")));
-    assert_eq!(harness::body(&connection.reply(1)), "hello");
+    connection.reply(1);
 }
 
 /// A real Prometheus scrapes a real pool to which all happens that a panel is for; every panel's question is answered with
@@ -351,7 +351,8 @@ fn asked_at(master: &Master, at: SystemTime) {
 fn in_a_real_prometheus() {
     let master = serve(
         "pm = dynamic\npm.max_children = 2\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 1\n\
-         access.log = /dev/full\nslowlog = {dir}/slow.log\nrequest_slowlog_timeout = 100ms\n",
+         access.log = /dev/full\nslowlog = {dir}/slow.log\nrequest_slowlog_timeout = 100ms\n\
+         request_terminate_timeout = 300ms\nqueue.timeout = 50ms\n",
     );
     master.place.write("slow.php", "<?php usleep(400_000);");
     master.place.write("dies.php", "<?php exec('kill -9 ' . getmypid());");

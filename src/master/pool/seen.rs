@@ -70,6 +70,8 @@ impl Pool {
             draining,
             exits: totals.exits,
             measures,
+            timed_out: self.counters.timed_out,
+            refused: self.queue.refused(),
             access_log_lost: self.access_log.as_ref().map_or(0, |log| log.lost()),
             cgroup: self.ctx.cgroup.as_ref().map(|groups| groups.base().to_owned()),
         }

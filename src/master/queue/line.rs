@@ -285,6 +285,9 @@ pub fn input_of(handover: &Handover) -> Input {
 /// its end before another program takes over.
 async fn answer(shared: &Shared, fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Next {
     let _in_hand = shared.events.gate().pass().await;
+    if page.is_none() {
+        shared.refused.set(shared.refused.get() + 1);
+    }
     let answered = tokio::time::timeout(ANSWER, exchange(fd, page)).await;
     let Ok(Some(handover)) = answered else {
         return Next::Over;

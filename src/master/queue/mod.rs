@@ -81,6 +81,8 @@ pub struct Shared {
     rules: RefCell<Rc<Rules>>,
     /// The pool is full: what clients want is to be heard before a worker is asked.
     open: Cell<bool>,
+    /// Requests that were refused.
+    refused: Cell<u64>,
     /// For those that were taken from the listener.
     places: Arc<Semaphore>,
     /// Numbers beyond this say that few are left: the kernel gives the lowest that is free.
@@ -117,6 +119,8 @@ pub struct SavedQueue {
     sent: Vec<usize>,
     #[serde(default)]
     waits_since: Vec<Duration>,
+    #[serde(default)]
+    refused: u64,
     held: Vec<(Handover, Kept, Option<Duration>)>,
 }
 
@@ -159,6 +163,7 @@ impl Queue {
             sent: RefCell::new(sent),
             rules: RefCell::new(Rc::new(rules)),
             open: Cell::new(false),
+            refused: Cell::new(0),
             places: Arc::new(Semaphore::new(MOST_TAKEN.min(most_descriptors() / 4))),
             highest: RawFd::try_from(most_descriptors() / 4 * 3).unwrap_or(RawFd::MAX),
         });
@@ -186,6 +191,7 @@ impl Queue {
             workers: saver.keep(&*self.workers),
             sent,
             waits_since,
+            refused: self.refused(),
         }
     }
 
@@ -205,12 +211,14 @@ impl Queue {
             workers,
             sent,
             waits_since,
+            refused,
             held,
         } = saved;
         let (ours, workers) = (fds.take(ours)?, fds.take(workers)?);
         let since = waits_since.into_iter().chain(std::iter::repeat(watch::now()));
         let sent = sent.into_iter().zip(since).collect();
         let queue = Self::with(pool, events, rules, ours.into(), workers.into(), sent)?;
+        queue.shared.refused.set(refused);
         for (handover, fd, until) in held {
             let fd = queue.shared.closer.take(fds.take(fd)?);
             queue.shared.hold(handover, fd, until, None);
@@ -283,6 +291,11 @@ impl Queue {
     /// Connections in the queue that no worker has taken yet.
     pub fn waiting(&self) -> u32 {
         self.shared.waiting()
+    }
+
+    /// Requests that were refused.
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.get()
     }
 
     /// Since when the first of those in line waits.

@@ -151,7 +151,11 @@ impl Request {
             },
             Kind::Memory => Self {
                 // The system's refusal ends a worker; with each of them its idle connections go, too.
-                greed: Some(if random.below(20) == 0 { "address-space" } else { "memory" }),
+                greed: Some(if random.below(20) == 0 {
+                    "address-space"
+                } else {
+                    "memory"
+                }),
                 ..plain
             },
             Kind::Slow => Self {

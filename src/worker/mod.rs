@@ -12,6 +12,7 @@ mod php;
 mod script;
 mod serve;
 mod signals;
+mod warm;
 mod zygote;
 
 use std::cell::{Cell, RefCell};
@@ -49,7 +50,8 @@ pub fn main() -> ! {
     };
     environment::set_scan_dir(settings.scan_dir.as_deref());
     php::init();
-    if !php::start(&settings) {
+    // PHP has said why.
+    if php::start(&settings).is_err() {
         std::process::exit(70);
     }
     php::print(print);
@@ -123,7 +125,6 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         told: RefCell::default(),
         released: RefCell::default(),
         spare: RefCell::default(),
-        counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,

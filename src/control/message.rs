@@ -117,7 +117,8 @@ pub struct PoolSettings {
 }
 
 /// Everything a zygote needs. With it come, in this order: the scoreboard, the workers' end of the queue, the
-/// eventfd to ring, the one that wakes who writes the access log, and the listeners.
+/// eventfd to ring, the one that wakes who writes the access log, where there is something to `warm` the pipe that names it, and
+/// the listeners.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ZygoteConfig {
     /// [`VERSION`]
@@ -130,6 +131,8 @@ pub struct ZygoteConfig {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Pool.
     pub pool: PoolSettings,
+    /// For so long it may compile what the generation before names ([`ToZygote::Name`]).
+    pub warm: Option<Duration>,
 }
 
 /// A worker to be made.
@@ -152,6 +155,9 @@ pub enum ToZygote {
     Configure(Box<ZygoteConfig>),
     /// Fork. With it come: the worker's end of its link, its stdout, its stderr.
     Spawn(Spawn),
+    /// Write the paths of what opcache holds, what was used most first and each with a NUL behind it, into the pipe that comes
+    /// with it. What they are is between two generations of a pool.
+    Name,
     /// Answer with [`FromZygote::Pong`].
     Ping(u64),
     /// End; the workers go on.

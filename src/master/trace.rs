@@ -110,7 +110,12 @@ pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, of: Traceable, 
     let (identity, depth) = (identity.clone(), pool.request_slowlog_trace_depth);
     let in_lines = !ctx.log.keeps_fields();
     if in_lines {
-        ctx.log.pool(&pool.name).warning(&line);
+        let about = Fields {
+            pool: Some(&pool.name),
+            request_id: Some(&request.id),
+            ..Fields::default()
+        };
+        ctx.log.about(about).warning(&line);
         ctx.log.notice(format_args!("about to trace {pid}"));
     }
     let done = aside(worker, move || {

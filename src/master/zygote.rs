@@ -138,6 +138,8 @@ pub struct Parts<'a> {
     pub listeners: &'a [Rc<Listener>],
     /// The scoreboard, the workers' end of the queue, the bell, the bell of the access log.
     pub fds: [OwnedFd; 4],
+    /// Where the generation before names what it has compiled.
+    pub compiled: Option<OwnedFd>,
     /// Closes what it sends.
     pub closer: &'a Closer,
 }
@@ -154,6 +156,7 @@ impl Zygote {
             identity,
             listeners,
             fds,
+            compiled,
             closer,
         } = parts;
         let make = |what| move |error| ZygoteError::Make(what, error);
@@ -172,6 +175,7 @@ impl Zygote {
             php,
             env: environment(pool, identity),
             pool: pool_settings(global, pool, ctx.log.keeps_fields()),
+            warm: compiled.as_ref().map(|_| pool.reload_warm),
         };
 
         let mut command = Command::new(&executable.path);
@@ -219,6 +223,7 @@ impl Zygote {
         let clone = |listener: &Rc<Listener>| listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"));
         let listeners = listeners.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
         let mut fds = vec![board, workers, bell, log_bell];
+        fds.extend(compiled);
         fds.extend(listeners);
         let first = (ToZygote::Configure(Box::new(config)), fds);
         zygote.orders.try_send(first).expect("a new queue has room");

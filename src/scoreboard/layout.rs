@@ -59,6 +59,11 @@ impl Stage {
         }
     }
 
+    /// Whether the worker has a request.
+    pub fn is_active(self) -> bool {
+        !matches!(self, Self::None | Self::Held | Self::Idle)
+    }
+
     /// The word on php-fpm's status page.
     pub fn name(self) -> &'static str {
         match self {

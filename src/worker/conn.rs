@@ -20,6 +20,25 @@ const YIELDS: u32 = 6;
 /// For how long a worker waits for a new connection alone.
 const A_MOMENT: TimeSpec = TimeSpec::new(0, 100_000);
 
+/// Bytes for which a peer has a whole limit: one at a time would stretch it without end.
+const PROGRESS: usize = 16 << 10;
+
+/// How long a peer has been waited for since it last got on so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Patience {
+    waited: Duration,
+    moved: usize,
+}
+
+impl Patience {
+    fn moved(&mut self, count: usize) {
+        self.moved += count;
+        if self.moved >= PROGRESS {
+            *self = Self::default();
+        }
+    }
+}
+
 /// Why a connection is at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
@@ -55,6 +74,8 @@ pub struct Conn {
     pub began: u64,
     /// A request has been answered on it.
     pub kept: bool,
+    /// With the body of the request under way.
+    patience: Patience,
     /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
     pub owed_since: u64,
 }
@@ -76,8 +97,14 @@ impl Conn {
             peer: None,
             began: 0,
             kept: false,
+            patience: Patience::default(),
             owed_since: 0,
         }
+    }
+
+    /// Another request has all of its time before it.
+    pub fn renew_patience(&mut self) {
+        self.patience = Patience::default();
     }
 
     /// Closes it.
@@ -184,7 +211,10 @@ impl Conn {
             (self.start, self.end) = (0, self.end - self.start);
         }
         let count = receive(self.fd.as_fd(), &mut self.buffer[self.end..])?;
-        self.end += count.unwrap_or(0);
+        if let Some(count) = count {
+            self.end += count;
+            self.patience.moved(count);
+        }
         Ok(count)
     }
 
@@ -211,7 +241,7 @@ impl Conn {
     }
 
     /// Body bytes of the request into `target`, at least one; what else arrives is given to `event`. 0: the body has
-    /// ended. Waits at most `timeout` for the next byte.
+    /// ended. Waits at most `timeout` for each [`PROGRESS`].
     pub fn read_stdin(
         &mut self,
         target: &mut [u8],
@@ -235,12 +265,15 @@ impl Conn {
                     if self.start == self.end && direct >= 4096 {
                         if let Some(count) = receive(self.fd.as_fd(), &mut target[..direct])? {
                             self.input.took_stdin(count);
+                            self.patience.moved(count);
                             return Ok(count);
                         }
                     } else if self.fill()?.is_some() {
                         continue;
                     }
-                    self.wait(PollFlags::POLLIN, timeout)?;
+                    let mut patience = self.patience;
+                    self.wait(PollFlags::POLLIN, timeout, &mut patience)?;
+                    self.patience = patience;
                 }
                 Event::Abort { .. } => return Err(Lost::Aborted),
                 other => event(other),
@@ -248,18 +281,22 @@ impl Conn {
         }
     }
 
-    /// Sends all of it; each byte may take `timeout`.
+    /// Sends all of it; each [`PROGRESS`] may take `timeout`.
     pub fn send(&self, parts: &mut [IoSlice], timeout: Duration) -> Result<(), Lost> {
         let mut parts = parts;
+        let mut patience = Patience::default();
         while !parts.is_empty() {
             let sent = match &*parts {
                 [only] => send(self.fd.as_raw_fd(), only, MsgFlags::MSG_NOSIGNAL),
                 many => sendmsg::<()>(self.fd.as_raw_fd(), many, &[], MsgFlags::MSG_NOSIGNAL, None),
             };
             match sent {
-                Ok(count) => IoSlice::advance_slices(&mut parts, count),
+                Ok(count) => {
+                    IoSlice::advance_slices(&mut parts, count);
+                    patience.moved(count);
+                }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, timeout)?,
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, timeout, &mut patience)?,
                 Err(_) => return Err(Lost::Closed),
             }
         }
@@ -267,8 +304,9 @@ impl Conn {
     }
 
     /// Waits until the socket is ready, across interruptions.
-    fn wait(&self, flags: PollFlags, timeout: Duration) -> Result<(), Lost> {
-        let deadline = Instant::now() + timeout;
+    fn wait(&self, flags: PollFlags, timeout: Duration, patience: &mut Patience) -> Result<(), Lost> {
+        let begun = Instant::now();
+        let deadline = begun + timeout.saturating_sub(patience.waited);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let milliseconds = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
@@ -276,7 +314,10 @@ impl Conn {
             match poll(&mut [PollFd::new(self.fd.as_fd(), flags)], timeout) {
                 Ok(0) if left.is_zero() => return Err(Lost::TimedOut),
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    patience.waited += begun.elapsed();
+                    return Ok(());
+                }
                 Err(_) => return Err(Lost::Closed),
             }
         }

@@ -12,6 +12,7 @@ mod php;
 mod script;
 mod serve;
 mod signals;
+mod warm;
 mod zygote;
 
 use std::cell::{Cell, RefCell};
@@ -49,7 +50,8 @@ pub fn main() -> ! {
     };
     environment::set_scan_dir(settings.scan_dir.as_deref());
     php::init();
-    if !php::start(&settings) {
+    // PHP has said why.
+    if php::start(&settings).is_err() {
         std::process::exit(70);
     }
     php::print(print);

@@ -39,6 +39,9 @@ const MASTER_ANSWERS: Duration = Duration::from_secs(5);
 /// for another to be made.
 const LAST_REQUESTS: u64 = 8;
 
+/// Who has connected before the pool's end has so long to say what it wants: nobody comes after this worker who would hear it.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
 
@@ -215,7 +218,7 @@ impl Worker {
             return;
         }
         if keep {
-            if let Some(conn) = self.hand_over(conn) {
+            if let Some(conn) = self.hand_over(conn, false) {
                 self.released.borrow_mut().push(conn);
             }
         } else if !conn.is_over() {
@@ -236,9 +239,10 @@ impl Worker {
         Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
     }
 
-    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here (the
-    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else).
-    fn hand_over(&self, conn: Conn) -> Option<Conn> {
+    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here: the
+    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else; and a master that takes none
+    /// is waited for only by who `must` give it.
+    fn hand_over(&self, conn: Conn, must: bool) -> Option<Conn> {
         if !self.orphaned.get() {
             let handover = Handover {
                 bytes: conn.since_last(),
@@ -247,10 +251,14 @@ impl Worker {
                 queued: 0,
             };
             let message = FromWorker::Keep(handover);
-            if let Err(error) = self.link.send(&message, &[conn.as_fd()], true) {
-                let text = format!("a kept connection could not be handed to the master: {error}");
-                print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
-                return Some(conn);
+            match self.link.send(&message, &[conn.as_fd()], must) {
+                Ok(_) => {}
+                Err(ChannelError::WouldBlock) => return Some(conn),
+                Err(error) => {
+                    let text = format!("a kept connection could not be handed to the master: {error}");
+                    print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
+                    return Some(conn);
+                }
             }
         }
         // Others have it, so that it stays open here as well as there, and would its registration.
@@ -272,6 +280,13 @@ struct Parked {
     conn: Conn,
     wait: Wait,
     deadline: Option<Instant>,
+}
+
+impl Parked {
+    /// Whether its first request is awaited.
+    fn is_new(&self) -> bool {
+        matches!(self.wait, Wait::Request) && !self.conn.kept
+    }
 }
 
 /// CPU time of requests without a system call for each: it is read after a long one, or when short ones have added up, and in
@@ -385,6 +400,8 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// Nobody comes after this worker.
+    last: bool,
     /// The listener whose turn it is.
     turn: usize,
     /// `listen.allowed_clients` has been looked at.
@@ -413,6 +430,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            last: false,
             turn: 0,
             clients_checked: false,
         })
@@ -472,6 +490,12 @@ impl Loop {
             // Its place is free.
             self.worker.ring();
         }
+        if self.is_the_end() {
+            let until = Instant::now() + LAST_WORD;
+            let new = self.parked.values_mut().filter(|parked| parked.is_new());
+            new.for_each(|parked| parked.deadline = parked.deadline.into_iter().chain([until]).min());
+            self.last = true;
+        }
         self.clear_waiting_room();
         for listener in &worker.listeners {
             let _ = worker.epoll.delete(listener);
@@ -479,7 +503,7 @@ impl Loop {
         let _ = worker.epoll.delete(&worker.queue);
         let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
-        // Replies that are still on their way to a slow reader; closing now could reset them.
+        // Replies that are still on their way to a slow reader, as closing now could reset them; and the last to be heard.
         while !self.parked.is_empty() {
             self.wait();
         }
@@ -653,10 +677,15 @@ impl Loop {
             }
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => None,
             Err(error) => {
-                let text = format!("a connection could not be accepted: {error}");
-                print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
-                // Out of descriptors or memory: it may pass.
-                std::thread::sleep(Duration::from_millis(20));
+                // Out of descriptors or memory, which those that wait here have.
+                let waiting = self.parked.len();
+                self.clear_waiting_room();
+                if self.parked.len() == waiting {
+                    let text = format!("a connection could not be accepted: {error}");
+                    print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
+                    // It may pass.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 None
             }
         }
@@ -782,12 +811,13 @@ impl Loop {
     }
 
     /// Runs one request; None: its script let go of the connection.
-    fn serve(&mut self, conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
+    fn serve(&mut self, mut conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
         let (worker, header) = (self.worker, self.worker.board.header());
         // What waits here would wait for as long as this request takes.
         if !self.parked.is_empty() {
             self.clear_waiting_room();
         }
+        conn.renew_patience();
         let slot = worker.slot();
         let now = monotonic_ns();
         let started = if conn.began == 0 { now } else { conn.began };
@@ -902,7 +932,7 @@ impl Loop {
 
     /// To the master, or nobody.
     fn give_away(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(conn) = self.worker.hand_over(conn) {
+        if let Some(conn) = self.worker.hand_over(conn, true) {
             self.close(conn, token);
         }
     }
@@ -916,16 +946,21 @@ impl Loop {
             .filter(|(_, p)| {
                 matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
             })
+            .filter(|(_, p)| !self.last || !p.is_new())
             .map(|(token, _)| *token)
             .collect();
+        let leaves = self.must_leave();
         for token in waiting {
-            if let Some(parked) = self.parked.remove(&token)
-                && let Some(conn) = self.worker.hand_over(parked.conn)
-            {
-                if self.must_leave() {
-                    self.close(conn, Some(token));
-                } else {
-                    self.parked.insert(token, Parked { conn, ..parked }); // it waits here, then
+            let Some(parked) = self.parked.remove(&token) else {
+                continue;
+            };
+            match self.worker.hand_over(parked.conn, leaves) {
+                None => {}
+                Some(conn) if leaves => self.close(conn, Some(token)),
+                // It waits here, then, and so do the others.
+                Some(conn) => {
+                    self.parked.insert(token, Parked { conn, ..parked });
+                    return;
                 }
             }
         }

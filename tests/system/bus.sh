@@ -114,18 +114,18 @@ test_signals_reach_a_monitor_that_was_there_first() {
     start told
     systemctl stop php-pool-bus.service
     equal "$(systemctl is-active php-pool-bus.socket)" active
-    busctl --json=short --match "type='signal',interface='org.phppool.Pool1'" monitor >/tmp/told 2>/tmp/told.err &
+    busctl --match "type='signal',interface='org.phppool.Pool1'" monitor >/tmp/told 2>/tmp/told.err &
     monitor=$!
     until_true 60 grep -q Monitoring /tmp/told.err
     pid=$(worker_pids told)
     request told die.php secret=1 || true
-    until_true 60 grep -q '"WorkerExited"' /tmp/told
-    contains "$(grep WorkerExited /tmp/told)" "[$pid,\"on signal 9 (SIGKILL)\"]"
-    contains "$(grep WorkerExited /tmp/told)" "$PATH_OF/told"
+    until_true 60 grep -q 'on signal 9 (SIGKILL)' /tmp/told
+    contains "$(grep Member=WorkerExited /tmp/told)" "Path=$PATH_OF/told "
+    contains "$(grep -A 5 Member=WorkerExited /tmp/told)" "UINT32 $pid;"
     request told long.php secret=1 >/dev/null &
-    until_true 60 grep -q '"SlowRequest"' /tmp/told
+    until_true 60 grep -q Member=SlowRequest /tmp/told
     request told long.php >/dev/null &
-    until_true 60 grep -q '"MaxChildrenReached"' /tmp/told
+    until_true 60 grep -q Member=MaxChildrenReached /tmp/told
     lacks "$(cat /tmp/told)" secret
     kill $monitor
 }

@@ -117,7 +117,8 @@ gone() { ! kill -0 "$1" 2>/dev/null; }
 test_what_a_script_has_started_ends_at_a_time_out_at_the_memory_limit_and_at_a_stop() {
     pool family "request_terminate_timeout = 3s" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
     script child.php <<<'<?php exec("sleep 1000 >/dev/null 2>&1 & echo $!", $out); file_put_contents("/srv/state/child", $out[0]);
-if ($_GET["then"] == "wait") sleep(60);
+// One that ends when PHP is asked to is not killed.
+if ($_GET["then"] == "wait") { register_shutdown_function(function () { for (;;) sleep(60); }); sleep(60); }
 if ($_GET["then"] == "eat") for (;;) { $all[] = str_repeat("x", 1 << 20); }'
     start family
     for then in wait eat leave; do

@@ -210,3 +210,14 @@ wait(2, []); echo "done";'
     contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A request is slow"
 }
 has_entry() { [ -n "$(journalctl "$@" -o cat --no-pager)" ]; }
+
+test_the_access_log_may_be_the_journal() {
+    pool lines "access.log = /dev/stderr" 'access.format = "%m %r%Q%q %s %L"'
+    script hello.php <<<'<?php echo "hello";'
+    start lines
+    for number in 1 2; do
+        HTTP_X_REQUEST_ID=r-$number request lines hello.php "n=$number" >/dev/null
+        until_true 60 logged lines "GET /hello.php?n=$number 200 r-$number"
+        systemctl kill --kill-whom=main --signal=USR1 php-pool@lines
+    done
+}

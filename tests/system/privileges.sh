@@ -104,7 +104,7 @@ test_the_slowlog_traces_a_worker_of_another_user() {
     # So does who looks at the pool, or at the worker, now.
     for target in slow "$(worker_pids slow)"; do
         until_true 60 traced "$target"
-        contains "$(cat /tmp/traced)" $'(3): inner()\n'
+        contains "$(cat /tmp/traced)" $'(2): inner()\n'
         contains "$(cat /tmp/traced)" $'(4): outer()\n'
     done
     wait $client

@@ -100,7 +100,7 @@ test_who_waits_in_the_queue_is_served_whatever_becomes_of_master_and_zygote() {
     script slow.php <<<'<?php touch("/srv/state/again-begun"); sleep(6); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI, "\n";'
     start again
-    for how in 'systemctl restart php-pool@again.service' 'kill -KILL $master' 'kill -SEGV $master' 'kill -KILL $zygote'; do
+    for how in 'systemctl restart php-pool@again.service' 'kill -KILL $master' 'kill -ABRT $master' 'kill -KILL $zygote'; do
         echo "$how"
         rm -f /srv/state/again-begun /tmp/again-*
         master=$(main_pid again) zygote=$(zygote_pid again) clients=()

@@ -13,7 +13,7 @@ test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     equal "$(stat -c '%a' /run/php-pool/sock2.sock)" 660
 }
 
-# without: setting php-pool@.service ExecStart= ExecStart=/bin/false; PATIENCE=20
+# without: setting php-pool@.service ExecStart= ExecStart=/bin/false
 test_a_connection_starts_the_service() {
     pool wake
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
@@ -94,7 +94,6 @@ test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
 asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }
 
 # without: setting php-pool@.service KillMode=mixed
-# without: setting php-pool@.service RemainAfterExit=yes Restart=no
 test_who_waits_in_the_queue_is_served_whatever_becomes_of_master_and_zygote() {
     pool again
     script slow.php <<<'<?php touch("/srv/state/again-begun"); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'

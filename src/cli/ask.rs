@@ -136,7 +136,8 @@ pub fn reload(whom: &Whom, force: bool) -> i32 {
         Ok(()) => 0,
         Err(ApiError::Refused(reason)) => {
             eprintln!("php-pool: the reload failed; the pool serves on as it was");
-            eprintln!("{reason}");
+            // A zygote, which runs the pool's code, may have given it.
+            reason.lines().for_each(|line| eprintln!("{}", plain(line)));
             1
         }
         Err(error) => {

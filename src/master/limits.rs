@@ -18,7 +18,7 @@ use super::trace;
 use super::worker::{Worker, describe_request, fields_of};
 use crate::config::Pool;
 use crate::log::MessageId;
-use crate::scoreboard::{Scoreboard, SlotView, Stage, TraceLayout};
+use crate::scoreboard::{Scoreboard, SlotView, Stage};
 
 /// For PHP's own time-out, shutdown functions included.
 const ENGINE: Duration = Duration::from_millis(100);
@@ -62,13 +62,14 @@ impl Generation {
         if pool.request_slowlog_timeout.is_zero() && pool.request_terminate_timeout.is_zero() {
             return enforced;
         }
+        let of = self.traceable();
         for worker in self.workers.values_mut().filter(|worker| worker.process.is_some()) {
             let slot = self.board.slot(worker.slot as usize);
             let request = Current {
                 ctx: &ctx,
                 pool: &pool,
                 board: &self.board,
-                layout: self.trace_layout,
+                of,
                 stage: slot.stage(),
                 started: slot.started.load(SeqCst),
             };
@@ -88,7 +89,7 @@ struct Current<'a> {
     ctx: &'a Rc<Context>,
     pool: &'a Pool,
     board: &'a Scoreboard,
-    layout: TraceLayout,
+    of: trace::Traceable,
     /// Read before `started`: so that no request that begins in between is taken for the one before it.
     stage: Stage,
     /// The begin of the request under way, if there is one.
@@ -121,15 +122,16 @@ impl Current<'_> {
             return (false, None);
         }
         let running = self.stage == Stage::Running;
-        // A request is traced once; one that begins now has all of its time before it.
+        // A request is traced once; one that begins now has all of its time before it. (So has one that follows a traced one: a
+        // worker that says otherwise would have the log filled.)
         let due = match running && worker.traced != Some(self.started) {
-            true => self.begin() + limit,
+            true => (self.begin() + limit).max(worker.traced_at.map_or(Duration::ZERO, |at| at + limit)),
             false => now + limit,
         };
         if due > now {
             return (false, Some(due));
         }
-        worker.traced = Some(self.started);
+        (worker.traced, worker.traced_at) = (Some(self.started), Some(now));
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
         let line = self.line(worker, &view, now, "executing too slow") + ", logging";
@@ -139,7 +141,7 @@ impl Current<'_> {
             took,
             line,
         };
-        trace::slow(self.ctx, self.pool, identity, self.layout, found);
+        trace::slow(self.ctx, self.pool, identity, self.of, found);
         (true, Some(now + limit))
     }
 

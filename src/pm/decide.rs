@@ -241,7 +241,8 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
         }
         Pm::Ondemand => queue.max(replace),
     };
-    let need = need.max(memory.first.take().unwrap_or(0).saturating_sub(total));
+    let first = memory.first.take().unwrap_or(0).saturating_sub(total);
+    let need = need.max(first);
 
     let idle = pool.idle.len() as u32;
     let full = limits.style != Pm::Static && need > room && available == 0;
@@ -277,7 +278,9 @@ fn grow(limits: &Limits, memory: &mut Memory, pool: &Snapshot, decision: &mut De
         spawn = 0;
     }
     if limits.style == Pm::Dynamic {
-        let allowed = memory.rate.take(spawn, limits.max_spawn_rate, pool.now);
+        // Those that a pool begins with come at once, as php-fpm's do.
+        let at_once = spawn.min(first);
+        let allowed = at_once + memory.rate.take(spawn - at_once, limits.max_spawn_rate, pool.now);
         if allowed < spawn {
             decision.wake_at(pool.now + Duration::from_secs(1) / limits.max_spawn_rate.max(1));
         }

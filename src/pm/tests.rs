@@ -167,6 +167,16 @@ impl Simulation {
 }
 
 #[test]
+fn a_pool_begins_with_all_of_its_start_servers_whatever_the_rate() {
+    let limits = Limits {
+        start_servers: 50,
+        max_spawn_rate: 5,
+        ..limits(Pm::Dynamic, 60, 1, 60)
+    };
+    assert_eq!(Simulation::new(limits).spawned, 50);
+}
+
+#[test]
 fn a_dynamic_pool_takes_forty_at_once() {
     let mut pool = Simulation::new(Limits {
         start_servers: 2,
@@ -443,7 +453,8 @@ proptest! {
         let mut pool = Simulation::new(limits.clone());
         pool.length = seconds(10_000.0);
         pool.queue = load;
-        pool.run(seconds(45.0));
+        // All workers may have to be made, at `max_spawn_rate`; then what is too many leaves, by quarters.
+        pool.run(seconds(45.0 + f64::from(limits.max_children) / f64::from(limits.max_spawn_rate)));
         let (spawned, left) = (pool.spawned, pool.left);
         pool.run(seconds(10.0));
         prop_assert_eq!((pool.spawned, pool.left), (spawned, left));

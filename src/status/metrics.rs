@@ -343,7 +343,7 @@ impl Collector for Pools {
                 let histogram = measure(&status.measured.measures);
                 let bounds = bounds.iter().map(|bound| *bound as f64 / unit);
                 let (bounded, beyond) = histogram.counts.split_at(bounds.len());
-                let last = (f64::INFINITY, beyond.iter().sum());
+                let last = (f64::INFINITY, beyond.iter().copied().fold(0, u64::saturating_add));
                 let buckets: Vec<_> = bounds.zip(bounded.iter().copied()).chain([last]).collect();
                 let sum = histogram.sum as f64 / unit;
                 family

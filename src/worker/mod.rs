@@ -12,6 +12,7 @@ mod php;
 mod script;
 mod serve;
 mod signals;
+mod warm;
 mod zygote;
 
 use std::cell::{Cell, RefCell};
@@ -124,7 +125,6 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         told: RefCell::default(),
         released: RefCell::default(),
         spare: RefCell::default(),
-        counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,

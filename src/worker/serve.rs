@@ -39,7 +39,10 @@ const MASTER_ANSWERS: Duration = Duration::from_secs(5);
 /// for another to be made.
 const LAST_REQUESTS: u64 = 8;
 
-/// Most that a lingering close reads.
+/// Who has connected before the pool's end has so long to say what it wants: nobody comes after this worker who would hear it.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
 
 /// Everything a worker has but its connections.
@@ -82,8 +85,6 @@ pub struct Worker {
     pub released: RefCell<Vec<Conn>>,
     /// Memory of closed connections.
     pub spare: RefCell<Vec<conn::Memory>>,
-    /// Whether the scoreboard's count of requests has ours.
-    pub counts: Cell<bool>,
     /// The master is gone.
     pub orphaned: Cell<bool>,
     /// The working folder, until a script runs in its own.
@@ -201,9 +202,7 @@ impl Worker {
 
     /// From now on this worker is as good as idle to the pool.
     pub fn stop_counting(&self) {
-        if self.counts.replace(false) {
-            self.board.header().request_ends();
-        }
+        self.board.header().request_ends(self.slot());
     }
 
     /// Ends the lines under way in the master's log, with php-fpm's own marker.
@@ -219,7 +218,7 @@ impl Worker {
             return;
         }
         if keep {
-            if let Some(conn) = self.hand_over(conn) {
+            if let Some(conn) = self.hand_over(conn, false) {
                 self.released.borrow_mut().push(conn);
             }
         } else if !conn.is_over() {
@@ -240,9 +239,10 @@ impl Worker {
         Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
     }
 
-    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here (the
-    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else).
-    fn hand_over(&self, conn: Conn) -> Option<Conn> {
+    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here: the
+    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else; and a master that takes none
+    /// is waited for only by who `must` give it.
+    fn hand_over(&self, conn: Conn, must: bool) -> Option<Conn> {
         if !self.orphaned.get() {
             let handover = Handover {
                 bytes: conn.since_last(),
@@ -251,10 +251,14 @@ impl Worker {
                 queued: 0,
             };
             let message = FromWorker::Keep(handover);
-            if let Err(error) = self.link.send(&message, &[conn.as_fd()], true) {
-                let text = format!("a kept connection could not be handed to the master: {error}");
-                print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
-                return Some(conn);
+            match self.link.send(&message, &[conn.as_fd()], must) {
+                Ok(_) => {}
+                Err(ChannelError::WouldBlock) => return Some(conn),
+                Err(error) => {
+                    let text = format!("a kept connection could not be handed to the master: {error}");
+                    print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
+                    return Some(conn);
+                }
             }
         }
         // Others have it, so that it stays open here as well as there, and would its registration.
@@ -276,6 +280,13 @@ struct Parked {
     conn: Conn,
     wait: Wait,
     deadline: Option<Instant>,
+}
+
+impl Parked {
+    /// Whether its first request is awaited.
+    fn is_new(&self) -> bool {
+        matches!(self.wait, Wait::Request) && !self.conn.kept
+    }
 }
 
 /// CPU time of requests without a system call for each: it is read after a long one, or when short ones have added up, and in
@@ -322,6 +333,42 @@ impl CpuMeter {
     }
 }
 
+/// What comes in one go while no request runs: parameters; the rest of a body that nobody wants any more; questions that are no
+/// requests. As long as something is there nobody waits, and no other limit is looked at.
+#[derive(Debug, Default)]
+struct Between {
+    bytes: usize,
+    /// When it began, CLOCK_MONOTONIC ns.
+    since: u64,
+}
+
+/// How a connection is ended of which too much comes.
+enum End {
+    /// A reply may still be on its way.
+    Linger,
+    Close,
+}
+
+impl Between {
+    /// So many bytes more have come. Some: that is too much, or takes too long.
+    fn end(&mut self, bytes: usize, conn: &Conn, pool: &PoolSettings) -> Option<End> {
+        self.bytes += bytes;
+        match (self.since, conn.owed_since) {
+            (0, 0) => {
+                self.since = conn.began;
+                return None;
+            }
+            (0, owed) => self.since = owed,
+            _ => {}
+        }
+        let time = Duration::from_nanos(monotonic_ns().saturating_sub(self.since));
+        if conn.input.is_in_params() {
+            return (time > pool.request_header_timeout).then_some(End::Close);
+        }
+        (time > pool.linger_timeout || self.bytes > LINGER_BYTES).then_some(End::Linger)
+    }
+}
+
 /// Connections that are accepted before the kept ones are looked at.
 const MOST_ROUNDS: u32 = 8;
 
@@ -353,6 +400,8 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// Nobody comes after this worker.
+    last: bool,
     /// The listener whose turn it is.
     turn: usize,
     /// `listen.allowed_clients` has been looked at.
@@ -381,6 +430,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            last: false,
             turn: 0,
             clients_checked: false,
         })
@@ -440,6 +490,12 @@ impl Loop {
             // Its place is free.
             self.worker.ring();
         }
+        if self.is_the_end() {
+            let until = Instant::now() + LAST_WORD;
+            let new = self.parked.values_mut().filter(|parked| parked.is_new());
+            new.for_each(|parked| parked.deadline = parked.deadline.into_iter().chain([until]).min());
+            self.last = true;
+        }
         self.clear_waiting_room();
         for listener in &worker.listeners {
             let _ = worker.epoll.delete(listener);
@@ -447,7 +503,7 @@ impl Loop {
         let _ = worker.epoll.delete(&worker.queue);
         let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
-        // Replies that are still on their way to a slow reader; closing now could reset them.
+        // Replies that are still on their way to a slow reader, as closing now could reset them; and the last to be heard.
         while !self.parked.is_empty() {
             self.wait();
         }
@@ -621,10 +677,15 @@ impl Loop {
             }
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => None,
             Err(error) => {
-                let text = format!("a connection could not be accepted: {error}");
-                print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
-                // Out of descriptors or memory: it may pass.
-                std::thread::sleep(Duration::from_millis(20));
+                // Out of descriptors or memory, which those that wait here have.
+                let waiting = self.parked.len();
+                self.clear_waiting_room();
+                if self.parked.len() == waiting {
+                    let text = format!("a connection could not be accepted: {error}");
+                    print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
+                    // It may pass.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 None
             }
         }
@@ -663,20 +724,39 @@ impl Loop {
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
         let (mut new, mut answered) = (token.is_none(), false);
+        let mut between = Between::default();
         loop {
             match conn.next() {
                 // The next request takes its client some time: a look would be in vain.
-                Ok(Event::NeedMore) if answered && conn.input.is_idle() && !conn.has_unread() => {
+                Ok(Event::NeedMore)
+                    if answered && conn.input.is_idle() && !conn.has_unread() && !conn.input.is_owed_a_body() =>
+                {
                     conn.began = 0;
                     return self.park(conn, token, Wait::Request);
                 }
                 Ok(Event::NeedMore) => {
+                    if !conn.has_begun() {
+                        conn.began = 0;
+                    }
+                    match (conn.input.is_owed_a_body(), conn.owed_since) {
+                        (true, 0) => conn.owed_since = monotonic_ns(),
+                        (true, _) => {}
+                        (false, _) => conn.owed_since = 0,
+                    }
                     let first = std::mem::take(&mut new);
                     let filled = if first { conn.fill_first() } else { conn.fill() };
                     match filled {
-                        Ok(true) if conn.began == 0 => conn.began = monotonic_ns(),
-                        Ok(true) => {}
-                        Ok(false) => return self.park(conn, token, Wait::Request),
+                        Ok(Some(count)) => {
+                            if conn.began == 0 {
+                                conn.began = monotonic_ns();
+                            }
+                            match between.end(count, &conn, &self.worker.pool) {
+                                None => {}
+                                Some(End::Linger) => return self.finish(conn, token),
+                                Some(End::Close) => return self.close(conn, token),
+                            }
+                        }
+                        Ok(None) => return self.park(conn, token, Wait::Request),
                         Err(_) => return self.close(conn, token),
                     }
                 }
@@ -688,13 +768,18 @@ impl Loop {
                     if lost.is_some() {
                         return self.close(conn, token);
                     }
-                    conn.began = 0;
+                    between = Between::default();
+                    (conn.began, conn.owed_since) = (0, 0);
                     conn.kept = true;
                     if !keep {
                         return self.finish(conn, token);
                     }
                     if self.must_leave() {
-                        return self.give_away(conn, token);
+                        // Who is still to send a body that nobody wants is of no use to another.
+                        return match conn.input.is_owed_a_body() {
+                            true => self.finish(conn, token),
+                            false => self.give_away(conn, token),
+                        };
                     }
                     answered = true;
                     if conn.has_unread() {
@@ -726,12 +811,13 @@ impl Loop {
     }
 
     /// Runs one request; None: its script let go of the connection.
-    fn serve(&mut self, conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
+    fn serve(&mut self, mut conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
         let (worker, header) = (self.worker, self.worker.board.header());
         // What waits here would wait for as long as this request takes.
         if !self.parked.is_empty() {
             self.clear_waiting_room();
         }
+        conn.renew_patience();
         let slot = worker.slot();
         let now = monotonic_ns();
         let started = if conn.began == 0 { now } else { conn.began };
@@ -747,8 +833,7 @@ impl Loop {
         if let Some(wait) = exchange.waited() {
             slot.waits.add(&TIMES, wait);
         }
-        worker.counts.set(true);
-        if header.request_begins() {
+        if header.request_begins(slot) {
             worker.ring();
         }
 
@@ -813,15 +898,21 @@ impl Loop {
         let pool = &self.worker.pool;
         let limit = match wait {
             Wait::Close(_) => Some(pool.linger_timeout),
+            Wait::Request if conn.owed_since != 0 => Some(pool.linger_timeout),
             Wait::Request if conn.kept && conn.began == 0 => {
                 (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
             }
             Wait::Request => Some(pool.request_header_timeout),
         };
-        let spent = if conn.began == 0 {
+        let since = match wait {
+            Wait::Close(_) => 0,
+            Wait::Request if conn.owed_since != 0 => conn.owed_since,
+            Wait::Request => conn.began,
+        };
+        let spent = if since == 0 {
             0
         } else {
-            monotonic_ns().saturating_sub(conn.began)
+            monotonic_ns().saturating_sub(since)
         };
         let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
         let token = match token {
@@ -841,7 +932,7 @@ impl Loop {
 
     /// To the master, or nobody.
     fn give_away(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(conn) = self.worker.hand_over(conn) {
+        if let Some(conn) = self.worker.hand_over(conn, true) {
             self.close(conn, token);
         }
     }
@@ -851,18 +942,25 @@ impl Loop {
         let waiting: Vec<u64> = self
             .parked
             .iter()
-            // Very long parameters that are half read have to stay.
-            .filter(|(_, p)| matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2)
+            // Very long parameters that are half read have to stay, and who is still to send a body that nobody wants.
+            .filter(|(_, p)| {
+                matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
+            })
+            .filter(|(_, p)| !self.last || !p.is_new())
             .map(|(token, _)| *token)
             .collect();
+        let leaves = self.must_leave();
         for token in waiting {
-            if let Some(parked) = self.parked.remove(&token)
-                && let Some(conn) = self.worker.hand_over(parked.conn)
-            {
-                if self.must_leave() {
-                    self.close(conn, Some(token));
-                } else {
-                    self.parked.insert(token, Parked { conn, ..parked }); // it waits here, then
+            let Some(parked) = self.parked.remove(&token) else {
+                continue;
+            };
+            match self.worker.hand_over(parked.conn, leaves) {
+                None => {}
+                Some(conn) if leaves => self.close(conn, Some(token)),
+                // It waits here, then, and so do the others.
+                Some(conn) => {
+                    self.parked.insert(token, Parked { conn, ..parked });
+                    return;
                 }
             }
         }

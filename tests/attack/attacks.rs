@@ -123,10 +123,12 @@ pub const ATTACKS: &[Attack] = &[
             let file = site.path(&script).display().to_string();
             connection.send(&site.request(&file, "/x.php", &[], b""));
             let deadline = Instant::now() + PATIENCE;
-            while !site.path("villain/locked").exists() && Instant::now() < deadline {
+            // The file is there before what it says.
+            let mut told = String::new();
+            while told.is_empty() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
+                told = fs::read_to_string(site.path("villain/locked")).unwrap_or_default();
             }
-            let told = fs::read_to_string(site.path("villain/locked")).expect("the villain has tried");
             assert!(told.starts_with("[0,"), "the lock was not there to be taken: {told}");
             let answer = site.try_run("victim", "echo 'compiled';", Duration::from_secs(10));
             broken_if(

@@ -4,13 +4,12 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
-use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Place, body, wait_for};
 use crate::support::Case;
-use crate::support::process::{spawn, that_dies_with_us};
+use crate::support::process::{hand_over, spawn, that_is_handed_sockets};
 
 pub const CASES: &[Case] = &[
     (
@@ -25,22 +24,15 @@ pub const CASES: &[Case] = &[
 
 /// A master that is given sockets by their names.
 fn start(place: &Place, sockets: &[(&UnixListener, &str)]) -> Child {
-    let mut command = that_dies_with_us("KILL", "sh");
-    let names: Vec<&str> = sockets.iter().map(|(_, name)| *name).collect();
-    command.env("LISTEN_FDS", sockets.len().to_string());
-    command.env("LISTEN_FDNAMES", names.join(":"));
-    let exec = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
-    command.args(["-c", exec]).arg(place.path("php-fpm"));
+    let mut command = that_is_handed_sockets(place.path("php-fpm"));
+    let held = sockets
+        .iter()
+        .map(|(socket, name)| (socket.try_clone().unwrap().into(), *name));
+    hand_over(&mut command, held.collect());
     command.args(["-F", "-O", "-y"]).arg(place.path("pool.conf"));
     command.arg("-c").arg(place.path("php.ini")).env("PHP_INI_SCAN_DIR", "");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mapping = |((socket, _), child_fd): (&(&UnixListener, &str), i32)| FdMapping {
-        parent_fd: socket.try_clone().unwrap().into(),
-        child_fd,
-    };
-    command
-        .fd_mappings(sockets.iter().zip(3..).map(mapping).collect())
-        .unwrap();
+    let said = std::fs::File::create(place.path("said")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
     spawn(command).unwrap()
 }
 
@@ -108,6 +100,13 @@ fn several_sockets() {
     };
     let get = |socket: &str, uri: &str| body(&ask(socket, uri).reply(1));
     let mut stranger = ask("other", "/pid.php");
+    wait_for("it is said that nobody answers there", || {
+        let wanted = format!(
+            "WARNING: the inherited socket \"{}\" (FileDescriptorName=other) belongs to no pool",
+            place.path("other").display()
+        );
+        std::fs::read_to_string(place.path("said")).is_ok_and(|log| log.contains(&wanted))
+    });
 
     // The master watches all of them where there is no worker, and one worker serves them.
     let pid = get("second", "/pid.php");

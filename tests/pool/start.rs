@@ -145,10 +145,13 @@ fn last_words() {
     let master = place.start_with_control();
     let words = "PHP module start-up failed: PHP Fatal error:  Failed opening required '/nowhere/preload.php'";
     master.said(&format!("[pool www] PHP cannot start: {words}"));
-    let mut status = Command::new(executable());
-    status.args(["status", "--control"]).arg(master.place.path("control"));
-    let output = status.output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
+    let status = || {
+        let mut status = Command::new(executable());
+        status.args(["status", "--control"]).arg(master.place.path("control"));
+        status.output().unwrap()
+    };
+    wait_for("the control socket", || status().status.code() == Some(2));
+    let output = status();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains(&format!("last failure:         {words}")), "{text}");
 }

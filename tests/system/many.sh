@@ -40,7 +40,7 @@ waves() {
 test_two_hundred_pools_wake_serve_and_sleep_again() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     many 1000 1199
-    before=$(free_kb) begin=$(now)
+    before=$(free_kb) workers=$(pgrep -c php-pool-worker || true) begin=$(now) # the package's own pool is awake
     systemctl daemon-reload
     systemctl start php-pool.target
     echo "measured: 200 pools: daemon-reload and start $(since "$begin") ms"
@@ -53,7 +53,7 @@ test_two_hundred_pools_wake_serve_and_sleep_again() {
     until_true 300 none_awake
     echo "measured: 200 pools asleep again: $((before - $(free_kb))) kB"
     equal "$(systemctl list-units --state=failed --no-legend --plain 'php-pool*' | wc -l)" 0
-    equal "$(pgrep -c php-pool-worker || true)" 0
+    equal "$(pgrep -c php-pool-worker || true)" "$workers"
     leave
 }
 

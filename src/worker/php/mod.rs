@@ -7,7 +7,7 @@ mod ffi;
 mod folder;
 mod timer;
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -359,6 +359,30 @@ impl Files for PhpFiles {
         use std::os::unix::ffi::OsStrExt;
         std::fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|found| found.is_file())
     }
+}
+
+/// Tells the path of each script that opcache holds, what was used most first, until `each` says no. In a process that serves
+/// nothing.
+pub fn each_compiled<F: FnMut(&[u8]) -> bool>(mut each: F) {
+    extern "C" fn call<F: FnMut(&[u8]) -> bool>(each: *mut c_void, path: *const c_char, length: usize) -> bool {
+        // SAFETY: the address of `each` below, which nobody else uses meanwhile; and a path in PHP's memory.
+        let (each, path) = unsafe { (&mut *each.cast::<F>(), bytes(path, length)) };
+        each(path)
+    }
+    // SAFETY: PHP is started and runs no request; the function is for what its context is.
+    unsafe { ffi::shim_each_compiled(call::<F>, std::ptr::from_mut(&mut each).cast()) }
+}
+
+/// Compiles a file into opcache, and runs nothing of it. In a process that serves nothing.
+pub fn compile(path: &[u8]) {
+    let path = c_string(path);
+    // SAFETY: PHP is started and runs no request; a C string.
+    unsafe { ffi::shim_compile(path.as_ptr()) }
+}
+
+/// Whether there is a file of this path.
+pub fn is_file(path: &[u8]) -> bool {
+    PhpFiles.is_file(path)
 }
 
 /// Runs a request through PHP. True: this process must not serve another. Does not return in a child that the script has forked:

@@ -804,6 +804,90 @@ bool shim_resolves(const char *path)
     return found;
 }
 
+/* ---------------------------------------------------------------- what opcache holds */
+
+static size_t write_nowhere(const char *text, size_t length)
+{
+    (void) text;
+    return length;
+}
+
+/* Calls a function of opcache's in a request of its own, of which nobody hears anything. */
+static void ask_opcache(const char *name, zval *argument, void (*look)(zval *result, void *context), void *context)
+{
+    sapi_module.ub_write = write_nowhere; /* PHP works on a copy of ours */
+    sapi_module.flush = NULL;
+    sapi_module.send_headers = NULL;
+    sapi_module.activate = sapi_module.deactivate = NULL;
+    zend_first_try {
+        if (php_request_startup() == SUCCESS) {
+            zval function, result;
+            ZVAL_STRING(&function, name);
+            ZVAL_UNDEF(&result);
+            SG(headers_sent) = 1;
+            SG(request_info).no_headers = 1;
+            EG(error_reporting) = 0;
+            if (zend_hash_exists(EG(function_table), Z_STR(function)) &&
+                call_user_function(NULL, NULL, &function, &result, 1, argument) == SUCCESS && look) {
+                look(&result, context);
+            }
+            zend_clear_exception();
+            zval_ptr_dtor(&result);
+            zval_ptr_dtor(&function);
+        }
+    } zend_end_try();
+    php_request_shutdown(NULL);
+}
+
+struct listener {
+    bool (*each)(void *context, const char *path, size_t length);
+    void *context;
+};
+
+static int compare_hits(Bucket *a, Bucket *b)
+{
+    zval *hits[] = {&a->val, &b->val};
+    for (int i = 0; i < 2; i++) {
+        hits[i] = Z_TYPE_P(hits[i]) == IS_ARRAY ? zend_hash_str_find(Z_ARRVAL_P(hits[i]), ZEND_STRL("hits")) : NULL;
+    }
+    zend_long difference = (hits[1] ? zval_get_long(hits[1]) : 0) - (hits[0] ? zval_get_long(hits[0]) : 0);
+    return (difference > 0) - (difference < 0);
+}
+
+static void tell_scripts(zval *status, void *context)
+{
+    struct listener *listener = context;
+    zval *scripts = Z_TYPE_P(status) == IS_ARRAY ? zend_hash_str_find(Z_ARRVAL_P(status), ZEND_STRL("scripts")) : NULL;
+    if (!scripts || Z_TYPE_P(scripts) != IS_ARRAY) {
+        return;
+    }
+    SEPARATE_ARRAY(scripts);
+    zend_hash_sort(Z_ARRVAL_P(scripts), compare_hits, 0);
+    zval *script;
+    ZEND_HASH_FOREACH_VAL(Z_ARRVAL_P(scripts), script) {
+        zval *path = Z_TYPE_P(script) == IS_ARRAY ? zend_hash_str_find(Z_ARRVAL_P(script), ZEND_STRL("full_path")) : NULL;
+        if (path && Z_TYPE_P(path) == IS_STRING && !listener->each(listener->context, Z_STRVAL_P(path), Z_STRLEN_P(path))) {
+            return;
+        }
+    } ZEND_HASH_FOREACH_END();
+}
+
+void shim_each_compiled(bool (*each)(void *context, const char *path, size_t length), void *context)
+{
+    struct listener listener = {each, context};
+    zval with_scripts;
+    ZVAL_TRUE(&with_scripts);
+    ask_opcache("opcache_get_status", &with_scripts, tell_scripts, &listener);
+}
+
+void shim_compile(const char *path)
+{
+    zval file;
+    ZVAL_STR(&file, zend_string_init(path, strlen(path), true)); /* the request's own memory is not there yet */
+    ask_opcache("opcache_compile_file", &file, NULL, NULL);
+    zend_string_release(Z_STR(file));
+}
+
 const char *shim_response_header(const char *name, size_t name_len, size_t *length)
 {
     zend_llist_position position;

@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Place, ask, body, executable, exists, lives, wait_for};
+use crate::harness::{Place, ask, body, exists, lives, wait_for};
 use crate::support::Case;
 use crate::support::fcgi::{Address, Connection};
 
@@ -22,7 +22,6 @@ pub const CASES: &[Case] = &[
         "start::what_cannot_be_started_says_why",
         what_cannot_be_started_says_why,
     ),
-    ("start::why_php_does_not_start_is_told_in_its_own_words", last_words),
     (
         "start::a_pool_that_cannot_start_does_not_take_the_others_down",
         one_bad_pool,
@@ -132,25 +131,6 @@ fn one_bad_pool() {
     let master = place.serve();
     master.said("[pool bad] PHP cannot start: its zygote");
     assert_eq!(master.get("/x.php"), "good");
-}
-
-/// Whoever asks for its status is not sent to a log for the reason.
-fn last_words() {
-    let place = Place::new();
-    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\nphp.ini = {dir}/www.ini\n");
-    place.write(
-        "www.ini",
-        "zend_extension = opcache\nlog_errors = 1\nopcache.preload = /nowhere/preload.php\n",
-    );
-    let master = place.start_with_control();
-    let words = "PHP module start-up failed: PHP Fatal error:  Failed opening required '/nowhere/preload.php'";
-    master.said(&format!("[pool www] PHP cannot start: {words}"));
-    let mut status = Command::new(executable());
-    status.args(["status", "--control"]).arg(master.place.path("control"));
-    let output = status.output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains(&format!("last failure:         {words}")), "{text}");
 }
 
 fn in_the_background() {

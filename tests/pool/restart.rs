@@ -125,6 +125,7 @@ fn speaks_late() {
     for (number, (connection, _)) in late.iter_mut().enumerate() {
         assert!(connection.reply(1).end.is_some(), "connection {number} is lost");
     }
+    served();
     kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
     assert!(master.wait().unwrap().success());
 }

@@ -133,23 +133,23 @@ pub fn output(data: &[u8]) {
     }
 }
 
-/// What is left without the markers that name requests.
+/// What is left without the markers, read from left to right: two may seem to share a NUL, and only the first has it.
 fn without_names(mut text: &[u8]) -> Vec<u8> {
     const BEGIN: &[u8] = b"\0prid=";
     let mut left = Vec::new();
-    while let Some(at) = text.windows(BEGIN.len()).position(|window| window == BEGIN) {
-        let (before, rest) = (&text[..at], &text[at + BEGIN.len()..]);
-        left.extend_from_slice(before);
-        let end = rest.iter().position(|byte| *byte == 0);
-        text = match end.filter(|end| RequestId::new(&rest[..*end]).is_some()) {
-            Some(end) => &rest[end + 1..],
+    while let Some((first, rest)) = text.split_first() {
+        let name = text.strip_prefix(BEGIN).and_then(|rest| {
+            let end = rest.iter().position(|byte| *byte == 0)?;
+            RequestId::new(&rest[..end]).is_some().then(|| &rest[end + 1..])
+        });
+        text = match text.strip_prefix(FLUSH).or(name) {
+            Some(behind) => behind,
             None => {
-                left.extend_from_slice(BEGIN);
+                left.push(*first);
                 rest
             }
         };
     }
-    left.extend_from_slice(text);
     left
 }
 

@@ -19,11 +19,11 @@ use php_pool::scoreboard::{Request, Stage, monotonic_ns};
 use php_pool::status::{Reply, View, pong, unavailable};
 
 use super::conn::{Conn, Lost};
+use super::context::Worker;
 use super::output::Output;
 use super::params::Params;
 use super::php::{CField, CParam};
 use super::script::{self, Script};
-use super::serve::Worker;
 
 /// How a request is answered.
 #[derive(Debug)]

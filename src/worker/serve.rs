@@ -1,39 +1,24 @@
 //! A worker: accepts, waits, and never lets a connection that has nothing to say stand in its way.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
-use php_pool::access_log::Entry;
-use php_pool::config::IniEntry;
-use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
+use php_pool::control::{ChannelError, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::request_id;
-use php_pool::scoreboard::{Control, SIZES, STOPPING, Scoreboard, Slot, Stage, TIMES, Wear, monotonic_ns, realtime_us};
-use php_pool::status::{Snapshot, StatusPage};
+use php_pool::scoreboard::{SIZES, STOPPING, Stage, TIMES, Wear, monotonic_ns, realtime_us};
 
-use super::access::Access;
-use super::conn::{self, BUFFER, Conn, Lost};
+use super::conn::{BUFFER, Conn, Lost};
+use super::context::Worker;
+use super::cpu::CpuMeter;
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
-use super::script::Settings;
 use super::{forked, give_up, php, print_log, signals};
-
-/// A worker's end of its link.
-pub type Link = Channel<FromWorker, ToWorker>;
-
-/// A pool's second listener.
-pub type Queue = Channel<Handover, Handover>;
-
-/// How long a worker waits for the master's answer.
-const MASTER_ANSWERS: Duration = Duration::from_secs(5);
 
 /// A worker says at least so many requests before its last one that it is to be replaced, and a tenth of all before: enough
 /// for another to be made.
@@ -44,229 +29,6 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
-
-/// Everything a worker has but its connections.
-pub struct Worker {
-    /// Its pool.
-    pub pool: PoolSettings,
-    /// php_admin_value
-    pub admin_values: Vec<IniEntry>,
-    /// The generation's scoreboard.
-    pub board: &'static Scoreboard,
-    /// Its slot there.
-    pub slot: usize,
-    /// What it waits for: the link, the listener, the queue, its connections.
-    pub epoll: Epoll,
-    /// Its link to the master.
-    pub link: Link,
-    /// Connections from the master.
-    pub queue: Queue,
-    /// The listeners: one, but where systemd's socket unit has several addresses.
-    pub listeners: Vec<OwnedFd>,
-    /// Is one of them a TCP socket?
-    pub tcp: bool,
-    /// Rung when few workers are idle.
-    pub bell: OwnedFd,
-    /// Settings of script resolution, and fastcgi.logging.
-    pub script_settings: (Settings, bool),
-    /// Requests after which it leaves; 0 is never.
-    pub max_requests: u64,
-    /// Names of requests that come without.
-    pub ids: request_id::Source,
-    /// Age at which it is to be replaced; zero is never.
-    pub recycle_age: Duration,
-    /// Renders the pool's state.
-    pub status_page: RefCell<StatusPage>,
-    /// The access log.
-    pub access: RefCell<Option<Access>>,
-    /// What the master said while something else was awaited.
-    pub told: RefCell<Vec<ToWorker>>,
-    /// Connections that a script let go of before it ended.
-    pub released: RefCell<Vec<Conn>>,
-    /// Memory of closed connections.
-    pub spare: RefCell<Vec<conn::Memory>>,
-    /// The master is gone.
-    pub orphaned: Cell<bool>,
-    /// The working folder, until a script runs in its own.
-    pub home: PathBuf,
-}
-
-impl Worker {
-    /// Its pool's settings.
-    pub fn pool(&self) -> &PoolSettings {
-        &self.pool
-    }
-
-    /// Its slot.
-    pub fn slot(&self) -> &Slot {
-        self.board.slot(self.slot)
-    }
-
-    /// What the master tells it there.
-    pub fn control(&self) -> &Control {
-        self.board.control(self.slot)
-    }
-
-    /// All that it has open, but the connections that it waits for; by number, for a copy of this process.
-    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
-        let access = self.access.try_borrow().ok();
-        let log = access
-            .as_ref()
-            .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
-        let fixed = [
-            self.epoll.0.as_fd(),
-            self.queue.as_fd(),
-            self.link.as_fd(),
-            self.bell.as_fd(),
-            self.board.fd(),
-        ];
-        let released = self.released.try_borrow().ok();
-        let released: Vec<i32> = released
-            .iter()
-            .flat_map(|all| all.iter())
-            .map(|conn| conn.as_fd().as_raw_fd())
-            .collect();
-        let listeners = self.listeners.iter().map(AsRawFd::as_raw_fd);
-        let fixed = fixed.map(|fd| fd.as_raw_fd()).into_iter();
-        fixed.chain(listeners).chain(log).chain(released)
-    }
-
-    /// What scripts and web servers cannot set.
-    pub fn admin_values(&self) -> &[IniEntry] {
-        &self.admin_values
-    }
-
-    /// The pool's state, from the master; None when it does not answer.
-    pub fn ask_status(&self) -> Option<Snapshot> {
-        self.link.send(&FromWorker::Status, &[], true).ok()?;
-        let deadline = Instant::now() + MASTER_ANSWERS;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !super::readable(self.link.as_fd(), left) {
-                return None;
-            }
-            let received = self.link.receive(false).ok()?;
-            match received.message {
-                ToWorker::Status(snapshot) => return Some(*snapshot),
-                other => self.told.borrow_mut().push(other),
-            }
-        }
-    }
-
-    /// One line for a request that has been run.
-    pub fn log_access(&self, exchange: &Exchange, now: u64, memory: u64) {
-        let mut access = self.access.borrow_mut();
-        let Some(access) = &mut *access else { return };
-        let get = |name| exchange.params.get(name).unwrap_or_default();
-        let user = exchange.user().unwrap_or_default();
-        let slot = self.slot();
-        let entry = Entry {
-            accepted: slot.started_epoch.load(Relaxed),
-            now: realtime_us(),
-            duration: now.saturating_sub(slot.started.load(Relaxed)) / 1000,
-            cpu_user: 0,
-            cpu_system: 0,
-            pid: access.worker,
-            parent: access.master,
-            pool: &self.pool.name,
-            method: get("REQUEST_METHOD"),
-            uri: exchange.script.uri.as_deref().unwrap_or_default(),
-            query: if exchange.script.named {
-                get("QUERY_STRING")
-            } else {
-                b""
-            },
-            script: exchange.script.path.as_deref().unwrap_or_default(),
-            user: &user,
-            id: exchange.id.as_bytes(),
-            remote: exchange.peer,
-            status: exchange.status,
-            content_length: exchange.content_length,
-            memory,
-            parameter: &|name| {
-                std::str::from_utf8(name)
-                    .ok()
-                    .and_then(|name| exchange.params.get(name))
-            },
-            header: &|name| php::response_header(name),
-        };
-        if !access.write(entry, now, self.pool.log_limit) {
-            self.ring();
-        }
-    }
-
-    /// The master is to look.
-    fn ring(&self) {
-        let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
-    }
-
-    /// From now on this worker is as good as idle to the pool.
-    pub fn stop_counting(&self) {
-        self.board.header().request_ends(self.slot());
-    }
-
-    /// Ends the lines under way in the master's log, with php-fpm's own marker.
-    pub fn end_lines(&self) {
-        if self.pool.catch_output {
-            let _ = nix::unistd::write(std::io::stderr(), b"\0fscf\0");
-        }
-    }
-
-    /// A script works on, its client is served: the connection goes back, or is closed as far as can be.
-    pub fn release(&self, mut conn: Conn, lost: Option<Lost>, keep: bool) {
-        if lost.is_some() {
-            return;
-        }
-        if keep {
-            if let Some(conn) = self.hand_over(conn, false) {
-                self.released.borrow_mut().push(conn);
-            }
-        } else if !conn.is_over() {
-            conn.shut_down();
-            self.released.borrow_mut().push(conn);
-        }
-    }
-
-    /// Keeps the memory of a connection for the next ones.
-    fn put_by(&self, memory: conn::Memory) {
-        let mut spare = self.spare.borrow_mut();
-        if spare.len() < 4 {
-            spare.push(memory);
-        }
-    }
-
-    fn connection(&self, fd: OwnedFd) -> Conn {
-        Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
-    }
-
-    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here: the
-    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else; and a master that takes none
-    /// is waited for only by who `must` give it.
-    fn hand_over(&self, conn: Conn, must: bool) -> Option<Conn> {
-        if !self.orphaned.get() {
-            let handover = Handover {
-                bytes: conn.since_last(),
-                kept: conn.kept || !conn.input.is_fresh(),
-                since: conn.began,
-                queued: 0,
-            };
-            let message = FromWorker::Keep(handover);
-            match self.link.send(&message, &[conn.as_fd()], must) {
-                Ok(_) => {}
-                Err(ChannelError::WouldBlock) => return Some(conn),
-                Err(error) => {
-                    let text = format!("a kept connection could not be handed to the master: {error}");
-                    print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
-                    return Some(conn);
-                }
-            }
-        }
-        // Others have it, so that it stays open here as well as there, and would its registration.
-        let _ = self.epoll.delete(&conn);
-        self.put_by(conn.into_memory());
-        None
-    }
-}
 
 /// Why a connection is in the waiting room.
 enum Wait {
@@ -286,50 +48,6 @@ impl Parked {
     /// Whether its first request is awaited.
     fn is_new(&self) -> bool {
         matches!(self.wait, Wait::Request) && !self.conn.kept
-    }
-}
-
-/// CPU time of requests without a system call for each: it is read after a long one, or when short ones have added up, and in
-/// between a request counts with the share of CPU of those before it.
-#[derive(Debug, Default)]
-struct CpuMeter {
-    /// When it was last read, nanoseconds of CPU.
-    read_at: u64,
-    /// Time in requests since then, nanoseconds.
-    busy: u64,
-    /// CPU time for each nanosecond of a request; None before the first.
-    share: Option<f64>,
-}
-
-/// Time in requests after which the CPU clock is read, nanoseconds.
-const CPU_EVERY: u64 = 10_000_000;
-
-impl CpuMeter {
-    fn new() -> Self {
-        Self {
-            read_at: Self::read(),
-            ..Self::default()
-        }
-    }
-
-    fn read() -> u64 {
-        let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
-        nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
-    }
-
-    /// CPU time of a request that took `duration`, nanoseconds.
-    fn of_request(&mut self, duration: u64) -> u64 {
-        self.busy += duration;
-        let share = match self.share {
-            Some(share) if self.busy < CPU_EVERY => share,
-            _ => {
-                let now = Self::read();
-                let share = (now.saturating_sub(self.read_at) as f64 / self.busy.max(1) as f64).min(1.0);
-                (self.read_at, self.busy) = (now, 0);
-                *self.share.insert(share)
-            }
-        };
-        (duration as f64 * share) as u64
     }
 }
 

@@ -9,12 +9,17 @@ use nix::unistd::Pid;
 
 use crate::harness::{Place, body, wait_for};
 use crate::support::Case;
+use crate::support::fcgi::{RESPONDER, begin};
 use crate::support::process::{hand_over, spawn, that_is_handed_sockets};
 
 pub const CASES: &[Case] = &[
     (
         "restart::loses_no_request_where_somebody_else_holds_the_socket",
         loses_no_request,
+    ),
+    (
+        "restart::who_has_connected_before_and_speaks_late_is_served",
+        speaks_late,
     ),
     (
         "restart::every_socket_of_the_pools_name_is_served_and_no_other",
@@ -76,6 +81,53 @@ fn loses_no_request() {
         kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
         assert!(master.wait().unwrap().success());
     });
+}
+
+/// Connections that have been accepted, with nothing or half a request: some a worker has, some the master.
+fn speaks_late() {
+    let place = Place::new();
+    place.write("php.ini", "display_errors = 0\n");
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let socket = UnixListener::bind(place.path("sock")).unwrap();
+    let mut master = start(&place, &[(&socket, "listen")]);
+    let halves = {
+        let whole = [begin(1, RESPONDER, 0).bytes(), place.rest_of_request("/pid.php")].concat();
+        let (first, second) = whole.split_at(whole.len() / 2);
+        [first.to_vec(), second.to_vec()]
+    };
+    let served = || {
+        let mut connection = place.connect("sock");
+        place.ask(&mut connection, "/pid.php", 0);
+        body(&connection.reply(1))
+    };
+    served();
+    let mut late = Vec::new();
+    for round in 0..3 {
+        for index in 0..4 {
+            let mut connection = place.connect("sock");
+            let said = index % 2;
+            assert!(said == 0 || connection.send(&halves[0]));
+            late.push((connection, said));
+        }
+        // The worker has accepted them before this one, for which it gives them to the master. Those of the last round it keeps,
+        // or they are still in the socket.
+        if round < 2 {
+            served();
+        }
+    }
+    kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
+    for (connection, said) in &mut late {
+        halves[*said..].iter().for_each(|half| assert!(connection.send(half)));
+    }
+    assert!(master.wait().unwrap().success());
+    let mut master = start(&place, &[(&socket, "listen")]);
+    for (number, (connection, _)) in late.iter_mut().enumerate() {
+        assert!(connection.reply(1).end.is_some(), "connection {number} is lost");
+    }
+    served();
+    kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(master.wait().unwrap().success());
 }
 
 fn several_sockets() {

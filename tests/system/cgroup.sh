@@ -15,7 +15,6 @@ test_each_pool_has_its_slice_and_a_dash_makes_no_tenant_of_another() {
 }
 
 # without: setting php-pool@.service Delegate=no
-# without: setting php-pool@.service Delegate=pids
 test_limits_are_the_workers_and_follow_a_reload() {
     pool limits "cgroup.memory_max = 200M" "cgroup.memory_high = 150M" "cgroup.cpu_weight = 50" "cgroup.cpu_max = 50%" \
         "cgroup.pids_max = 40" "cgroup.io_weight = 20"

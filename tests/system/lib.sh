@@ -56,7 +56,7 @@ catch_workers_output = yes"
     systemctl daemon-reload
 }
 
-# script NAME: a PHP script from standard input, in /srv/NAME.
+# script NAME: a PHP script from standard input, in /srv/NAME. One that is to last does not sleep(), which any signal ends.
 script() {
     mkdir -p -m 1777 /srv/state # not /tmp, which is the service's own (PrivateTmp)
     cat >"/srv/$1"

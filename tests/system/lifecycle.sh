@@ -56,10 +56,9 @@ test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_o
     equal "$(request preload hello.php)" "hello from fpm-fcgi"
 }
 
-# without: sed -i 's/^pm.max_children = 1/&\nprocess_control_timeout = 1s/' /tests/lib.sh
 test_requests_go_on_over_a_reload() {
     pool busy "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); sleep(5); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); for ($end = microtime(true) + 5; microtime(true) < $end;) usleep(10000); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     rm -f /srv/state/busy-begun
     start busy
@@ -88,7 +87,7 @@ test_a_stop_lets_requests_finish_and_extends_its_time_out() {
     mkdir -p /etc/systemd/system/php-pool@drains.service.d
     printf '[Service]\nTimeoutStopSec=3s\n' >/etc/systemd/system/php-pool@drains.service.d/stop.conf
     systemctl daemon-reload
-    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); sleep(8); echo "whole";'
+    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); for ($end = microtime(true) + 8; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/drains-begun
     start drains
     request drains long.php >/tmp/drains &
@@ -100,8 +99,6 @@ test_a_stop_lets_requests_finish_and_extends_its_time_out() {
     equal "$(systemctl show -P Result php-pool@drains)" success
 }
 
-# without: setting php-pool@.service TimeoutStartSec=500ms
-# without: setting php-pool@.service Type=exec NotifyAccess=none
 test_a_long_start_is_waited_for() {
     pool heavy "php_admin_value[opcache.preload] = /srv/preload.php" "php_admin_value[opcache.enable] = 1"
     script preload.php <<<'<?php sleep(6);'
@@ -131,7 +128,7 @@ restarted() { local now; now=$(main_pid "$1"); [ "$now" != 0 ] && [ "$now" != "$
 test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
     pool frozen
     script pid.php <<<'<?php echo getmypid();'
-    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); sleep(60); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); for ($end = microtime(true) + 60; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/frozen-begun
     start frozen
     first=$(zygote_pid frozen)
@@ -148,7 +145,6 @@ test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
 }
 another_zygote() { grep -qvx "$2" "$(group "$1")/zygote/cgroup.procs"; }
 
-# without: setting php-pool@.service WatchdogSec=50ms
 # without: sed -i 's/ "cgroup.cpu_max = 5%"//' /tests/lifecycle.sh
 test_a_throttled_pool_is_neither_restarted_nor_is_its_zygote_replaced() {
     pool crawls "pm.max_children = 4" "cgroup.cpu_max = 5%"

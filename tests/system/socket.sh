@@ -13,7 +13,7 @@ test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     equal "$(stat -c '%a' /run/php-pool/sock2.sock)" 660
 }
 
-# without: setting php-pool@.service ExecStart= ExecStart=/bin/false; PATIENCE=20
+# without: setting php-pool@.service ExecStart= ExecStart=/bin/false
 test_a_connection_starts_the_service() {
     pool wake
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
@@ -49,7 +49,7 @@ test_further_addresses_of_the_socket_unit_serve_too() {
 
 test_the_status_socket_is_systemds_and_answers_while_every_worker_is_busy() {
     pool watched "pm.status_listen = /run/php-pool/\$pool.status" "pm.status_path = /status" "listen.mode = 0600"
-    script slow.php <<<'<?php file_put_contents("/srv/state/watched-begun", ""); sleep(6); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/watched-begun", ""); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/watched-begun
     systemctl start php-pool-status@watched.socket
     equal "$(stat -c '%U %a' /run/php-pool/watched.status)" "www-data 600"
@@ -94,10 +94,9 @@ test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
 asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }
 
 # without: setting php-pool@.service KillMode=mixed
-# without: setting php-pool@.service RemainAfterExit=yes Restart=no
 test_who_waits_in_the_queue_is_served_whatever_becomes_of_master_and_zygote() {
     pool again
-    script slow.php <<<'<?php touch("/srv/state/again-begun"); sleep(6); echo "whole";'
+    script slow.php <<<'<?php touch("/srv/state/again-begun"); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI, "\n";'
     start again
     for how in 'systemctl restart php-pool@again.service' 'kill -KILL $master' 'kill -ABRT $master' 'kill -KILL $zygote'; do
@@ -130,7 +129,7 @@ has_zygote() { [ -n "$(zygote_pid "$1")" ]; }
 # without: setting php-pool@.service KillMode=mixed
 test_a_running_request_survives_the_death_of_the_master_and_new_ones_wait() {
     pool dies "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/srv/state/slow-begun", ""); sleep(4); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/slow-begun", ""); for ($end = microtime(true) + 4; microtime(true) < $end;) usleep(10000); echo "whole";'
     script pid.php <<<'<?php echo getmypid();'
     rm -f /srv/state/slow-begun
     start dies

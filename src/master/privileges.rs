@@ -9,11 +9,13 @@ use std::io;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// For all that a master does once it runs, each reload included. Of these it keeps what it has.
-const NEEDED: [CapabilitySet; 6] = [
+const NEEDED: [CapabilitySet; 7] = [
     // Workers are other users'.
     CapabilitySet::KILL,
     // Their memory, for slowlog and backtraces; and where /proc shows to nobody what is not his (hidepid).
     CapabilitySet::SYS_PTRACE,
+    // A look at a worker that is pushed off its core half-way holds up the worker (`trace/memory.rs`).
+    CapabilitySet::SYS_NICE,
     // Files in a tenant's folders are opened as the tenant.
     CapabilitySet::SETUID,
     CapabilitySet::SETGID,

@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use thiserror::Error;
 
+use crate::sys::Ahead;
+
 /// Why memory cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ReadError {
@@ -47,11 +49,17 @@ const MOST_BLOCKS: usize = 4096;
 /// Most blocks that are read.
 const MOST_READS: usize = 32 * MOST_BLOCKS;
 
+/// So many blocks are read ahead of everything else: those of a hundred frames. A worker has no say in how long that takes.
+const AHEAD: usize = 512;
+
 /// The memory of a process, read while it runs. A worker may map memory that takes for ever to read (a file system of its
 /// own): whoever must not be held up reads on a thread of its own.
 ///
 /// It is the memory that the process had when this was opened, and no other that it has after an exec: what is checked of the
 /// process after that is true of what is read.
+///
+/// The kernel holds the process's map of its memory while it reads a block, for about a microsecond. A reader that is pushed
+/// off its core just then holds up a process that maps memory, for as long as others take the core: so it goes ahead of them.
 #[derive(Debug)]
 pub struct ProcessMemory {
     file: File,
@@ -59,7 +67,26 @@ pub struct ProcessMemory {
     places: HashMap<u64, usize>,
     /// In the order in which they were asked for.
     blocks: Vec<Block>,
-    reads: usize,
+    reads: Reads,
+}
+
+#[derive(Debug)]
+struct Reads {
+    count: usize,
+    ahead: Option<Ahead>,
+}
+
+impl Reads {
+    fn another(&mut self) -> Result<(), ReadError> {
+        self.count += 1;
+        if self.count > AHEAD {
+            self.ahead = None;
+        }
+        match self.count > MOST_READS {
+            true => Err(ReadError::TooMuch),
+            false => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -69,7 +96,7 @@ struct Block {
 }
 
 impl ProcessMemory {
-    /// Of a process.
+    /// Of a process, to be read by this thread.
     ///
     /// # Errors
     /// When it is gone, or may not be read.
@@ -78,7 +105,10 @@ impl ProcessMemory {
             file: File::open(format!("/proc/{pid}/mem"))?,
             places: HashMap::new(),
             blocks: Vec::new(),
-            reads: 0,
+            reads: Reads {
+                count: 0,
+                ahead: Ahead::go(),
+            },
         })
     }
 
@@ -104,11 +134,8 @@ impl ProcessMemory {
 }
 
 impl Block {
-    fn fill(&mut self, memory: &File, reads: &mut usize) -> Result<(), ReadError> {
-        *reads += 1;
-        if *reads > MOST_READS {
-            return Err(ReadError::TooMuch);
-        }
+    fn fill(&mut self, memory: &File, reads: &mut Reads) -> Result<(), ReadError> {
+        reads.another()?;
         match memory.read_at(&mut self.bytes[..], self.start) {
             Ok(BLOCK) => Ok(()),
             // The process has ended, or executed another program.

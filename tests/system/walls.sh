@@ -58,9 +58,9 @@ test_the_master_has_only_the_capabilities_it_needs() {
     start lean
     equal "$(request lean hello.php)" hello
     status=$(cat "/proc/$(main_pid lean)/status")
-    # dac_override, dac_read_search, kill, setgid, setuid, sys_ptrace: systemd holds the sockets.
-    contains "$status" $'CapPrm:\t00000000000800e6'
-    contains "$status" $'CapEff:\t00000000000800e6'
+    # dac_override, dac_read_search, kill, setgid, setuid, sys_ptrace, sys_nice: systemd holds the sockets.
+    contains "$status" $'CapPrm:\t00000000008800e6'
+    contains "$status" $'CapEff:\t00000000008800e6'
     contains "$status" $'CapInh:\t0000000000000000'
     for pid in $(worker_pids lean) $(zygote_pid lean); do
         contains "$(cat "/proc/$pid/status")" $'CapPrm:\t0000000000000000'

@@ -7,9 +7,7 @@ use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=PHP_CONFIG");
-    for file in ["shim.c", "shim.h", "directory_ini.c", "directory_ini.h"] {
-        println!("cargo::rerun-if-changed=src/worker/php/{file}");
-    }
+    println!("cargo::rerun-if-changed=src/worker/php");
     let config = env::var_os("PHP_CONFIG")
         .map(PathBuf::from)
         .or_else(newest_php_config)
@@ -30,8 +28,7 @@ fn main() {
 
     let mut build = cc::Build::new();
     build
-        .file("src/worker/php/shim.c")
-        .file("src/worker/php/directory_ini.c")
+        .files(["shim.c", "aside.c", "directory_ini.c", "trace_layout.c"].map(|file| format!("src/worker/php/{file}")))
         .pic(true)
         .std("gnu11")
         .define("_GNU_SOURCE", None)

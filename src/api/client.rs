@@ -33,6 +33,9 @@ pub enum ApiError {
         #[source]
         source: io::Error,
     },
+    /// It hangs.
+    #[error("the master at {0} does not answer")]
+    Silent(PathBuf),
     /// It hung up.
     #[error("the master at {0} ended before it answered")]
     HungUp(PathBuf),
@@ -103,7 +106,8 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {
-        Err(Errno::EAGAIN) => return Err(io::Error::other("it does not answer: its queue is full")),
+        // Its queue is full.
+        Err(Errno::EAGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
         outcome => outcome?,
     }
     let stream = UnixStream::from(socket);
@@ -127,6 +131,7 @@ impl Client {
         let stream = connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ApiError::Asleep(path.to_owned()),
             io::ErrorKind::PermissionDenied => ApiError::Forbidden(path.to_owned()),
+            io::ErrorKind::WouldBlock => ApiError::Silent(path.to_owned()),
             _ => ApiError::System {
                 path: path.to_owned(),
                 source: error,
@@ -163,6 +168,8 @@ impl Client {
         match read {
             Ok(_) if line.last() != Some(&b'\n') => Err(ApiError::HungUp(self.path.clone())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ApiError::HungUp(self.path.clone())),
+            // The read's time is over.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ApiError::Silent(self.path.clone())),
             Ok(_) => match serde_json::from_slice::<Versioned<Answer>>(&line) {
                 Ok(Versioned {
                     message: Answer::Refused { reason },

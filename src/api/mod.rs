@@ -173,6 +173,12 @@ pub struct Measured {
     pub exits: Exits,
     /// Requests.
     pub measures: Measures,
+    /// Requests beyond `request_terminate_timeout`.
+    #[serde(default)]
+    pub timed_out: u64,
+    /// Requests refused by `queue.max` or `queue.timeout`.
+    #[serde(default)]
+    pub refused: u64,
     /// Lines that the access log could not be given.
     pub access_log_lost: u64,
     /// The service's control group, where it has one.

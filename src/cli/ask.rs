@@ -2,12 +2,15 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question, pools_of, socket_of, sockets};
+use crate::config::Pm;
 use crate::scoreboard::Stage;
+use crate::status::ProcessStatus;
 
 /// A master that does not answer by then hangs.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,9 +48,9 @@ pub struct Whom {
 pub struct Anybody {
     /// The pool; without it, all that run
     pub pool: Option<String>,
-    /// The control socket of a master that systemd has not started
+    /// The control socket of a master that systemd has not started; may be given again
     #[arg(long, value_name = "SOCKET")]
-    pub control: Option<PathBuf>,
+    pub control: Vec<PathBuf>,
 }
 
 impl Whom {
@@ -59,18 +62,39 @@ impl Whom {
     }
 }
 
+/// What a master said of its pools, or why it said nothing, with its control socket.
+pub(super) type Said = (PathBuf, Result<Vec<PoolStatus>, ApiError>);
+
 impl Anybody {
-    pub(super) fn sockets(&self) -> Vec<PathBuf> {
-        match (&self.control, &self.pool) {
-            (Some(path), _) => vec![path.clone()],
-            (None, Some(pool)) => vec![socket_of(pool)],
-            (None, None) => sockets().into_iter().map(|(_, path)| path).collect(),
+    fn sockets(&self) -> Vec<PathBuf> {
+        match &self.pool {
+            _ if !self.control.is_empty() => self.control.clone(),
+            Some(pool) => vec![socket_of(pool)],
+            None => sockets().into_iter().map(|(_, path)| path).collect(),
         }
     }
 
     /// Of a master with several pools, those that are meant.
     fn means(&self, pool: &str) -> bool {
         self.pool.as_ref().is_none_or(|wanted| wanted == pool)
+    }
+
+    /// Asks all masters at once, so that several that hang cost no more than one.
+    pub(super) fn ask_all(&self, patience: Duration) -> Vec<Said> {
+        let ask = |socket: &Path| -> Result<Vec<PoolStatus>, ApiError> {
+            let mut pools = pools_of(socket, patience)?;
+            pools.retain(|pool| self.means(&pool.snapshot.pool));
+            Ok(pools)
+        };
+        thread::scope(|scope| {
+            let asked: Vec<_> = self
+                .sockets()
+                .into_iter()
+                .map(|socket| scope.spawn(move || (ask(&socket), socket)))
+                .collect();
+            let said = asked.into_iter().map(|asked| asked.join().expect("a panic aborts"));
+            said.map(|(said, socket)| (socket, said)).collect()
+        })
     }
 }
 
@@ -81,9 +105,7 @@ pub(super) fn ask(path: &Path, question: &Question, limit: Option<Duration>) -> 
 fn status_of(error: &ApiError) -> i32 {
     match error {
         ApiError::Asleep(_) => exit::ASLEEP,
-        ApiError::HungUp(_) => exit::NOT_READY,
-        // A time-out, most of all.
-        ApiError::System { .. } => exit::NOT_READY,
+        ApiError::Silent(_) | ApiError::HungUp(_) | ApiError::System { .. } => exit::NOT_READY,
         ApiError::Forbidden(_) | ApiError::Malformed { .. } | ApiError::Refused(_) => exit::UNKNOWN,
     }
 }
@@ -114,7 +136,8 @@ pub fn reload(whom: &Whom, force: bool) -> i32 {
         Ok(()) => 0,
         Err(ApiError::Refused(reason)) => {
             eprintln!("php-pool: the reload failed; the pool serves on as it was");
-            eprintln!("{reason}");
+            // A zygote, which runs the pool's code, may have given it.
+            reason.lines().for_each(|line| eprintln!("{}", plain(line)));
             1
         }
         Err(error) => {
@@ -135,17 +158,16 @@ pub fn ping(whom: &Whom) -> i32 {
     }
 }
 
-/// All pools that are meant, and the worst that was met on the way to them.
-fn statuses(whom: &Anybody) -> (Vec<PoolStatus>, i32) {
+/// All pools that answered, and the worst that was met on the way to them, which is complained about.
+fn statuses(answers: Vec<Said>) -> (Vec<PoolStatus>, i32) {
     let (mut pools, mut worst) = (Vec::new(), exit::FINE);
-    let sockets = whom.sockets();
-    if sockets.is_empty() {
+    if answers.is_empty() {
         eprintln!("php-pool: no pool runs: all are stopped, or asleep until their next request");
         return (pools, exit::ASLEEP);
     }
-    for socket in sockets {
-        match pools_of(&socket, PATIENCE) {
-            Ok(found) => pools.extend(found.into_iter().filter(|pool| whom.means(&pool.snapshot.pool))),
+    for (_, answer) in answers {
+        match answer {
+            Ok(found) => pools.extend(found),
             Err(error) => worst = worse(worst, said(&error)),
         }
     }
@@ -170,8 +192,14 @@ fn worst_of(pools: &[PoolStatus], met: i32) -> i32 {
 
 /// A pool in a few lines, or all that is known of it as JSON; with `watch` again every second.
 pub fn status(whom: &Anybody, json: bool, watch: bool) -> i32 {
+    let mut stdout = std::io::stdout();
     loop {
-        let (pools, worst) = statuses(whom);
+        let answers = whom.ask_all(PATIENCE);
+        // Before complaints, which are to be seen.
+        if watch && !json && write!(stdout, "\x1b[H\x1b[2J").and_then(|()| stdout.flush()).is_err() {
+            return exit::FINE;
+        }
+        let (pools, worst) = statuses(answers);
         let text = if json {
             let plain = "a status is plain data";
             // One line a look, for who reads line by line.
@@ -182,10 +210,8 @@ pub fn status(whom: &Anybody, json: bool, watch: bool) -> i32 {
             }
         } else {
             let pools: Vec<String> = pools.iter().map(describe).collect();
-            let clear = if watch { "\x1b[H\x1b[2J" } else { "" };
-            format!("{clear}{}", pools.join("\n"))
+            pools.join("\n")
         };
-        let mut stdout = std::io::stdout();
         let gone = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err();
         if !watch || gone {
             return worst_of(&pools, worst);
@@ -220,14 +246,45 @@ fn describe(pool: &PoolStatus) -> String {
             snapshot.listen_queue, snapshot.max_listen_queue, snapshot.listen_queue_len
         ),
     );
+    let reached = match snapshot.pm {
+        Pm::Static => String::new(), // which has nothing to make when they are all busy, so that it counts nothing
+        _ => format!(", reached {} times", snapshot.max_children_reached),
+    };
     line(
         "workers",
         format!(
-            "{} idle, {} active, {} active at most; limit {max_children}, reached {} times",
-            snapshot.idle, snapshot.active, snapshot.max_active, snapshot.max_children_reached
+            "{} idle, {} active, {} active at most; limit {max_children}{reached}",
+            snapshot.idle, snapshot.active, snapshot.max_active
         ),
     );
+    if measured.draining > 0 {
+        line(
+            "of former generations",
+            format!("{} workers, until their requests end", measured.draining),
+        );
+    }
     line("slow requests", snapshot.slow_requests.to_string());
+    let limits = [
+        ("requests timed out", measured.timed_out, "request_terminate_timeout"),
+        ("requests refused", measured.refused, "queue.max, queue.timeout"),
+    ];
+    for (name, count, limit) in limits.into_iter().filter(|(_, count, _)| *count > 0) {
+        line(name, format!("{count} ({limit})"));
+    }
+    let ends = [
+        (measured.exits.timeout, "of a request that timed out"),
+        (measured.exits.oom, "at a memory limit"),
+        (measured.exits.signal, "on a signal"),
+        (measured.exits.code, "with an exit code"),
+    ];
+    let ends: Vec<String> = ends
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, how)| format!("{count} {how}"))
+        .collect();
+    if !ends.is_empty() {
+        line("workers that died", ends.join(", "));
+    }
     if measured.access_log_lost > 0 {
         line("access log", format!("{} lines lost", measured.access_log_lost));
     }
@@ -245,7 +302,7 @@ fn health_words(pool: &PoolStatus) -> String {
 
 /// Alive, ready, saturated: three answers for each pool, and the exit status for monitoring.
 pub fn health(whom: &Anybody, json: bool) -> i32 {
-    let (pools, worst) = statuses(whom);
+    let (pools, worst) = statuses(whom.ask_all(PATIENCE));
     for pool in &pools {
         let name = &pool.snapshot.pool;
         if json {
@@ -262,7 +319,7 @@ pub fn health(whom: &Anybody, json: bool) -> i32 {
 
 /// A line for each worker.
 pub fn workers(whom: &Anybody) -> i32 {
-    let (pools, worst) = statuses(whom);
+    let (pools, worst) = statuses(whom.ask_all(PATIENCE));
     println!(
         "{:>8} {:<16} {:<8} {:>8} {:>12}  REQUEST",
         "PID", "POOL", "STATE", "REQUESTS", "MILLISECONDS"
@@ -270,7 +327,7 @@ pub fn workers(whom: &Anybody) -> i32 {
     for pool in &pools {
         for worker in &pool.snapshot.processes {
             let state = state_of(worker.stage);
-            let request = plain(&format!("{} {}", worker.method, worker.uri));
+            let request = request_of(worker);
             let milliseconds = worker.request_duration as f64 / 1000.0;
             println!(
                 "{:>8} {:<16} {state:<8} {:>8} {milliseconds:>12.1}  {request}",
@@ -281,6 +338,12 @@ pub fn workers(whom: &Anybody) -> i32 {
         }
     }
     worst
+}
+
+/// Method, URI and query, as they may be shown.
+pub(super) fn request_of(worker: &ProcessStatus) -> String {
+    let mark = if worker.query.is_empty() { "" } else { "?" };
+    plain(&format!("{} {}{mark}{}", worker.method, worker.uri, worker.query))
 }
 
 pub(super) fn state_of(stage: Stage) -> &'static str {

@@ -304,7 +304,7 @@ fn pool_file(config: &Path) -> PathBuf {
 
 fn check(path: &Path, print: bool, pool: bool) -> i32 {
     if let Some(Err(error)) = pool.then(|| crate::generator::check(path)) {
-        eprintln!("{error}");
+        eprintln!("{}", harmless(&error));
         return EX_CONFIG;
     }
     let mut load = load_options(path.to_owned(), &PhpOptions::default());
@@ -312,10 +312,12 @@ fn check(path: &Path, print: bool, pool: bool) -> i32 {
     match config::load(&load) {
         Ok(config) => {
             for notice in &config.notices {
-                eprintln!("{}: {}", notice.level.name(), notice.text);
+                eprintln!("{}: {}", notice.level.name(), harmless(&notice.text));
             }
             if print {
-                config::dump(&config).iter().for_each(|line| println!("{line}"));
+                config::dump(&config)
+                    .iter()
+                    .for_each(|line| println!("{}", harmless(line)));
             }
             let count = config.pools.len();
             let pools = if count == 1 { "pool" } else { "pools" };
@@ -323,10 +325,21 @@ fn check(path: &Path, print: bool, pool: bool) -> i32 {
             0
         }
         Err(errors) => {
-            eprintln!("{errors}");
+            eprintln!("{}", harmless(&errors.to_string()));
             EX_CONFIG
         }
     }
+}
+
+/// What somebody has written into a file must not reach the terminal as it is; lines stay lines.
+pub(crate) fn harmless(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c {
+            '\n' | '\t' => vec![c],
+            c if c.is_control() => c.escape_default().collect(),
+            c => vec![c],
+        })
+        .collect()
 }
 
 fn php_fpm(called: &str, argv: Vec<String>) -> i32 {

@@ -17,10 +17,9 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Paragraph, Row, Table, TableState};
 use ratatui::{DefaultTerminal, Frame};
 
-use super::ask::{Anybody, ask, plain, state_of};
+use super::ask::{Anybody, ask, plain, request_of, state_of};
 use super::trace;
-use crate::api::{Answer, PoolStatus, Question, pools_of};
-use crate::scoreboard::Stage;
+use crate::api::{Answer, PoolStatus, Question};
 use crate::status::ProcessStatus;
 
 /// How long one master may hold up the look at the others.
@@ -156,10 +155,17 @@ fn look_around(whom: &Anybody, every: Duration, wishes: &Receiver<Wish>, teller:
 
 fn look(whom: &Anybody) -> Look {
     let (mut pools, mut problems) = (Vec::new(), Vec::new());
-    for socket in whom.sockets() {
-        match pools_of(&socket, PATIENCE) {
+    for (socket, answer) in whom.ask_all(PATIENCE) {
+        match answer {
             Ok(found) => pools.extend(found.into_iter().map(|pool| (socket.clone(), pool))),
             Err(error) => problems.push(plain(&error.to_string())),
+        }
+    }
+    // What is wrong stands on top, where the screen has room for it.
+    pools.sort_by_cached_key(|(_, pool)| (pool.is_ready(), !pool.is_saturated(), pool.snapshot.pool.clone()));
+    for (_, pool) in pools.iter().filter(|(_, pool)| !pool.is_ready()) {
+        if let Some(failure) = &pool.failure {
+            problems.push(plain(&format!("{}: {failure}", pool.snapshot.pool)));
         }
     }
     if pools.is_empty() && problems.is_empty() {
@@ -237,7 +243,7 @@ impl Screen {
                 let name = pool.snapshot.pool.as_str();
                 pool.snapshot.processes.iter().map(move |worker| (socket, name, worker))
             })
-            .filter(|(_, _, worker)| !self.only_active || is_active(worker))
+            .filter(|(_, _, worker)| !self.only_active || worker.stage.is_active())
             .filter(|(_, pool, worker)| {
                 let text = format!(
                     "{pool} {} {} {} {}",
@@ -248,7 +254,7 @@ impl Screen {
             .collect();
         match self.sort {
             // Those that work, the longest on top; then those that do not, by their last request.
-            Sort::Duration => all.sort_by_key(|(_, _, w)| Reverse((is_active(w), w.request_duration))),
+            Sort::Duration => all.sort_by_key(|(_, _, w)| Reverse((w.stage.is_active(), w.request_duration))),
             Sort::Requests => all.sort_by_key(|(_, _, w)| Reverse(w.requests)),
             Sort::Cpu => all.sort_by(|(_, _, a), (_, _, b)| b.last_request_cpu.total_cmp(&a.last_request_cpu)),
             Sort::Memory => all.sort_by_key(|(_, _, w)| Reverse(w.last_request_memory)),
@@ -306,19 +312,23 @@ impl Screen {
     }
 
     fn draw(&mut self, frame: &mut Frame) {
-        let pools = self
+        let (pools, problems) = self
             .look
             .as_ref()
-            .map_or(0, |look| look.pools.len() + look.problems.len()) as u16;
-        let most = (frame.area().height / 2).max(3);
-        let [head, above, below, foot] = Layout::vertical([
+            .map_or((0, 0), |look| (look.pools.len() as u16, look.problems.len() as u16));
+        let height = frame.area().height;
+        let [head, wrong, above, below, foot] = Layout::vertical([
             Constraint::Length(1),
-            Constraint::Length((pools + 1).min(most)),
+            Constraint::Length(problems.min(height / 4)),
+            Constraint::Length((pools + 1).min((height / 2).max(3))),
             Constraint::Fill(1),
             Constraint::Length(1),
         ])
         .areas(frame.area());
         frame.render_widget(self.summary(), head);
+        if let Some(look) = &self.look {
+            frame.render_widget(Paragraph::new(look.problems.join("\n")).red(), wrong);
+        }
         self.draw_pools(frame, above);
         self.draw_workers(frame, below);
         let keys = match self.typing {
@@ -355,7 +365,8 @@ impl Screen {
 
     fn draw_pools(&self, frame: &mut Frame, area: Rect) {
         let Some(look) = &self.look else { return };
-        let number = |n: u64| Line::from(n.to_string()).right_aligned();
+        let columns = Columns::that_fit(POOLS, area);
+        let number = |n: u64| Line::from(n.to_string());
         let rows = look.pools.iter().map(|(socket, pool)| {
             let s = &pool.snapshot;
             let rate = self.rates.get(&(socket.clone(), s.pool.clone()));
@@ -364,7 +375,7 @@ impl Screen {
                 (true, true) => Style::new().fg(Color::Yellow),
                 _ => Style::new(),
             };
-            Row::new([
+            let cells = [
                 Line::from(plain(&s.pool)),
                 Line::from(pool.state.name()),
                 number(pool.generation),
@@ -372,74 +383,41 @@ impl Screen {
                 number(s.idle.into()),
                 number(pool.max_children.into()),
                 number(s.listen_queue.into()),
-                Line::from(rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"))).right_aligned(),
+                Line::from(rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"))),
                 number(s.accepted),
                 number(s.max_children_reached.into()),
                 number(s.slow_requests),
-            ])
-            .style(style)
+            ];
+            columns.row(cells).style(style)
         });
-        let problems = look
-            .problems
-            .iter()
-            .map(|problem| Row::new([Line::from(problem.clone()).red()]));
-        let mut widths = vec![Constraint::Fill(1), Constraint::Length(9)];
-        widths.extend([4, 6, 5, 5, 7, 8, 10, 7, 6].map(Constraint::Length));
-        let right = |text: &'static str| Line::from(text).right_aligned();
-        let header = [Line::from("POOL"), Line::from("STATE")].into_iter().chain(
-            [
-                "GEN", "ACTIVE", "IDLE", "LIMIT", "WAITING", "REQ/S", "REQUESTS", "LIMITED", "SLOW",
-            ]
-            .map(right),
-        );
-        let header = Row::new(header).style(Style::new().add_modifier(Modifier::REVERSED));
-        if look.pools.is_empty() {
-            let table = Table::new(problems, [Constraint::Fill(1)]);
-            return frame.render_widget(table, area);
-        }
-        frame.render_widget(Table::new(rows.chain(problems), widths).header(header), area);
+        frame.render_widget(Table::new(rows, columns.widths()).header(columns.header()), area);
     }
 
     fn draw_workers(&mut self, frame: &mut Frame, area: Rect) {
         let workers = self.workers();
-        let number = |text: String| Line::from(text).right_aligned();
+        let columns = Columns::that_fit(WORKERS, area);
         let rows: Vec<Row> = workers
             .iter()
             .map(|(_, pool, w)| {
-                let style = match w.stage {
-                    Stage::Idle | Stage::None => Style::new().add_modifier(Modifier::DIM),
-                    _ => Style::new().fg(Color::Green),
+                let style = match w.stage.is_active() {
+                    true => Style::new().fg(Color::Green),
+                    false => Style::new().add_modifier(Modifier::DIM),
                 };
-                let mark = if w.query.is_empty() { "" } else { "?" };
-                Row::new([
-                    number(w.pid.to_string()),
-                    Line::from(plain(pool)),
-                    Line::from(state_of(w.stage)),
-                    number(format!("{:.3}", w.request_duration as f64 / 1e6)),
-                    number(w.requests.to_string()),
-                    number(format!("{:.0}", w.last_request_cpu)),
-                    number(format!("{:.1}", w.last_request_memory as f64 / 1_048_576.0)),
-                    Line::from(plain(&format!("{} {}{mark}{}", w.method, w.uri, w.query))),
-                ])
-                .style(style)
+                let cells = [
+                    w.pid.to_string(),
+                    plain(pool),
+                    state_of(w.stage).to_owned(),
+                    format!("{:.3}", w.request_duration as f64 / 1e6),
+                    w.requests.to_string(),
+                    format!("{:.0}", w.last_request_cpu),
+                    format!("{:.1}", w.last_request_memory as f64 / 1_048_576.0),
+                    request_of(w),
+                ];
+                columns.row(cells.map(Line::from)).style(style)
             })
             .collect();
         let count = rows.len();
-        let mut widths = vec![Constraint::Length(8), Constraint::Max(16)];
-        widths.extend([8, 9, 9, 5, 7].map(Constraint::Length));
-        widths.push(Constraint::Fill(1));
-        let right = |text: &'static str| Line::from(text).right_aligned();
-        let header = Row::new([
-            right("PID"),
-            Line::from("POOL"),
-            Line::from("STATE"),
-            right("SECONDS"),
-            right("REQUESTS"),
-            right("CPU%"),
-            right("MIB"),
-            Line::from("REQUEST"),
-        ])
-        .style(Style::new().add_modifier(Modifier::REVERSED));
+        let (widths, header) = (columns.widths(), columns.header());
         let order = if self.reverse { ", reversed" } else { "" };
         let filter = match self.filter.as_str() {
             "" => String::new(),
@@ -459,6 +437,75 @@ impl Screen {
     }
 }
 
+/// A column: its name, its width, whether its cells are numbers, and whether a terminal of 80 columns has room for it.
+type Column = (&'static str, Constraint, bool, bool);
+
+const POOLS: &[Column] = &[
+    ("POOL", Constraint::Fill(1), false, true),
+    ("STATE", Constraint::Length(9), false, true),
+    ("GEN", Constraint::Length(4), true, false),
+    ("ACTIVE", Constraint::Length(6), true, true),
+    ("IDLE", Constraint::Length(5), true, true),
+    ("LIMIT", Constraint::Length(5), true, true),
+    ("WAITING", Constraint::Length(7), true, true),
+    ("REQ/S", Constraint::Length(8), true, true),
+    ("REQUESTS", Constraint::Length(10), true, false),
+    ("LIMITED", Constraint::Length(7), true, true),
+    ("SLOW", Constraint::Length(6), true, true),
+];
+
+const WORKERS: &[Column] = &[
+    ("PID", Constraint::Length(8), true, true),
+    ("POOL", Constraint::Max(16), false, true),
+    ("STATE", Constraint::Length(8), false, true),
+    ("SECONDS", Constraint::Length(9), true, true),
+    ("REQUESTS", Constraint::Length(9), true, false),
+    ("CPU%", Constraint::Length(5), true, false),
+    ("MIB", Constraint::Length(7), true, false),
+    ("REQUEST", Constraint::Fill(1), false, true),
+];
+
+/// Narrower terminals show some columns less.
+const WIDE: u16 = 100;
+
+struct Columns {
+    all: &'static [Column],
+    wide: bool,
+}
+
+impl Columns {
+    fn that_fit(all: &'static [Column], area: Rect) -> Self {
+        let wide = area.width >= WIDE;
+        Self { all, wide }
+    }
+
+    fn shown(&self) -> impl Iterator<Item = (usize, &Column)> {
+        let columns = self.all.iter().enumerate();
+        columns.filter(move |(_, (.., always))| self.wide || *always)
+    }
+
+    fn widths(&self) -> Vec<Constraint> {
+        self.shown().map(|(_, column)| column.1).collect()
+    }
+
+    fn header(&self) -> Row<'static> {
+        let names: Vec<_> = self.all.iter().map(|column| Line::from(column.0)).collect();
+        self.row(names).style(Style::new().add_modifier(Modifier::REVERSED))
+    }
+
+    fn row<'a>(&self, cells: impl IntoIterator<Item = Line<'a>>) -> Row<'a> {
+        let mut cells: Vec<_> = cells.into_iter().collect();
+        Row::new(
+            self.shown()
+                .map(|(at, column)| {
+                    let cell = std::mem::take(&mut cells[at]);
+                    if column.2 { cell.right_aligned() } else { cell }
+                })
+                .collect::<Vec<_>>(),
+        )
+    }
+}
+
 const HELP: &str = "q, Esc    quit
 s         next order: duration, requests, cpu, memory, pool, pid
 r         the other way round
@@ -470,10 +517,6 @@ h         this
 
 A pool is yellow when requests wait, red when it does not serve.
 CPU and memory are those of the last request.";
-
-fn is_active(worker: &ProcessStatus) -> bool {
-    !matches!(worker.stage, Stage::Idle | Stage::None)
-}
 
 /// A box over all else, that any key closes.
 fn popup(frame: &mut Frame, title: &str, text: &str) {

@@ -316,6 +316,8 @@ pub struct Pool {
     pub exit_idle_time: Duration,
     /// Most draining workers beyond `pm.max_children` during a reload; None is `pm.max_children`.
     pub reload_overlap: Option<u32>,
+    /// `reload.warm`
+    pub reload_warm: Duration,
     /// Private memory (bytes) after a request beyond which a worker is replaced; 0 is never.
     pub worker_recycle_memory: u64,
     /// Age at which a worker is replaced; zero is never.

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -227,10 +229,24 @@ impl PhpIni {
             .map(|(name, value)| format!("{name}={value}\n").into_bytes());
         files
             .iter()
-            .filter_map(|file| fs::read(file).ok())
+            .filter_map(|file| plain(file).ok())
             .chain(defines)
             .collect()
     }
+}
+
+/// A whole file; of what is none, a pipe for instance, nothing: its folder may be a tenant's, and the master does not wait for him.
+fn plain(path: &Path) -> std::io::Result<Vec<u8>> {
+    const MOST: u64 = 4 << 20;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let mut content = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(MOST).read_to_end(&mut content)?;
+    }
+    Ok(content)
 }
 
 /// Adds a file's values. `[PATH=…]` and `[HOST=…]` sections hold for some requests only; other sections mean nothing.
@@ -304,6 +320,17 @@ mod tests {
             .iter()
             .map(|(name, value)| (OsString::from(name), OsString::from(value)))
             .collect()
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_holds_nobody_up() {
+        let tree = Tree::new(&[("etc/8.2/fpm/php.ini", "a = 1")]);
+        let found = || tree.search().find().values(&HashMap::new());
+        assert_eq!(found().get("a").map(String::as_str), Some("1"));
+        let path = tree.path("etc/8.2/fpm/php.ini");
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(found().get("a"), None);
     }
 
     #[test]

@@ -306,7 +306,8 @@ pub fn parse_time(text: &str) -> Result<Duration, Refusal> {
     let too_long = || Refusal::OutOfRange(format!("{text} is out of range"));
     let whole: u64 = whole.parse().map_err(|_| too_long())?;
     let fraction: u64 = format!("{fraction:0<9}").parse().map_err(|_| too_long())?;
-    let nanos = (u128::from(whole) * PARTS + u128::from(fraction)) * unit_nanos / PARTS;
+    let parts = u128::from(whole) * PARTS + u128::from(fraction);
+    let nanos = parts.checked_mul(unit_nanos).ok_or_else(too_long)? / PARTS;
     if nanos > u128::from(MAX_SECONDS) * PARTS {
         return Err(too_long());
     }

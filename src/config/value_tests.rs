@@ -48,6 +48,16 @@ fn what_php_fpm_bends_is_no_time() {
     }
     assert_eq!(parse_time(""), Err(Refusal::Malformed("invalid time value".into())));
     assert_eq!(parse_time("-3"), Err(Refusal::OutOfRange("-3 is negative".into())));
+    // The most that a number holds, in each unit.
+    for unit in ["ms", "s", "m", "h", "d"] {
+        for number in ["8888888888888888888", "18446744073709551615", "18446744073709551616"] {
+            let text = format!("{number}{unit}");
+            assert_eq!(
+                parse_time(&text),
+                Err(Refusal::OutOfRange(format!("{text} is out of range")))
+            );
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,13 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
+
+/// Most bytes of a log message that are one entry. Beyond [`LOG_INLINE`] they come beside the message, as a sealed memfd.
+pub const LOG_BYTES: usize = 512 << 10;
+
+/// Most bytes of one that are in the message itself: made UTF-8, and together with the other fields, less than a packet takes.
+pub const LOG_INLINE: usize = 64 << 10;
 
 /// Most bytes of a request that travel with a connection that is handed over.
 pub const QUEUE_BYTES: usize = 128 << 10;
@@ -111,7 +117,8 @@ pub struct PoolSettings {
 }
 
 /// Everything a zygote needs. With it come, in this order: the scoreboard, the workers' end of the queue, the
-/// eventfd to ring, the one that wakes who writes the access log, and the listeners.
+/// eventfd to ring, the one that wakes who writes the access log, where there is something to `warm` the pipe that names it, and
+/// the listeners.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ZygoteConfig {
     /// [`VERSION`]
@@ -124,6 +131,8 @@ pub struct ZygoteConfig {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Pool.
     pub pool: PoolSettings,
+    /// For so long it may compile what the generation before names ([`ToZygote::Name`]).
+    pub warm: Option<Duration>,
 }
 
 /// A worker to be made.
@@ -146,6 +155,9 @@ pub enum ToZygote {
     Configure(Box<ZygoteConfig>),
     /// Fork. With it come: the worker's end of its link, its stdout, its stderr.
     Spawn(Spawn),
+    /// Write the paths of what opcache holds, what was used most first and each with a NUL behind it, into the pipe that comes
+    /// with it. What they are is between two generations of a pool.
+    Name,
     /// Answer with [`FromZygote::Pong`].
     Ping(u64),
     /// End; the workers go on.
@@ -249,7 +261,7 @@ pub struct LogMessage {
     pub level: Level,
     /// PHP says it.
     pub from_php: bool,
-    /// What it says.
+    /// What it says; empty where that comes as a memfd.
     pub text: String,
     /// The script; empty where there is none.
     pub script: String,

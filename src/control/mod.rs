@@ -15,6 +15,6 @@ mod message;
 
 pub use channel::{Channel, ChannelError, MAX_MESSAGE, Received, pair};
 pub use message::{
-    Confinement, Exit, FromWorker, FromZygote, Handover, LogMessage, PhpSettings, PoolSettings, QUEUE_BYTES, Spawn,
-    ToWorker, ToZygote, VERSION, ZygoteConfig,
+    Confinement, Exit, FromWorker, FromZygote, Handover, LOG_BYTES, LOG_INLINE, LogMessage, PhpSettings, PoolSettings,
+    QUEUE_BYTES, Spawn, ToWorker, ToZygote, VERSION, ZygoteConfig,
 };

@@ -401,6 +401,22 @@ impl Input {
         self.stdin_ended && self.record.is_none_or(|record| record.ended && record.padding == 0)
     }
 
+    /// Whether the parameters of a request are coming in.
+    pub fn is_in_params(&self) -> bool {
+        matches!(self.state, State::Params(_))
+    }
+
+    /// Whether the rest of the last request's body is still to come.
+    pub fn is_owed_a_body(&self) -> bool {
+        self.state == State::Idle && !self.stdin_ended
+    }
+
+    /// Whether a next request, or a question about no request, has begun to come. What is left of the last one is none.
+    pub fn has_begun(&self) -> bool {
+        let opens = |record: Record| matches!(record.sink, Sink::Begin | Sink::Values);
+        matches!(self.state, State::Params(_) | State::Body(_)) || self.record.is_some_and(opens)
+    }
+
     /// Whether nothing of a next request has come: the connection may be waited on for as long as it likes.
     pub fn is_idle(&self) -> bool {
         matches!(self.state, State::Fresh | State::Idle) && self.record.is_none()

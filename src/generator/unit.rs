@@ -46,6 +46,9 @@ pub enum UnitError {
         /// The host in it.
         host: String,
     },
+    /// A text that would be more than one setting.
+    #[error("{0}: no unit can hold this: it has a control character in it, or a backslash at its end")]
+    Unwritable(String),
     /// `${NAME}` in a line of the socket.
     #[error(
         "{0}: ${{…}} cannot stand in a line about the socket, because systemd holds it before there is an environment"
@@ -93,28 +96,40 @@ pub fn slice(name: &str) -> String {
     format!("php-pool-{}.slice", escape(name.as_bytes()))
 }
 
-/// A text as the value of a setting: `%` would begin a specifier.
-fn value(text: &str) -> String {
-    text.replace('%', "%%")
+/// A text as the value of a setting: `%` would begin a specifier, and a line break another setting.
+fn value(text: &str) -> Result<String, UnitError> {
+    match text.contains(char::is_control) || text.ends_with('\\') {
+        true => Err(UnitError::Unwritable(text.escape_debug().to_string())),
+        false => Ok(text.replace('%', "%%")),
+    }
 }
 
 /// A text as a quoted word of a command line.
 pub fn word(text: &str) -> String {
-    format!(
-        "\"{}\"",
-        value(text)
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('$', "$$")
-    )
+    let mut word = String::from("\"");
+    for char in text.chars() {
+        match char {
+            '%' => word.push_str("%%"),
+            '$' => word.push_str("$$"),
+            '\\' | '"' => word.extend(['\\', char]),
+            char if char.is_ascii_control() => {
+                write!(word, "\\x{:02x}", u32::from(char)).expect("a String takes everything")
+            }
+            char => word.push(char),
+        }
+    }
+    word.push('"');
+    word
 }
 
 /// The head of every file.
 fn head(source: &Path) -> String {
     let source = source.display().to_string();
+    // One that nothing can name is in the journal all the same, by the service that fails for it.
+    let path = value(&source).map_or_else(|_| String::new(), |source| format!("SourcePath={source}\n"));
     format!(
-        "# Made by php-pool-generator from {source}.\n[Unit]\nSourcePath={}\n",
-        value(&source)
+        "# Made by php-pool-generator from {}.\n[Unit]\n{path}",
+        source.escape_debug()
     )
 }
 
@@ -150,11 +165,11 @@ pub fn socket(
     };
     let mut unit = head(source);
     // The empty line takes the template's address away.
-    write!(unit, "\n[Socket]\nListenStream=\nListenStream={}\n", value(&stream)).expect("a String takes everything");
+    write!(unit, "\n[Socket]\nListenStream=\nListenStream={}\n", value(&stream)?).expect("a String takes everything");
     if let Listen::Unix(path) = address {
         for (key, text) in [("SocketUser", &pool.listen_owner), ("SocketGroup", &pool.listen_group)] {
             if let Some(text) = text {
-                writeln!(unit, "{key}={}", value(text)).expect("a String takes everything");
+                writeln!(unit, "{key}={}", value(text)?).expect("a String takes everything");
             }
         }
         writeln!(unit, "SocketMode={:04o}", pool.listen_mode).expect("a String takes everything");
@@ -254,6 +269,24 @@ mod tests {
         }
         let error = socket_of(tcp("db.example")).unwrap_err();
         assert!(error.to_string().contains("instead of 'db.example'"), "{error}");
+    }
+
+    #[test]
+    fn no_text_becomes_a_second_setting() {
+        for path in ["/run/x\n[Service]\nExecStart=/bin/id", "/run/x\\", "/run/x\r"] {
+            let error = socket_of(Listen::Unix(path.into())).unwrap_err();
+            assert!(matches!(error, UnitError::Unwritable(_)), "{error}");
+            assert!(!error.to_string().contains(['\n', '\r']), "{error}");
+        }
+        let pool = Pool {
+            listen_owner: Some("www-data\nExecStartPre=/bin/id".to_owned()),
+            ..Pool::default()
+        };
+        let address = Listen::Unix("/run/x".into());
+        assert!(socket(&pool, Path::new("/p.conf"), "listen", &address, "/run/x").is_err());
+        let unit = broken(Path::new("/etc/php-pool/pool.d/a\nExecStart=/bin/id\n#.conf"));
+        assert!(!unit.contains("\nExecStart=/bin/id"), "{unit}");
+        assert_eq!(word("a\nb"), r#""a\x0ab""#);
     }
 
     #[test]

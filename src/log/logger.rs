@@ -1,6 +1,7 @@
 //! The logger that everything in a process shares.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
@@ -13,12 +14,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::budget::{Budget, Verdict};
 use super::journal::{self, Journal};
 use super::line::{LineFormat, Stamp};
 use super::sink::{Outcome, Sink, Syslog, Target};
 use super::{Clock, Fields, Level, MessageId, Said, Stream};
 use crate::config::{Global, LogTarget};
-use crate::scoreboard::realtime_us;
+use crate::scoreboard::{monotonic_ns, realtime_us};
 
 /// Longest line of a worker's that is one entry of the journal, bytes; `log_limit` is for text logs.
 const JOURNAL_LINE: usize = 64 << 10;
@@ -98,6 +100,15 @@ pub struct SavedLog {
 #[derive(Clone, Debug)]
 pub struct Logger(Rc<RefCell<State>>);
 
+/// Whose words a line has. Who floods the log must not drown what is said of him.
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    /// What the pool's processes say.
+    Theirs = 0,
+    /// What this process says of the pool.
+    Ours = 1,
+}
+
 #[derive(Debug)]
 struct State {
     format: LineFormat,
@@ -108,6 +119,8 @@ struct State {
     opened: Option<(Settings, bool)>,
     /// The clock of syslog's datagrams.
     syslog_clock: Clock,
+    /// What each pool may still have logged.
+    budgets: HashMap<String, [Budget; 2]>,
     started: bool,
     tied: bool,
 }
@@ -138,6 +151,7 @@ impl Logger {
             log: None,
             opened: None,
             syslog_clock: Clock::new("%b %e %H:%M:%S"),
+            budgets: HashMap::new(),
             started: false,
             tied: false,
         })))
@@ -229,6 +243,9 @@ impl Logger {
 
     /// Writes a line that a worker has printed.
     pub fn printed(&self, fields: &Fields<'_>, said: &Said<'_>) {
+        if !self.admits(fields.pool, Whose::Theirs, said.line.len()) {
+            return;
+        }
         let otherwise = if said.stream == Stream::Stderr { 5 } else { 6 };
         let (severity, text) = journal::severity_of(said.text, otherwise);
         if !self.to_journal(severity, fields, text) {
@@ -238,13 +255,64 @@ impl Logger {
 
     /// Writes a message that a worker, or PHP in it, has sent whole; PHP's are written whatever their level.
     pub fn sent(&self, fields: &Fields<'_>, level: Level, from_php: bool, text: &str) {
+        if !self.admits(fields.pool, Whose::Theirs, text.len()) {
+            return;
+        }
         let text = format!("{}{text}", if from_php { "PHP message: " } else { "" });
         let (severity, _) = journal::severity_of(text.as_bytes(), level.severity());
         if !self.to_journal(severity, fields, text.as_bytes()) {
             // The log has been a file since the worker was made.
             let level = if from_php { level.max(Level::Warning) } else { level };
-            self.about(*fields).log(level, text);
+            if self.takes(level) {
+                self.enter(level, fields, Location::caller(), &text);
+            }
         }
+    }
+
+    /// Whether a pool may have another line of so many bytes logged.
+    fn admits(&self, pool: Option<&str>, whose: Whose, bytes: usize) -> bool {
+        let Some(pool) = pool else { return true };
+        let now = Duration::from_nanos(monotonic_ns());
+        self.tell_suppressed(now);
+        let budgets = &mut self.0.borrow_mut().budgets;
+        if !budgets.contains_key(pool) {
+            budgets.insert(pool.to_owned(), [Budget::new(now), Budget::new(now)]);
+        }
+        let budget = budgets.get_mut(pool).map(|budgets| &mut budgets[whose as usize]);
+        budget.is_none_or(|budget| budget.take(bytes, now) == Verdict::Write)
+    }
+
+    /// Says of each pool that was not heard, and is again, how many lines that has cost.
+    fn tell_suppressed(&self, now: Duration) {
+        let mut state = self.0.borrow_mut();
+        let mut over = Vec::new();
+        for (pool, budgets) in &mut state.budgets {
+            for (budget, what) in budgets.iter_mut().zip(["of its processes", "about it"]) {
+                over.extend(budget.suppressed(now).map(|lines| (pool.clone(), lines, what)));
+            }
+        }
+        drop(state);
+        for (pool, lines, what) in over {
+            let fields = Fields {
+                pool: Some(&pool),
+                ..Fields::default()
+            };
+            let text = format!("{lines} lines {what} were suppressed: they came too fast");
+            self.enter(Level::Warning, &fields, Location::caller(), &text);
+        }
+    }
+
+    /// Writes an entry.
+    fn enter(&self, level: Level, fields: &Fields<'_>, place: &Location<'_>, text: &str) {
+        if self.to_journal(level.severity(), fields, text.as_bytes()) {
+            return;
+        }
+        let mut line = Vec::with_capacity(text.len() + 80);
+        let mut state = self.0.borrow_mut();
+        state
+            .format
+            .message(level, fields, place, realtime_us(), text, &mut line);
+        state.write(level, &line);
     }
 
     /// Whether entries go to the journal alone: whole, and with all of their fields.
@@ -307,10 +375,11 @@ impl Logger {
         }
     }
 
-    /// Writes what could not be written at once; false while something is left. To be called now and then.
+    /// Writes what could not be written at once; false while something is left to be said. To be called now and then.
     pub fn flush(&self) -> bool {
+        self.tell_suppressed(Duration::from_nanos(monotonic_ns()));
         let mut state = self.0.borrow_mut();
-        state.flush(Duration::ZERO)
+        state.flush(Duration::ZERO) && !state.budgets.values().flatten().any(Budget::is_mute)
     }
 
     /// Entries about a pool.
@@ -377,15 +446,9 @@ impl About<'_> {
         }
         // Formatted before the log is borrowed: a Display may itself log.
         let text = text.to_string();
-        if self.logger.to_journal(level.severity(), &self.fields, text.as_bytes()) {
-            return;
+        if self.logger.admits(self.fields.pool, Whose::Ours, text.len()) {
+            self.logger.enter(level, &self.fields, place, &text);
         }
-        let mut line = Vec::with_capacity(text.len() + 80);
-        let mut state = self.logger.0.borrow_mut();
-        state
-            .format
-            .message(level, &self.fields, place, realtime_us(), &text, &mut line);
-        state.write(level, &line);
     }
 
     levels! {

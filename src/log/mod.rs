@@ -4,6 +4,7 @@
 //! through the worker's stdout and stderr.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod clock;
 mod journal;
 mod line;

@@ -104,12 +104,27 @@ impl Syslog {
         }
     }
 
-    /// Sends a datagram. The daemon may have been restarted since the last one: then the socket is another one.
+    /// Sends a datagram, or as much of it as the socket takes of one. The daemon may have been restarted since the last one: then
+    /// the socket is another one.
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut cut = None;
+        loop {
+            match self.send_whole(cut.as_deref().unwrap_or(bytes)) {
+                Err(error) if error.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
+                    let length = cut.as_ref().map_or(bytes.len(), Vec::len) / 2;
+                    cut = Some(shortened(bytes, length).ok_or(error)?);
+                }
+                sent => return sent,
+            }
+        }
+    }
+
+    fn send_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let too_long = Some(Errno::EMSGSIZE as i32);
         if let Some(socket) = &self.socket {
             match socket.send(bytes) {
                 Ok(_) => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock || e.raw_os_error() == too_long => return Err(e),
                 Err(_) => self.socket = None,
             }
         }
@@ -119,6 +134,16 @@ impl Syslog {
         let socket = self.socket.insert(socket);
         socket.send(bytes).map(|_| ())
     }
+}
+
+/// So much of a text, between two characters of it, and a sign that there was more; None: nothing would be left.
+fn shortened(text: &[u8], length: usize) -> Option<Vec<u8>> {
+    const ELLIPSIS: &[u8] = b"...";
+    let mut end = length.min(text.len()).checked_sub(ELLIPSIS.len())?;
+    while end > 0 && text.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
+        end -= 1;
+    }
+    (end > 0).then(|| [&text[..end], ELLIPSIS].concat())
 }
 
 /// A destination with what it has not taken yet.
@@ -311,6 +336,29 @@ mod tests {
             read += io::Read::read(&mut reader, &mut buffer).unwrap();
         }
         assert_eq!(read, (lines - lost as usize) * line.len());
+    }
+
+    #[test]
+    fn a_line_that_syslog_does_not_take_whole_is_cut_and_costs_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let mut sink = Sink::new(Target::Syslog(Syslog::new(&path)));
+        // Longer than a datagram (net.core.wmem_default), of characters of two bytes.
+        let long = "é".repeat(400_000);
+        for line in ["<29>before", &long, "<29>after"] {
+            assert!(matches!(sink.put(line.as_bytes()), Outcome::Fine), "{}", line.len());
+        }
+        assert!(sink.is_empty());
+        let mut received = vec![0; 1 << 20];
+        let mut next = || {
+            let length = daemon.recv(&mut received).unwrap();
+            String::from_utf8(received[..length].to_vec()).unwrap()
+        };
+        assert_eq!(next(), "<29>before");
+        let cut = next();
+        assert!(cut.len() > 10_000 && cut.ends_with("é..."), "{}", cut.len());
+        assert_eq!(next(), "<29>after");
     }
 
     #[test]

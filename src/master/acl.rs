@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::XattrFlags;
 
@@ -17,12 +17,14 @@ const OTHER: u16 = 32;
 const READ_WRITE: u16 = 6;
 const NOBODY: u32 = u32::MAX;
 
-/// Lets users and groups (ids) read and write a file of this mode.
+/// Lets users and groups (ids) read and write a file of this mode, of which `file` is a handle (O_PATH).
 ///
 /// # Errors
 /// When the file system has no ACLs, or the file is not ours.
-pub fn grant(path: &Path, mode: u32, users: &[u32], groups: &[u32]) -> io::Result<()> {
+pub fn grant(file: BorrowedFd, mode: u32, users: &[u32], groups: &[u32]) -> io::Result<()> {
     let value = encode(mode, users, groups);
+    // No system call takes the handle itself.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::setxattr(path, "system.posix_acl_access", &value, XattrFlags::empty())?;
     Ok(())
 }

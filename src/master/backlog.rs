@@ -76,8 +76,8 @@ impl Diag {
             .iter()
             .map(|listener| self.backlog(listener).unwrap_or_default());
         each.fold(Backlog::default(), |sum, one| Backlog {
-            waiting: sum.waiting + one.waiting,
-            limit: sum.limit + one.limit,
+            waiting: sum.waiting.saturating_add(one.waiting),
+            limit: sum.limit.saturating_add(one.limit),
         })
     }
 }

@@ -738,7 +738,8 @@ fn limit_cgroup(groups: Option<&Cgroup>, before: &[crate::config::IniEntry], poo
 fn describe_pools(pools: &mut [Pool]) -> impl FnOnce() -> String {
     move || {
         let all: Vec<_> = pools.iter_mut().map(Pool::snapshot).collect();
-        let sum = |count: fn(&crate::status::Snapshot) -> u64| all.iter().map(count).sum::<u64>();
+        // What hostile workers count is not to be more than a number holds.
+        let sum = |count: fn(&crate::status::Snapshot) -> u64| all.iter().map(count).fold(0, u64::saturating_add);
         format!(
             "Processes active: {}, idle: {}, queue: {}, requests: {}, slow: {}",
             sum(|pool| pool.active.into()),

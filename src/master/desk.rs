@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -108,11 +110,12 @@ impl Drop for Desk {
 
 /// Whether the peer may ask: root, or who the master is, and then not from inside PHP.
 fn may_ask(stream: &UnixStream) -> bool {
-    let Ok(peer) = rustix::net::sockopt::socket_peercred(stream.as_fd()) else {
+    // Of a process that this pid namespace does not show the pid is 0, which rustix has no place for.
+    let Ok(peer) = getsockopt(stream, PeerCredentials) else {
         return false;
     };
-    let (uid, me) = (peer.uid.as_raw(), nix::unistd::geteuid().as_raw());
-    uid == 0 || (uid == me && !super::cgroup::is_worker(peer.pid.as_raw_nonzero().get()))
+    let me = nix::unistd::geteuid().as_raw();
+    peer.uid() == 0 || (peer.uid() == me && !super::cgroup::is_worker(peer.pid()))
 }
 
 async fn serve(mut stream: UnixStream, events: Events) {

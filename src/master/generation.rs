@@ -21,6 +21,7 @@ use super::process::Process;
 use super::queue::Queue;
 use super::saved::{Kept, Restorer, Saver};
 use super::stamp::Files;
+use super::trace::Traceable;
 use super::users::Identity;
 use super::watch::{self, GenerationId, Place, PoolId, Watch};
 use super::worker::{SavedWorker, Worker, describe, describe_request, fields_of};
@@ -186,6 +187,7 @@ impl Generation {
         listeners: &[Rc<Listener>],
         queue: &Queue,
         access_log: Option<&Rc<AccessLog>>,
+        compiled: Option<OwnedFd>,
     ) -> Result<Self, ZygoteError> {
         let make = |what| move |error| ZygoteError::Make(what, error);
         // Spares are beyond it, and those that leave may still be there when their replacements come.
@@ -209,6 +211,7 @@ impl Generation {
             identity,
             listeners,
             fds,
+            compiled,
             closer: queue.closer(),
         };
         let board = Arc::new(board);
@@ -251,11 +254,8 @@ impl Generation {
             id: self.place.generation,
             config: (*self.config).clone(),
             identity: self.identity.clone(),
-            listener: self.listeners[0].key.clone(),
-            further: self.listeners[1..]
-                .iter()
-                .map(|listener| listener.key.clone())
-                .collect(),
+            listener: self.listeners[0].key(),
+            further: self.listeners[1..].iter().map(|listener| listener.key()).collect(),
             life: self.life,
             begun: self.begun,
             board: saver.keep(&self.board.fd()),
@@ -343,6 +343,14 @@ impl Generation {
             && self.mapped.are_unchanged()
     }
 
+    /// What a tracer needs to know of its workers.
+    pub fn traceable(&self) -> Traceable {
+        Traceable {
+            layout: self.trace_layout,
+            program: self.zygote.program,
+        }
+    }
+
     /// Whether its zygote has taken all that it was told.
     pub fn has_all_orders(&self) -> bool {
         self.zygote.has_all_orders()
@@ -360,6 +368,14 @@ impl Generation {
 
     pub(super) fn log(&self, level: Level, text: impl std::fmt::Display) {
         self.ctx.log.pool(&self.config.name).log(level, text);
+    }
+
+    /// Has it name what its opcache holds; where that can be read.
+    pub fn compiled(&self) -> Option<OwnedFd> {
+        let (reader, writer) = std::io::pipe().ok()?;
+        let order = (ToZygote::Name, vec![writer.into()]);
+        self.zygote.orders.try_send(order).ok()?;
+        Some(reader.into())
     }
 
     /// Whether it can make workers.
@@ -658,9 +674,7 @@ impl Generation {
     fn forget(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.remove(&id) else { return };
         let slot = self.board.slot(worker.slot as usize);
-        if !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle) {
-            self.board.header().request_ends();
-        }
+        self.board.header().request_ends(slot);
         slot.reset();
         self.free.insert(worker.slot);
         worker.linger();
@@ -719,7 +733,7 @@ impl Generation {
             .workers
             .values()
             .map(|worker| self.board.slot(worker.slot as usize));
-        let busy = slots.filter(|slot| !matches!(slot.stage(), Stage::None | Stage::Held | Stage::Idle));
+        let busy = slots.filter(|slot| slot.stage().is_active());
         // What a worker writes may be of the future.
         let since = busy.map(|slot| Duration::from_nanos(slot.since.load(SeqCst)).min(watch::now()));
         since.max().unwrap_or_default()

@@ -18,7 +18,7 @@ use super::trace;
 use super::worker::{Worker, describe_request, fields_of};
 use crate::config::Pool;
 use crate::log::MessageId;
-use crate::scoreboard::{Scoreboard, SlotView, Stage, TraceLayout};
+use crate::scoreboard::{Scoreboard, SlotView, Stage};
 
 /// For PHP's own time-out, shutdown functions included.
 const ENGINE: Duration = Duration::from_millis(100);
@@ -48,6 +48,8 @@ enum Step {
 pub struct Enforced {
     /// Requests found slow.
     pub slow: u64,
+    /// Requests found to be over their time.
+    pub timed_out: u64,
     /// When to look again.
     pub next: Option<Duration>,
 }
@@ -60,19 +62,22 @@ impl Generation {
         if pool.request_slowlog_timeout.is_zero() && pool.request_terminate_timeout.is_zero() {
             return enforced;
         }
+        let of = self.traceable();
         for worker in self.workers.values_mut().filter(|worker| worker.process.is_some()) {
             let slot = self.board.slot(worker.slot as usize);
             let request = Current {
                 ctx: &ctx,
                 pool: &pool,
                 board: &self.board,
-                layout: self.trace_layout,
+                of,
                 stage: slot.stage(),
                 started: slot.started.load(SeqCst),
             };
             let (slow, slow_due) = request.trace_when_slow(worker, &self.identity, now);
             enforced.slow += u64::from(slow);
-            let due = slow_due.into_iter().chain(request.end_when_over(worker, now));
+            let (over, over_due) = request.end_when_over(worker, now);
+            enforced.timed_out += u64::from(over);
+            let due = slow_due.into_iter().chain(over_due);
             enforced.next = enforced.next.into_iter().chain(due).min();
         }
         enforced
@@ -84,7 +89,7 @@ struct Current<'a> {
     ctx: &'a Rc<Context>,
     pool: &'a Pool,
     board: &'a Scoreboard,
-    layout: TraceLayout,
+    of: trace::Traceable,
     /// Read before `started`: so that no request that begins in between is taken for the one before it.
     stage: Stage,
     /// The begin of the request under way, if there is one.
@@ -117,15 +122,16 @@ impl Current<'_> {
             return (false, None);
         }
         let running = self.stage == Stage::Running;
-        // A request is traced once; one that begins now has all of its time before it.
+        // A request is traced once; one that begins now has all of its time before it. (So has one that follows a traced one: a
+        // worker that says otherwise would have the log filled.)
         let due = match running && worker.traced != Some(self.started) {
-            true => self.begin() + limit,
+            true => (self.begin() + limit).max(worker.traced_at.map_or(Duration::ZERO, |at| at + limit)),
             false => now + limit,
         };
         if due > now {
             return (false, Some(due));
         }
-        worker.traced = Some(self.started);
+        (worker.traced, worker.traced_at) = (Some(self.started), Some(now));
         let took = now.saturating_sub(self.begin());
         let view = self.board.view(worker.slot as usize);
         let line = self.line(worker, &view, now, "executing too slow") + ", logging";
@@ -135,15 +141,15 @@ impl Current<'_> {
             took,
             line,
         };
-        trace::slow(self.ctx, self.pool, identity, self.layout, found);
+        trace::slow(self.ctx, self.pool, identity, self.of, found);
         (true, Some(now + limit))
     }
 
-    /// Takes the next step when it is due; when to look again.
-    fn end_when_over(&self, worker: &mut Worker, now: Duration) -> Option<Duration> {
+    /// Takes the next step when it is due. Whether it is the first one, and when to look again.
+    fn end_when_over(&self, worker: &mut Worker, now: Duration) -> (bool, Option<Duration>) {
         let limit = self.pool.request_terminate_timeout;
         if limit.is_zero() {
-            return None;
+            return (false, None);
         }
         let same = |rung: &Rung| rung.started == self.started && self.stage != Stage::Idle;
         worker.rung = worker.rung.filter(same);
@@ -153,9 +159,10 @@ impl Current<'_> {
             None => now + limit,
         };
         if due > now {
-            return Some(due);
+            return (false, Some(due));
         }
-        if worker.rung.is_none() {
+        let first = worker.rung.is_none();
+        if first {
             let view = self.board.view(worker.slot as usize);
             let line = self.line(worker, &view, now, "execution timed out") + ", terminating";
             let told = view.text.unwrap_or_default();
@@ -164,7 +171,7 @@ impl Current<'_> {
             log.identified(MessageId::RequestTimeout).warning(line);
         }
         self.climb(worker, now);
-        worker.rung.map(|rung| rung.next)
+        (first, worker.rung.map(|rung| rung.next))
     }
 
     /// Whether there is a request whose time runs.

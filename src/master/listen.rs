@@ -1,6 +1,7 @@
 //! Listening sockets: made, or taken over from whoever started this process.
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -90,7 +91,7 @@ fn systemd_commands(before: &Pool, now: &Pool) -> String {
 pub struct Listener {
     fd: OwnedFd,
     /// As in a hand-over: a path, or `ADDR:PORT`.
-    pub key: String,
+    key: RefCell<String>,
     /// Whether it is a TCP socket.
     pub tcp: bool,
     /// What systemd calls it (`FileDescriptorName=`); empty where it comes from elsewhere.
@@ -126,7 +127,7 @@ impl Listener {
             .flatten();
         Ok(Self {
             fd,
-            key,
+            key: RefCell::new(key),
             tcp,
             name: String::new(),
             made,
@@ -134,11 +135,21 @@ impl Listener {
         })
     }
 
+    /// What it is known by, for as long as its address is its own.
+    pub fn key(&self) -> String {
+        self.key.borrow().clone()
+    }
+
+    /// Whether nobody can come by it any more: its file, which was ours, is not there, or is another's.
+    fn is_cut_off(&self) -> bool {
+        self.file.as_ref().is_some_and(|(path, dev, ino)| {
+            !std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino))
+        })
+    }
+
     /// Removes its file, unless another socket has taken its place.
     fn remove_file(&self) {
-        if let Some((path, dev, ino)) = &self.file
-            && std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == (*dev, *ino))
-        {
+        if let Some((path, ..)) = self.file.as_ref().filter(|_| !self.is_cut_off()) {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -191,7 +202,7 @@ impl Sockets {
         let all = self.order.iter().map(|key| &self.all[key]);
         let all = all.map(|listener| SavedListener {
             fd: saver.keep(listener),
-            key: listener.key.clone(),
+            key: listener.key(),
             tcp: listener.tcp,
             name: listener.name.clone(),
             file: listener.file.clone(),
@@ -214,7 +225,7 @@ impl Sockets {
         for saved in saved.all {
             sockets.insert(Listener {
                 fd: fds.take(saved.fd)?,
-                key: saved.key,
+                key: RefCell::new(saved.key),
                 tcp: saved.tcp,
                 name: saved.name,
                 // Files of this life's own making only matter while it starts.
@@ -280,16 +291,28 @@ impl Sockets {
 
     fn insert(&mut self, listener: Listener) -> Rc<Listener> {
         let listener = Rc::new(listener);
-        self.order.push(listener.key.clone());
-        self.all.insert(listener.key.clone(), listener.clone());
+        self.order.push(listener.key());
+        self.all.insert(listener.key(), listener.clone());
         listener
+    }
+
+    /// Makes room for another socket of this key. Who is in the queue of the one there was is still served.
+    fn set_aside(&mut self, key: &str) {
+        let Some(listener) = self.all.remove(key) else { return };
+        let aside = format!("{key} (removed, fd={})", listener.as_raw_fd());
+        self.order
+            .iter_mut()
+            .filter(|other| *other == key)
+            .for_each(|other| other.clone_from(&aside));
+        listener.key.replace(aside.clone());
+        self.all.insert(aside, listener);
     }
 
     fn say_inherited(&self, listener: &Listener, log: &Logger) {
         log.notice(format_args!(
             "using inherited socket fd={}, \"{}\"",
             listener.as_raw_fd(),
-            listener.key
+            listener.key()
         ));
     }
 
@@ -300,7 +323,8 @@ impl Sockets {
         }
     }
 
-    /// The socket of an address: the one there is, unchanged, or a new one with the pool's owner, mode and backlog.
+    /// The socket of an address: the one there is, unchanged, or a new one with the pool's owner, mode and backlog. One whose
+    /// file somebody has removed is of no use to anybody.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -313,8 +337,10 @@ impl Sockets {
     ) -> Result<Rc<Listener>, ListenError> {
         let targets = resolve(address, log)?;
         for (key, _) in &targets {
-            if let Some(listener) = self.all.get(key) {
-                return Ok(listener.clone());
+            match self.all.get(key) {
+                Some(listener) if !listener.is_cut_off() => return Ok(listener.clone()),
+                Some(_) => self.set_aside(key),
+                None => {}
             }
         }
         if self.held {
@@ -399,6 +425,18 @@ impl Sockets {
                 commands: systemd_commands(before, now),
             }),
             None => Ok(()),
+        }
+    }
+
+    /// Says of each socket of systemd's that no pool has that nobody will answer there: its name in the unit, or the pool's
+    /// address, is another than was meant.
+    pub fn say_unused(&self, log: &Logger) {
+        let unused = self.order.iter().filter_map(|key| self.all.get(key));
+        for listener in unused.filter(|listener| !listener.name.is_empty() && Rc::strong_count(listener) == 1) {
+            log.warning(format_args!(
+                "the inherited socket \"{}\" (FileDescriptorName={}) belongs to no pool, and is closed: nobody will answer there",
+                listener.key.borrow(), listener.name
+            ));
         }
     }
 
@@ -564,7 +602,7 @@ fn bind_unix(path: &Path, pool: &Pool) -> Result<OwnedFd, ListenError> {
     let bind = |error: io::Error| ListenError::Bind(written.clone(), error);
     let address = SocketAddrUnix::new(path).map_err(|error| bind(error.into()))?;
     let socket = stream(AddressFamily::UNIX)?;
-    if rustix::net::connect(stream(AddressFamily::UNIX)?, &address).is_ok() {
+    if is_taken(&address)? {
         return Err(ListenError::Taken(written));
     }
     match std::fs::symlink_metadata(path) {
@@ -590,6 +628,27 @@ fn bind_unix(path: &Path, pool: &Pool) -> Result<OwnedFd, ListenError> {
     Ok(socket)
 }
 
+/// Whether somebody listens there. Who does may be anybody, and let us wait: a queue that is full answers, too.
+fn is_taken(address: &SocketAddrUnix) -> Result<bool, ListenError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|error| ListenError::Socket(error.into()))?;
+    Ok(matches!(
+        rustix::net::connect(probe, address),
+        Ok(()) | Err(rustix::io::Errno::AGAIN)
+    ))
+}
+
+/// A handle on the socket that was just bound; the folder may be somebody's who puts something else there meanwhile.
+fn handle(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+    let file = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+        FileType::Socket => Ok(file),
+        _ => Err(io::Error::other("something else has taken its place")),
+    }
+}
+
 /// Owner and group, or the ACL in their place.
 fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
     let (name, written) = (pool.name.clone(), path.display().to_string());
@@ -600,7 +659,8 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
         };
         let users = ids(&pool.listen_acl_users, users::uid).map_err(unknown)?;
         let groups = ids(&pool.listen_acl_groups, users::gid).map_err(unknown)?;
-        return acl::grant(path, pool.listen_mode, &users, &groups)
+        return handle(path)
+            .and_then(|file| acl::grant(file.as_fd(), pool.listen_mode, &users, &groups))
             .map_err(|error| ListenError::Acl(name, written, error));
     }
     let (mut uid, mut gid) = (None, None);
@@ -618,7 +678,11 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
         gid = Some(users::gid(group).map_err(unknown)?);
     }
     if uid.is_some() || gid.is_some() {
-        std::os::unix::fs::lchown(path, uid, gid).map_err(|error| ListenError::Owner(name, written, error))?;
+        use rustix::fs::{AtFlags, chownat};
+        let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
+        handle(path)
+            .and_then(|file| Ok(chownat(file, c"", uid, gid, AtFlags::EMPTY_PATH)?))
+            .map_err(|error| ListenError::Owner(name, written, error))?;
     }
     Ok(())
 }

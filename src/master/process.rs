@@ -136,6 +136,12 @@ pub fn exit(status: WaitStatus) -> Option<Exit> {
 }
 
 fn pid_of(fd: BorrowedFd) -> Option<i32> {
+    // What the kernel has to tell of another kind of descriptor can be much, and take long: of an epoll all that it watches.
+    let kind = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let kind = kind
+        .to_str()
+        .filter(|kind| *kind == "anon_inode:[pidfd]" || kind.starts_with("pidfd:"));
+    kind?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     line.trim().parse().ok().filter(|pid| *pid > 0)

@@ -245,6 +245,7 @@ fn prepare(
         Ok((pools, pid_file))
     });
     let (pools, pid_file) = made.inspect_err(|_| sockets.remove_made())?;
+    sockets.say_unused(log);
     sockets.close_unused();
 
     set_title(&config, log);

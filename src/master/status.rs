@@ -13,10 +13,9 @@ pub fn process(worker: &Worker, view: &SlotView, now: Duration) -> Option<Proces
     let idle = view.stage == Stage::Idle;
     let since_start = now.saturating_sub(worker.started);
     let running = now.saturating_sub(Duration::from_nanos(view.started));
-    let duration = if idle {
-        Duration::from_nanos(view.duration)
-    } else {
-        running
+    let duration = match view.stage.is_active() {
+        true => running,
+        false => Duration::from_nanos(view.duration), // of the last request, and 0 before the first
     };
     let cpu = if idle && view.duration > 0 {
         view.cpu as f64 / view.duration as f64 * 100.0

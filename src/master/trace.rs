@@ -24,7 +24,7 @@ use crate::log::{Clock, Fields, Logger, MessageId, errno};
 use crate::scoreboard::{SlotView, TraceLayout, realtime_us};
 use crate::trace::slowlog::{SlowRequest, calls, record};
 use crate::trace::text::lines;
-use crate::trace::{self, Backtrace, Limits, TraceError};
+use crate::trace::{self, Backtrace, Limits, Program, TraceError};
 
 /// How long a thread may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -52,11 +52,20 @@ where
     }
 }
 
+/// What the tracer needs to know of a generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Traceable {
+    /// Where its PHP keeps what is read.
+    pub layout: TraceLayout,
+    /// What its processes run.
+    pub program: Option<Program>,
+}
+
 /// The worker as the tracer knows it.
-fn target(worker: &Worker, layout: TraceLayout) -> Option<trace::Worker> {
+fn target(worker: &Worker, of: Traceable) -> Option<trace::Worker> {
     let process = worker.process.as_ref()?;
     let pidfd = process.as_fd().try_clone_to_owned().ok()?;
-    Some(trace::Worker::new(process.pid(), pidfd, layout))
+    Some(trace::Worker::new(process.pid(), pidfd, of.layout, of.program))
 }
 
 /// A request that was found slow.
@@ -75,14 +84,14 @@ pub struct Found<'a> {
 /// Writes the record of a slow request, and tells who watches.
 ///
 /// A log of lines gets those of php-fpm around its trace; the journal one entry for all of it, with fields.
-pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, layout: TraceLayout, found: Found<'_>) {
+pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, of: Traceable, found: Found<'_>) {
     let Found {
         worker,
         view,
         took,
         line,
     } = found;
-    let (Some(path), Some(target)) = (pool.slowlog.clone(), target(worker, layout)) else {
+    let (Some(path), Some(target)) = (pool.slowlog.clone(), target(worker, of)) else {
         return;
     };
     let pid = target.pid();
@@ -101,7 +110,12 @@ pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, layout: TraceLa
     let (identity, depth) = (identity.clone(), pool.request_slowlog_trace_depth);
     let in_lines = !ctx.log.keeps_fields();
     if in_lines {
-        ctx.log.pool(&pool.name).warning(&line);
+        let about = Fields {
+            pool: Some(&pool.name),
+            request_id: Some(&request.id),
+            ..Fields::default()
+        };
+        ctx.log.about(about).warning(&line);
         ctx.log.notice(format_args!("about to trace {pid}"));
     }
     let done = aside(worker, move || {
@@ -174,11 +188,11 @@ pub fn ask(
     pool: &str,
     worker: &Worker,
     view: &SlotView,
-    layout: TraceLayout,
+    of: Traceable,
     now: Duration,
     limits: Limits,
 ) -> Option<impl Future<Output = Traced> + use<>> {
-    let target = target(worker, layout)?;
+    let target = target(worker, of)?;
     let (pool, pid) = (pool.to_owned(), target.pid());
     let took = now.saturating_sub(Duration::from_nanos(view.started));
     let request_id = view.text.as_ref().map(|text| text.id.clone());

@@ -79,6 +79,15 @@ pub fn answer() -> i32 {
     }
 }
 
+/// A program that is being asked. It has no other use, and does not outlive the question, nor who asks.
+struct Asked(Process);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.signal(Signal::SIGKILL);
+    }
+}
+
 /// The program of this process, and where it was found.
 #[derive(Debug)]
 pub struct Program {
@@ -140,7 +149,7 @@ impl Program {
             .stderr(writer);
         let child = command.spawn().map_err(failed)?;
         drop(command);
-        let process = Process::of_child(child.id() as i32).map_err(failed)?;
+        let asked = Asked(Process::of_child(child.id() as i32).map_err(failed)?);
         let events = events.clone();
         tokio::task::spawn_local(async move {
             let answer = match tokio::time::timeout(PATIENCE, read(said)).await {
@@ -152,7 +161,7 @@ impl Program {
                     PATIENCE.as_secs()
                 )),
             };
-            process.signal(Signal::SIGKILL);
+            drop(asked);
             let _ = events.send(Event::Checked(answer)).await;
         });
         Ok(())

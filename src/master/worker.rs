@@ -59,6 +59,8 @@ pub struct Worker {
     pub rung: Option<Rung>,
     /// The begin of the request that was traced last.
     pub traced: Option<u64>,
+    /// When that was.
+    pub traced_at: Option<Duration>,
     /// It has been said that its messages cannot be read.
     pub malformed: bool,
     /// Shared with the thread that reads its memory, as long as there is one.
@@ -87,6 +89,8 @@ pub struct SavedWorker {
     leaf: Option<PathBuf>,
     rung: Option<Rung>,
     traced: Option<u64>,
+    #[serde(default)]
+    traced_at: Option<Duration>,
     link: Kept,
     pipes: Option<SavedPipes>,
     output: Option<SavedOutput>,
@@ -111,6 +115,7 @@ impl Worker {
             leaf: self.leaf.as_ref().map(|leaf| leaf.path().to_owned()),
             rung: self.rung,
             traced: self.traced,
+            traced_at: self.traced_at,
             link: saver.keep(self.link.get_ref()),
             pipes: self.pipes.as_ref().map(|pipes| pipes.save(saver)),
             output: self.output.as_ref().map(|output| output.save(saver)),
@@ -150,6 +155,7 @@ impl Worker {
                 .map(|(path, groups)| groups.leaf(path)),
             rung: saved.rung,
             traced: saved.traced,
+            traced_at: saved.traced_at,
             malformed: false,
             tracing: Arc::default(),
             link,
@@ -229,6 +235,7 @@ impl Worker {
             leaf: None,
             rung: None,
             traced: None,
+            traced_at: None,
             malformed: false,
             tracing: Arc::default(),
             link,
@@ -264,7 +271,10 @@ impl Worker {
             .as_ref()
             .map(|groups| groups.place_worker(self.id.0, pid, memory_max))
         {
-            Some(Ok(leaf)) => self.leaf = Some(leaf),
+            // Once it has ended its number may be a stranger's, who was put there in its stead: then nobody there is ours to kill.
+            Some(Ok(leaf)) => {
+                self.leaf = Some(leaf).filter(|_| self.process.as_ref().is_some_and(|it| !it.has_ended()))
+            }
             Some(Err(error)) => ctx
                 .log
                 .pool(&pool.name)

@@ -32,6 +32,7 @@ use crate::control::{
     self, Channel, Confinement, FromZygote, PhpSettings, PoolSettings, ToZygote, VERSION, ZygoteConfig,
 };
 use crate::log::errno;
+use crate::trace::Program;
 
 /// Send buffer of control channels and links, bytes.
 pub const BUFFER: usize = 512 << 10;
@@ -95,6 +96,8 @@ pub struct Zygote {
     pub says: IniSays,
     /// What it was started from.
     pub files: Files,
+    /// The program that it was started as.
+    pub program: Option<Program>,
     channel: Registered<ToZygote, FromZygote>,
     watches: Option<[Watch; 2]>,
 }
@@ -109,6 +112,8 @@ pub struct SavedZygote {
     output: SavedOutput,
     says: IniSays,
     files: Files,
+    #[serde(default)]
+    program: Option<Program>,
 }
 
 /// What the master needs to know of a php.ini.
@@ -133,6 +138,8 @@ pub struct Parts<'a> {
     pub listeners: &'a [Rc<Listener>],
     /// The scoreboard, the workers' end of the queue, the bell, the bell of the access log.
     pub fds: [OwnedFd; 4],
+    /// Where the generation before names what it has compiled.
+    pub compiled: Option<OwnedFd>,
     /// Closes what it sends.
     pub closer: &'a Closer,
 }
@@ -149,12 +156,14 @@ impl Zygote {
             identity,
             listeners,
             fds,
+            compiled,
             closer,
         } = parts;
         let make = |what| move |error| ZygoteError::Make(what, error);
         let found = Php::find(ctx, pool)?;
         let files = found.files();
         let Php { executable, ini } = found;
+        let program = crate::trace::program(&executable.path);
         let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
             .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
         let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
@@ -166,6 +175,7 @@ impl Zygote {
             php,
             env: environment(pool, identity),
             pool: pool_settings(global, pool, ctx.log.keeps_fields()),
+            warm: compiled.as_ref().map(|_| pool.reload_warm),
         };
 
         let mut command = Command::new(&executable.path);
@@ -207,12 +217,13 @@ impl Zygote {
         );
 
         let output = Output::start(pipes, &ctx.log, speaker(pool, pid), true).map_err(make("a registration"))?;
-        let zygote = Self::with(ctx, place, pool, process, ours, output, closer, (says, files));
+        let zygote = Self::with(ctx, place, pool, process, ours, output, closer, (says, files, program));
         let zygote = zygote.map_err(make("a registration"))?;
         let [board, workers, bell, log_bell] = fds;
         let clone = |listener: &Rc<Listener>| listener.as_fd().try_clone_to_owned().map_err(make("a descriptor"));
         let listeners = listeners.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
         let mut fds = vec![board, workers, bell, log_bell];
+        fds.extend(compiled);
         fds.extend(listeners);
         let first = (ToZygote::Configure(Box::new(config)), fds);
         zygote.orders.try_send(first).expect("a new queue has room");
@@ -228,7 +239,7 @@ impl Zygote {
         channel: Channel<ToZygote, FromZygote>,
         output: Output,
         closer: &Closer,
-        (says, files): (IniSays, Files),
+        (says, files, program): (IniSays, Files, Option<Program>),
     ) -> io::Result<Self> {
         let channel = watch::register(channel)?;
         let (orders, queue) = mpsc::channel(pool.pm_max_children as usize + 64);
@@ -244,6 +255,7 @@ impl Zygote {
             output,
             says,
             files,
+            program,
             channel,
             watches: Some(watches),
         })
@@ -263,6 +275,7 @@ impl Zygote {
             output: self.output.save(saver),
             says: self.says,
             files: self.files.clone(),
+            program: self.program,
         }
     }
 
@@ -281,7 +294,7 @@ impl Zygote {
         let process = Rc::new(Process::restore(saved.process, fds)?);
         let output = Output::restore(saved.output, &ctx.log, speaker(pool, process.pid()), fds)?;
         let channel = Channel::from(fds.take(saved.channel)?);
-        let made_of = (saved.says, saved.files);
+        let made_of = (saved.says, saved.files, saved.program);
         let mut zygote = Self::with(ctx, place, pool, process, channel, output, closer, made_of)?;
         if saved.hung_up {
             zygote.hang_up();

@@ -18,6 +18,7 @@ use thiserror::Error;
 
 pub use plan::{Plan, PoolPlan, plan};
 
+use crate::cli::harmless;
 use crate::config::{self, LoadOptions};
 use crate::generator;
 
@@ -90,7 +91,7 @@ pub fn main(options: &Options) -> i32 {
         Ok(true) => 0,
         Ok(false) => 1,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{}", harmless(&error.to_string()));
             match error {
                 MigrateError::Exists(_) | MigrateError::Write { .. } => EX_CANTCREAT,
                 _ => EX_CONFIG,
@@ -111,7 +112,7 @@ fn run(options: &Options) -> Result<bool, MigrateError> {
         write(&plan)?;
     }
     // Whoever reads us may have seen enough.
-    let _ = io::stdout().write_all(plan.report(options.write).as_bytes());
+    let _ = io::stdout().write_all(harmless(&plan.report(options.write)).as_bytes());
     Ok(whole)
 }
 

@@ -9,7 +9,7 @@ use super::Tally;
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -57,6 +57,11 @@ impl Stage {
             7 => Self::Held,
             _ => Self::None,
         }
+    }
+
+    /// Whether the worker has a request.
+    pub fn is_active(self) -> bool {
+        !matches!(self, Self::None | Self::Held | Self::Idle)
     }
 
     /// The word on php-fpm's status page.
@@ -231,9 +236,10 @@ pub struct Header {
 const _: () = assert!(size_of::<Header>() <= HEADER_SIZE);
 
 impl Header {
-    /// A worker has begun a request: its slot is active already, so that a quiet scoreboard proves a count of 0. True when
-    /// the eventfd is to be rung.
-    pub fn request_begins(&self) -> bool {
+    /// The worker of a slot has begun a request: the slot is active already, so that a quiet scoreboard proves a count of 0. True
+    /// when the eventfd is to be rung.
+    pub fn request_begins(&self, slot: &Slot) -> bool {
+        slot.counts.store(1, Relaxed);
         let active = self.active.fetch_add(1, SeqCst) + 1;
         if active > self.peak.load(Relaxed) {
             self.peak.fetch_max(active, Relaxed);
@@ -241,9 +247,12 @@ impl Header {
         active > self.ring_above.load(SeqCst)
     }
 
-    /// Its request is over: before its slot is idle.
-    pub fn request_ends(&self) {
-        self.active.fetch_sub(1, SeqCst);
+    /// Its request is over, if it was not before: before its slot is idle. Of a worker that has died in one the master says so.
+    pub fn request_ends(&self, slot: &Slot) {
+        if slot.counts.load(Relaxed) != 0 {
+            slot.counts.store(0, Relaxed);
+            self.active.fetch_sub(1, SeqCst);
+        }
     }
 
     /// Tells tracers where PHP's stack is.
@@ -362,6 +371,8 @@ pub struct Slot {
     wear: AtomicU32,
     /// Odd while the text is being written.
     pub(super) sequence: AtomicU32,
+    /// Not 0: [`Header::active`] has the worker's request.
+    counts: AtomicU32,
     /// When the current request's first byte was there; of the last one while idle.
     pub started: AtomicU64,
     /// The same on the wall clock, microseconds.

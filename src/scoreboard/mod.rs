@@ -206,6 +206,31 @@ mod tests {
     }
 
     #[test]
+    fn who_dies_at_any_moment_of_a_request_is_counted_off_once() {
+        let board = Scoreboard::create(2).unwrap();
+        let (header, one, other) = (board.header(), board.slot(0), board.slot(1));
+        let active = || header.active.load(layout::ORDER);
+        other.begin(Stage::Running, &Request::default());
+        header.request_begins(other);
+        // Before it was counted, while it was, and after it was counted off: its slot is active all the time.
+        for steps in 0..3 {
+            one.begin(Stage::Running, &Request::default());
+            if steps > 0 {
+                header.request_begins(one);
+            }
+            if steps > 1 {
+                header.request_ends(one);
+            }
+            // It dies.
+            header.request_ends(one);
+            one.reset();
+            assert_eq!(active(), 1, "after {steps} steps");
+        }
+        header.request_ends(other);
+        assert_eq!(active(), 0);
+    }
+
+    #[test]
     fn lies_are_harmless() {
         let board = Scoreboard::create(1).unwrap();
         board.slot(0).scribble_for_test();

@@ -89,7 +89,7 @@ impl SlotView {
 
     /// Whether the worker has a request.
     pub fn is_active(&self) -> bool {
-        !matches!(self.stage, Stage::None | Stage::Idle)
+        self.stage.is_active()
     }
 }
 

@@ -3,7 +3,6 @@
 use super::render::{add, markup, or_dash};
 use super::{ProcessStatus, Snapshot};
 use crate::log::Clock;
-use crate::scoreboard::Stage;
 
 /// Seconds between two looks.
 const REFRESH: u32 = 5;
@@ -62,10 +61,14 @@ fn head(out: &mut String, s: &Snapshot, clock: &mut Clock) {
 }
 
 fn tiles(out: &mut String, s: &Snapshot, total: u64) {
+    // A browser draws what lies beyond `high` red, and between `low` and `high` yellow.
+    let high = if s.listen_queue > 0 { 0 } else { total.max(1) };
     add(
         out,
         format_args!(
-            "<meter min=\"0\" max=\"{max}\" value=\"{active}\" aria-label=\"busy workers\"></meter>\n<dl>\n",
+            "<meter min=\"0\" low=\"{low}\" high=\"{high}\" optimum=\"0\" max=\"{max}\" value=\"{active}\" \
+             aria-label=\"busy workers\"></meter>\n<dl>\n",
+            low = high.min(total.saturating_sub(1)),
             max = total.max(1),
             active = s.active,
         ),
@@ -92,7 +95,15 @@ fn tiles(out: &mut String, s: &Snapshot, total: u64) {
     );
     tile("", "requests", &s.accepted, "");
     tile(
-        bad(s.max_children_reached > 0, " class=\"bad\""),
+        // It may have been long ago.
+        bad(
+            s.max_children_reached > 0,
+            if s.idle == 0 {
+                " class=\"bad\""
+            } else {
+                " class=\"warn\""
+            },
+        ),
         "limit of workers hit",
         &s.max_children_reached,
         "pm.max_children",
@@ -108,7 +119,7 @@ fn tiles(out: &mut String, s: &Snapshot, total: u64) {
 
 /// Busy workers first, the longest request on top.
 fn workers(out: &mut String, s: &Snapshot) {
-    let idle = |p: &ProcessStatus| matches!(p.stage, Stage::Idle | Stage::None);
+    let idle = |p: &ProcessStatus| !p.stage.is_active();
     let mut processes: Vec<_> = s.processes.iter().collect();
     processes.sort_by_key(|p| (idle(p), std::cmp::Reverse(if idle(p) { 0 } else { p.request_duration })));
     out.push_str(

@@ -84,6 +84,16 @@ const COUNTERS: &[(&str, &str, Count)] = &[
         "Requests beyond request_slowlog_timeout",
         |p| p.snapshot.slow_requests,
     ),
+    (
+        "php_pool_requests_timed_out",
+        "Requests beyond request_terminate_timeout",
+        |p| p.measured.timed_out,
+    ),
+    (
+        "php_pool_requests_refused",
+        "Requests refused by queue.max or queue.timeout",
+        |p| p.measured.refused,
+    ),
     ("php_pool_workers_started", "Workers started", |p| p.measured.spawned),
     (
         "php_pool_access_log_lost_lines",
@@ -333,7 +343,7 @@ impl Collector for Pools {
                 let histogram = measure(&status.measured.measures);
                 let bounds = bounds.iter().map(|bound| *bound as f64 / unit);
                 let (bounded, beyond) = histogram.counts.split_at(bounds.len());
-                let last = (f64::INFINITY, beyond.iter().sum());
+                let last = (f64::INFINITY, beyond.iter().copied().fold(0, u64::saturating_add));
                 let buckets: Vec<_> = bounds.zip(bounded.iter().copied()).chain([last]).collect();
                 let sum = histogram.sum as f64 / unit;
                 family

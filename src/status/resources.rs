@@ -10,7 +10,7 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// memory.max, bytes; None without a limit.
     pub memory_max: Option<u64>,
-    /// `oom_kill` of memory.events.
+    /// Processes that were killed at a memory limit, from memory.events.
     pub oom_kills: Option<u64>,
     /// cpu.stat: mode and seconds.
     pub cpu: Vec<(&'static str, f64)>,
@@ -33,7 +33,7 @@ impl Resources {
         Self {
             memory: read("memory.current").trim().parse().ok(),
             memory_max: read("workers/memory.max").trim().parse().ok(),
-            oom_kills: word(&read("memory.events"), "oom_kill"),
+            oom_kills: oom_kills(&read("memory.events")),
             cpu: cpu
                 .into_iter()
                 .filter_map(|(mode, name)| Some((mode, word(&stat, name)? as f64 / 1e6)))
@@ -41,6 +41,13 @@ impl Resources {
             pressure: pressure.collect(),
         }
     }
+}
+
+/// Where a whole group ends (a worker and what it has started) the kernel counts the process that it had chosen twice: once by
+/// itself and once as one of the group.
+fn oom_kills(events: &str) -> Option<u64> {
+    let groups = word(events, "oom_group_kill").unwrap_or(0);
+    word(events, "oom_kill").map(|kills| kills.saturating_sub(groups).max(groups))
 }
 
 /// `NAME VALUE` on a line of its own.
@@ -86,7 +93,7 @@ mod tests {
         let wanted = Resources {
             memory: Some(1 << 20),
             memory_max: None,
-            oom_kills: Some(3),
+            oom_kills: Some(2),
             cpu: vec![("user", 2.0), ("system", 1.0)],
             pressure: vec![("cpu", [1e-6, 0.0]), ("memory", [2.5, 0.5])],
         };

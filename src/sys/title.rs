@@ -1,6 +1,7 @@
 //! What `ps` shows for a process.
 
 use std::io;
+use std::sync::OnceLock;
 
 /// `struct prctl_mm_map` of `<linux/prctl.h>`.
 #[repr(C)]
@@ -17,6 +18,7 @@ const PR_SET_MM_MAP: libc::c_ulong = 14;
 
 /// Where the fields of `MemoryMap` stand in /proc/self/stat, counted from 1 as proc(5) does; 0 is the break.
 const STAT_FIELDS: [usize; 11] = [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51];
+const BREAK: usize = 5;
 const ARG_START: usize = 7;
 const ARG_END: usize = 8;
 
@@ -28,21 +30,17 @@ const ARG_END: usize = 8;
 /// # Errors
 /// When the kernel cannot do it (built without CONFIG_CHECKPOINT_RESTORE); nothing has changed then.
 pub fn set_title(title: &str) -> io::Result<()> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The second field is the name in brackets, and may hold blanks and brackets itself.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let numbers: Vec<u64> = after_name
-        .split_whitespace()
-        .map(|word| word.parse().unwrap_or(0))
-        .collect();
-    let mut addresses = [0; 11];
-    for (address, field) in addresses.iter_mut().zip(STAT_FIELDS) {
-        *address = match field {
-            // SAFETY: asks for the break and changes nothing.
-            0 => unsafe { libc::sbrk(0) as u64 },
-            field => *numbers.get(field - 3).ok_or(io::ErrorKind::InvalidData)?,
-        };
-    }
+    // Within a chroot there is no /proc; but for the break they are what they were before it.
+    static FOUND: OnceLock<[u64; 11]> = OnceLock::new();
+    let mut addresses = match FOUND.get() {
+        Some(found) => *found,
+        None => {
+            let found = addresses()?;
+            *FOUND.get_or_init(|| found)
+        }
+    };
+    // SAFETY: asks for the break and changes nothing.
+    addresses[BREAK] = unsafe { libc::sbrk(0) as u64 };
     let text = Box::leak([title.as_bytes(), &[0]].concat().into_boxed_slice());
     addresses[ARG_START] = text.as_ptr() as u64;
     addresses[ARG_END] = addresses[ARG_START] + text.len() as u64;
@@ -60,6 +58,22 @@ pub fn set_title(title: &str) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// What the kernel remembers now; the break is not among it.
+fn addresses() -> io::Result<[u64; 11]> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The second field is the name in brackets, and may hold blanks and brackets itself.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let numbers: Vec<u64> = after_name
+        .split_whitespace()
+        .map(|word| word.parse().unwrap_or(0))
+        .collect();
+    let mut addresses = [0; 11];
+    for (address, field) in addresses.iter_mut().zip(STAT_FIELDS).filter(|(_, field)| *field > 0) {
+        *address = *numbers.get(field - 3).ok_or(io::ErrorKind::InvalidData)?;
+    }
+    Ok(addresses)
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! Memory of another process, read without trusting it.
 
 use std::collections::HashMap;
-use std::io::IoSliceMut;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use nix::unistd::Pid;
 use thiserror::Error;
 
 /// Why memory cannot be read.
@@ -38,7 +38,7 @@ pub trait Memory {
 }
 
 /// Bytes read at a time: one page, so that a block is there as a whole or not at all. A stack of ten frames takes some ten
-/// system calls this way.
+/// system calls this way, and as many each time it is read again.
 const BLOCK: usize = 4096;
 
 /// Most blocks that are kept, 16 MiB: twice the stack of a thousand frames with a hundred variables each.
@@ -47,14 +47,14 @@ const MOST_BLOCKS: usize = 4096;
 /// Most blocks that are read.
 const MOST_READS: usize = 32 * MOST_BLOCKS;
 
-/// Blocks in one system call; the kernel takes 1,024.
-const AT_ONCE: usize = 512;
-
 /// The memory of a process, read while it runs. A worker may map memory that takes for ever to read (a file system of its
 /// own): whoever must not be held up reads on a thread of its own.
+///
+/// It is the memory that the process had when this was opened, and no other that it has after an exec: what is checked of the
+/// process after that is true of what is read.
 #[derive(Debug)]
 pub struct ProcessMemory {
-    pid: Pid,
+    file: File,
     /// Where each block is in `blocks`.
     places: HashMap<u64, usize>,
     /// In the order in which they were asked for.
@@ -69,14 +69,17 @@ struct Block {
 }
 
 impl ProcessMemory {
-    /// Of a process that is known to exist.
-    pub fn new(pid: i32) -> Self {
-        Self {
-            pid: Pid::from_raw(pid),
+    /// Of a process.
+    ///
+    /// # Errors
+    /// When it is gone, or may not be read.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(format!("/proc/{pid}/mem"))?,
             places: HashMap::new(),
             blocks: Vec::new(),
             reads: 0,
-        }
+        })
     }
 
     fn block(&mut self, start: u64) -> Result<&[u8; BLOCK], ReadError> {
@@ -86,12 +89,12 @@ impl ProcessMemory {
                 if self.blocks.len() == MOST_BLOCKS {
                     return Err(ReadError::TooMuch);
                 }
-                let bytes = Box::new([0; BLOCK]);
-                let mut block = [Block { start, bytes }];
-                if fill(self.pid, &mut block, &mut self.reads)? == 0 {
-                    return Err(ReadError::Unmapped(start));
-                }
-                self.blocks.extend(block);
+                let mut block = Block {
+                    start,
+                    bytes: Box::new([0; BLOCK]),
+                };
+                block.fill(&self.file, &mut self.reads)?;
+                self.blocks.push(block);
                 self.places.insert(start, self.blocks.len() - 1);
                 self.blocks.len() - 1
             }
@@ -100,27 +103,23 @@ impl ProcessMemory {
     }
 }
 
-/// Reads blocks, all in one system call; how many there are before one that is not there.
-fn fill(pid: Pid, blocks: &mut [Block], reads: &mut usize) -> Result<usize, ReadError> {
-    *reads += blocks.len();
-    if *reads > MOST_READS {
-        return Err(ReadError::TooMuch);
-    }
-    let remote: Vec<_> = blocks
-        .iter()
-        .map(|block| RemoteIoVec {
-            base: block.start as usize,
-            len: BLOCK,
-        })
-        .collect();
-    let mut local: Vec<_> = blocks
-        .iter_mut()
-        .map(|block| IoSliceMut::new(&mut block.bytes[..]))
-        .collect();
-    match process_vm_readv(pid, &mut local, &remote) {
-        Ok(count) => Ok(count / BLOCK),
-        Err(Errno::EFAULT) => Ok(0),
-        Err(errno) => Err(ReadError::Process(errno)),
+impl Block {
+    fn fill(&mut self, memory: &File, reads: &mut usize) -> Result<(), ReadError> {
+        *reads += 1;
+        if *reads > MOST_READS {
+            return Err(ReadError::TooMuch);
+        }
+        match memory.read_at(&mut self.bytes[..], self.start) {
+            Ok(BLOCK) => Ok(()),
+            // The process has ended, or executed another program.
+            Ok(0) => Err(ReadError::Process(Errno::ESRCH)),
+            Ok(_) => Err(ReadError::Unmapped(self.start)),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(errno @ (Errno::ESRCH | Errno::EACCES | Errno::EPERM)) => Err(ReadError::Process(errno)),
+                // EIO where nothing is mapped, EINVAL where nothing can be.
+                _ => Err(ReadError::Unmapped(self.start)),
+            },
+        }
     }
 }
 
@@ -138,16 +137,14 @@ impl Memory for ProcessMemory {
         Ok(())
     }
 
-    /// Reads all again that was read, in one system call: as near to one moment as it gets.
+    /// Reads all again that was read, one block after another: as near to one moment as it gets.
     fn refresh(&mut self) {
-        let mut there = 0;
-        for blocks in self.blocks.chunks_mut(AT_ONCE) {
-            let read = fill(self.pid, blocks, &mut self.reads).unwrap_or(0);
-            there += read;
-            if read < blocks.len() {
-                break;
-            }
-        }
+        let (file, reads) = (&self.file, &mut self.reads);
+        let gone = self
+            .blocks
+            .iter_mut()
+            .position(|block| block.fill(file, reads).is_err());
+        let there = gone.unwrap_or(self.blocks.len());
         // What is behind is read when it is asked for, and then fails if it must.
         for block in self.blocks.drain(there..) {
             self.places.remove(&block.start);
@@ -162,14 +159,12 @@ impl Memory for ProcessMemory {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
 
     #[test]
     fn our_own_memory_is_read_across_blocks() {
         let bytes: Vec<u8> = (0..3 * BLOCK).map(|i| i as u8 ^ (i >> 8) as u8).collect();
-        let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
+        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
         let mut copy = vec![0; bytes.len() - 7];
         memory.read(bytes.as_ptr() as u64 + 3, &mut copy).unwrap();
         assert!(copy == bytes[3..bytes.len() - 4]);
@@ -177,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_an_error() {
-        let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
+        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
         for address in [0, 8, u64::MAX - 3, 1 << 63, 0x7fff_ffff_f000] {
             assert!(
                 matches!(memory.read(address, &mut [0; 8]), Err(ReadError::Unmapped(_))),
@@ -191,7 +186,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[1; 3 * BLOCK], 0).unwrap();
         let map = memmap2::MmapOptions::new().map_raw(&file).unwrap();
-        let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
+        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
         let byte = |memory: &mut ProcessMemory, address: u64| {
             let mut byte = [0];
             memory.read(address, &mut byte).map(|()| byte[0])
@@ -210,7 +205,7 @@ mod tests {
     #[test]
     fn reading_has_an_end() {
         let words = vec![7u64; MOST_BLOCKS * BLOCK / 4];
-        let mut memory = ProcessMemory::new(nix::unistd::getpid().as_raw());
+        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
         let mut all = vec![0; 8 * words.len()];
         assert_eq!(memory.read(words.as_ptr() as u64, &mut all), Err(ReadError::TooMuch));
         memory.forget();

@@ -1,7 +1,7 @@
 //! Looking into running PHP from outside: no extension, and nothing is stopped.
 //!
 //! A zygote publishes in its scoreboard where its libphp keeps the stack ([`crate::scoreboard::TraceLayout`]); the
-//! [`reader`] walks it in the memory of a worker by `process_vm_readv`, for each version of PHP alike. The slowlog, live
+//! [`reader`] walks it in the memory of a worker (`/proc/PID/mem`), for each version of PHP alike. The slowlog, live
 //! backtraces and profiles are its three users. The worker is taken for hostile: see [`reader`].
 
 #![forbid(unsafe_code)]
@@ -15,5 +15,5 @@ mod reader_tests;
 pub mod slowlog;
 pub mod text;
 
-pub use process::{TraceError, Worker};
+pub use process::{Program, TraceError, Worker, program};
 pub use reader::{Backtrace, End, Frame, Kind, Limits, RequestText};

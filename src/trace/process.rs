@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -35,6 +36,9 @@ pub enum TraceError {
         /// What is missing, by name.
         reason: String,
     },
+    /// It has executed something else.
+    #[error("process {0} runs another program than its zygote did")]
+    OtherProgram(i32),
     /// What the worker published leads nowhere.
     #[error("process {pid}: {error}; the worker has overwritten its scoreboard")]
     Lies {
@@ -62,12 +66,29 @@ pub struct Worker {
     pid: i32,
     pidfd: OwnedFd,
     layout: TraceLayout,
+    /// What it must run; None: whatever it is.
+    program: Option<Program>,
+}
+
+/// Device and inode of an executable.
+pub type Program = (u64, u64);
+
+/// Which program a path leads to.
+pub fn program(path: &Path) -> Option<Program> {
+    let found = fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 impl Worker {
-    /// One whose pidfd and scoreboard are at hand.
-    pub fn new(pid: i32, pidfd: OwnedFd, layout: TraceLayout) -> Self {
-        Self { pid, pidfd, layout }
+    /// One whose pidfd and scoreboard are at hand. A worker can execute what it likes, also what runs as somebody else then:
+    /// of that the memory is not the worker's to have read, and only `program` is.
+    pub fn new(pid: i32, pidfd: OwnedFd, layout: TraceLayout, program: Option<Program>) -> Self {
+        Self {
+            pid,
+            pidfd,
+            layout,
+            program,
+        }
     }
 
     /// One of which the number alone is known: its layout is read from its own memory.
@@ -80,13 +101,12 @@ impl Worker {
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|errno| failed(pid, errno.into()))?;
         let start = scoreboard_address(pid)?;
         let mut bytes = vec![0; HEADER_SIZE];
-        ProcessMemory::new(pid)
-            .read(start, &mut bytes)
-            .map_err(|error| unread(pid, error))?;
+        let mut memory = ProcessMemory::open(pid).map_err(|error| failed(pid, error))?;
+        memory.read(start, &mut bytes).map_err(|error| unread(pid, error))?;
         let layout = Header::trace_layout_in(&bytes).ok_or(TraceError::OtherVersion(pid))?;
         // A master has mapped the scoreboard too but has no PHP, and a zygote has no requests.
-        let php = ProcessMemory::new(pid).read(layout.current_execute_data, &mut [0; 8]);
-        let worker = Self { pid, pidfd, layout };
+        let php = memory.read(layout.current_execute_data, &mut [0; 8]);
+        let worker = Self::new(pid, pidfd, layout, None);
         worker.check_alive()?;
         if php.is_err() || layout.zygote == pid as u64 {
             return Err(TraceError::NoWorker(pid));
@@ -111,8 +131,17 @@ impl Worker {
     /// # Errors
     /// When it has ended, may not be read, or published addresses that lead nowhere.
     pub fn backtrace(&self, limits: Limits) -> Result<Backtrace, TraceError> {
-        let read = reader::read(&mut ProcessMemory::new(self.pid), &self.layout, limits);
-        // Its number cannot have passed to another process before it ended; so if it lives, it was read.
+        let memory = ProcessMemory::open(self.pid);
+        // Looked at after the memory was opened: once the process runs another program, nothing of that memory is there to be
+        // read any more.
+        let runs = program(Path::new(&format!("/proc/{}/exe", self.pid)));
+        // Its number cannot have passed to another process before it ended; so if it lives, it was opened.
+        self.check_alive()?;
+        let mut memory = memory.map_err(|error| failed(self.pid, error))?;
+        if self.program.is_some() && self.program != runs {
+            return Err(TraceError::OtherProgram(self.pid));
+        }
+        let read = reader::read(&mut memory, &self.layout, limits);
         self.check_alive()?;
         read.map_err(|error| unread(self.pid, error))
     }

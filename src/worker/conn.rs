@@ -20,6 +20,25 @@ const YIELDS: u32 = 6;
 /// For how long a worker waits for a new connection alone.
 const A_MOMENT: TimeSpec = TimeSpec::new(0, 100_000);
 
+/// Bytes for which a peer has a whole limit: one at a time would stretch it without end.
+const PROGRESS: usize = 16 << 10;
+
+/// How long a peer has been waited for since it last got on so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Patience {
+    waited: Duration,
+    moved: usize,
+}
+
+impl Patience {
+    fn moved(&mut self, count: usize) {
+        self.moved += count;
+        if self.moved >= PROGRESS {
+            *self = Self::default();
+        }
+    }
+}
+
 /// Why a connection is at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
@@ -55,6 +74,10 @@ pub struct Conn {
     pub began: u64,
     /// A request has been answered on it.
     pub kept: bool,
+    /// With the body of the request under way.
+    patience: Patience,
+    /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
+    pub owed_since: u64,
 }
 
 impl Conn {
@@ -74,7 +97,14 @@ impl Conn {
             peer: None,
             began: 0,
             kept: false,
+            patience: Patience::default(),
+            owed_since: 0,
         }
+    }
+
+    /// Another request has all of its time before it.
+    pub fn renew_patience(&mut self) {
+        self.patience = Patience::default();
     }
 
     /// Closes it.
@@ -167,34 +197,41 @@ impl Conn {
         })
     }
 
-    /// Reads on, without waiting; false: nothing is there.
-    pub fn fill(&mut self) -> Result<bool, Lost> {
+    /// Whether anything of a next request is here.
+    pub fn has_begun(&self) -> bool {
+        self.has_unread() || self.input.has_begun()
+    }
+
+    /// Reads on, without waiting: how many bytes; none: nothing is there.
+    pub fn fill(&mut self) -> Result<Option<usize>, Lost> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        match receive(self.fd.as_fd(), &mut self.buffer[self.end..])? {
-            Some(count) => {
-                self.end += count;
-                Ok(true)
-            }
-            None => Ok(false),
+        let count = receive(self.fd.as_fd(), &mut self.buffer[self.end..])?;
+        if let Some(count) = count {
+            self.end += count;
+            self.patience.moved(count);
         }
+        Ok(count)
     }
 
     /// Reads the first bytes of a new connection: a client that connects is about to write, and a moment of waiting costs less than
-    /// the waiting room. False: nothing came.
-    pub fn fill_first(&mut self) -> Result<bool, Lost> {
+    /// the waiting room. None: nothing came.
+    pub fn fill_first(&mut self) -> Result<Option<usize>, Lost> {
         for _ in 0..YIELDS {
-            if self.fill()? {
-                return Ok(true);
+            if let Some(count) = self.fill()? {
+                return Ok(Some(count));
             }
             // It is between its connect and its write: on this core, where it needs our place, or on another.
             let _ = nix::sched::sched_yield();
         }
-        Ok(self.fill()? || (self.readable_within(A_MOMENT) && self.fill()?))
+        match self.fill()? {
+            None if self.readable_within(A_MOMENT) => self.fill(),
+            filled => Ok(filled),
+        }
     }
 
     fn readable_within(&self, moment: TimeSpec) -> bool {
@@ -204,7 +241,7 @@ impl Conn {
     }
 
     /// Body bytes of the request into `target`, at least one; what else arrives is given to `event`. 0: the body has
-    /// ended. Waits at most `timeout` for the next byte.
+    /// ended. Waits at most `timeout` for each [`PROGRESS`].
     pub fn read_stdin(
         &mut self,
         target: &mut [u8],
@@ -228,12 +265,15 @@ impl Conn {
                     if self.start == self.end && direct >= 4096 {
                         if let Some(count) = receive(self.fd.as_fd(), &mut target[..direct])? {
                             self.input.took_stdin(count);
+                            self.patience.moved(count);
                             return Ok(count);
                         }
-                    } else if self.fill()? {
+                    } else if self.fill()?.is_some() {
                         continue;
                     }
-                    self.wait(PollFlags::POLLIN, timeout)?;
+                    let mut patience = self.patience;
+                    self.wait(PollFlags::POLLIN, timeout, &mut patience)?;
+                    self.patience = patience;
                 }
                 Event::Abort { .. } => return Err(Lost::Aborted),
                 other => event(other),
@@ -241,18 +281,22 @@ impl Conn {
         }
     }
 
-    /// Sends all of it; each byte may take `timeout`.
+    /// Sends all of it; each [`PROGRESS`] may take `timeout`.
     pub fn send(&self, parts: &mut [IoSlice], timeout: Duration) -> Result<(), Lost> {
         let mut parts = parts;
+        let mut patience = Patience::default();
         while !parts.is_empty() {
             let sent = match &*parts {
                 [only] => send(self.fd.as_raw_fd(), only, MsgFlags::MSG_NOSIGNAL),
                 many => sendmsg::<()>(self.fd.as_raw_fd(), many, &[], MsgFlags::MSG_NOSIGNAL, None),
             };
             match sent {
-                Ok(count) => IoSlice::advance_slices(&mut parts, count),
+                Ok(count) => {
+                    IoSlice::advance_slices(&mut parts, count);
+                    patience.moved(count);
+                }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, timeout)?,
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, timeout, &mut patience)?,
                 Err(_) => return Err(Lost::Closed),
             }
         }
@@ -260,8 +304,9 @@ impl Conn {
     }
 
     /// Waits until the socket is ready, across interruptions.
-    fn wait(&self, flags: PollFlags, timeout: Duration) -> Result<(), Lost> {
-        let deadline = Instant::now() + timeout;
+    fn wait(&self, flags: PollFlags, timeout: Duration, patience: &mut Patience) -> Result<(), Lost> {
+        let begun = Instant::now();
+        let deadline = begun + timeout.saturating_sub(patience.waited);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let milliseconds = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
@@ -269,7 +314,10 @@ impl Conn {
             match poll(&mut [PollFd::new(self.fd.as_fd(), flags)], timeout) {
                 Ok(0) if left.is_zero() => return Err(Lost::TimedOut),
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    patience.waited += begun.elapsed();
+                    return Ok(());
+                }
                 Err(_) => return Err(Lost::Closed),
             }
         }

@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
-use php_pool::control::{FromWorker, LogMessage, PoolSettings};
+use php_pool::control::{FromWorker, LOG_BYTES, LOG_INLINE, LogMessage, PoolSettings};
 use php_pool::fastcgi::{
     Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type,
 };
@@ -18,11 +19,11 @@ use php_pool::scoreboard::{Request, Stage, monotonic_ns};
 use php_pool::status::{Reply, View, pong, unavailable};
 
 use super::conn::{Conn, Lost};
+use super::context::Worker;
 use super::output::Output;
 use super::params::Params;
 use super::php::{CField, CParam};
 use super::script::{self, Script};
-use super::serve::Worker;
 
 /// How a request is answered.
 #[derive(Debug)]
@@ -437,24 +438,30 @@ impl Exchange {
 
     /// Sends a message whole, and what it is about with it, to the master.
     fn send_log(&self, level: Level, from_php: bool, text: &[u8]) {
-        /// Bytes of a message, and of each of the other fields: made UTF-8 and together still less than a packet takes.
-        const TEXT: usize = 64 << 10;
+        /// Bytes of each of the other fields.
         const FIELD: usize = 4 << 10;
         let field = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(FIELD)]).into_owned();
         let get = |name| self.params.get(name).unwrap_or_default();
         let query = if self.script.named { get("QUERY_STRING") } else { b"" };
-        for part in text.chunks(TEXT) {
+        for part in parts(text) {
+            let aside = (part.len() > LOG_INLINE).then(|| sealed(part).ok()).flatten();
+            let inline = if aside.is_some() {
+                b""
+            } else {
+                &part[..part.len().min(LOG_INLINE)]
+            };
             let message = LogMessage {
                 level,
                 from_php,
-                text: String::from_utf8_lossy(part).into_owned(),
+                text: String::from_utf8_lossy(inline).into_owned(),
                 script: field(self.script.path.as_deref().unwrap_or_default()),
                 uri: field(self.script.uri.as_deref().unwrap_or_default()),
                 query: field(query),
                 id: field(self.id.as_bytes()),
             };
+            let fds: Vec<_> = aside.iter().map(AsFd::as_fd).collect();
             // Without a master there is no log.
-            let _ = self.worker.link.send(&FromWorker::Log(Box::new(message)), &[], true);
+            let _ = self.worker.link.send(&FromWorker::Log(Box::new(message)), &fds, true);
         }
     }
 
@@ -599,6 +606,36 @@ impl Exchange {
     }
 }
 
+/// A message in parts of [`LOG_BYTES`] at most, each of whole characters.
+fn parts(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut end = rest.len().min(LOG_BYTES);
+        // A character has four bytes at most; what is none is cut anywhere.
+        for _ in 0..3 {
+            if rest.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
+                end -= 1;
+            }
+        }
+        let (part, more) = rest.split_at(end);
+        rest = more;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// A text that nobody can change any more.
+fn sealed(text: &[u8]) -> std::io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let mut file = File::from(memfd_create(
+        c"php-pool-message",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?);
+    file.write_all(text)?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
+
 /// Records that have nothing to do with the request under way.
 pub fn answer_aside(out: &mut Output, event: &Event, capacity: u32) {
     out.add_record(|bytes| match event {
@@ -672,6 +709,23 @@ fn decode_base64(text: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let text = format!("x{}", "é€😀".repeat(LOG_BYTES / 4));
+        let cut: Vec<_> = parts(text.as_bytes()).collect();
+        assert!(
+            cut.len() > 2
+                && cut
+                    .iter()
+                    .all(|part| part.len() <= LOG_BYTES && str::from_utf8(part).is_ok())
+        );
+        assert_eq!(cut.concat(), text.as_bytes());
+        // What is no text is cut, too.
+        let none = vec![0x80; 2 * LOG_BYTES];
+        assert_eq!(parts(&none).collect::<Vec<_>>().concat(), none);
+        assert_eq!(parts(b"").count(), 0);
+    }
 
     #[test]
     fn lengths_are_numbers_or_nothing() {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr};
 
 use nix::errno::Errno;
 
-use super::serve::Worker;
+use super::context::Worker;
 use super::{php, signals};
 
 static CHILD: AtomicBool = AtomicBool::new(false);

@@ -3,6 +3,8 @@
 mod access;
 mod confine;
 mod conn;
+mod context;
+mod cpu;
 mod environment;
 mod exchange;
 mod forked;
@@ -12,6 +14,7 @@ mod php;
 mod script;
 mod serve;
 mod signals;
+mod warm;
 mod zygote;
 
 use std::cell::{Cell, RefCell};
@@ -49,7 +52,8 @@ pub fn main() -> ! {
     };
     environment::set_scan_dir(settings.scan_dir.as_deref());
     php::init();
-    if !php::start(&settings) {
+    // PHP has said why.
+    if php::start(&settings).is_err() {
         std::process::exit(70);
     }
     php::print(print);
@@ -88,7 +92,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap_or_else(|error| give_up(&format!("epoll: {error}")));
 
     // The gate: nothing of the pool runs before the master has put this process where it belongs.
-    let link = serve::Link::from(link);
+    let link = context::Link::from(link);
     match link.receive(true) {
         Ok(received) if matches!(received.message, ToWorker::Go) => {}
         _ => std::process::exit(0), // the master is gone, or does not want us any more
@@ -104,7 +108,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         print_log(Level::Error, false, text.as_bytes(), usize::MAX)
     });
     let pool = config.pool;
-    let worker: &'static _ = Box::leak(Box::new(serve::Worker {
+    let worker: &'static _ = Box::leak(Box::new(context::Worker {
         admin_values: config.php.admin_values,
         board,
         slot,
@@ -124,7 +128,6 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         told: RefCell::default(),
         released: RefCell::default(),
         spare: RefCell::default(),
-        counts: Cell::new(false),
         orphaned: Cell::new(false),
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,

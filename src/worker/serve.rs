@@ -1,270 +1,34 @@
 //! A worker: accepts, waits, and never lets a connection that has nothing to say stand in its way.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
-use php_pool::access_log::Entry;
-use php_pool::config::IniEntry;
-use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
+use php_pool::control::{ChannelError, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
-use php_pool::request_id;
-use php_pool::scoreboard::{Control, SIZES, STOPPING, Scoreboard, Slot, Stage, TIMES, Wear, monotonic_ns, realtime_us};
-use php_pool::status::{Snapshot, StatusPage};
+use php_pool::scoreboard::{SIZES, STOPPING, Stage, TIMES, Wear, monotonic_ns, realtime_us};
 
-use super::access::Access;
-use super::conn::{self, BUFFER, Conn, Lost};
+use super::conn::{BUFFER, Conn, Lost};
+use super::context::Worker;
+use super::cpu::CpuMeter;
 use super::exchange::{Exchange, Memory, Over, answer_aside};
 use super::output::Output;
-use super::script::Settings;
 use super::{forked, give_up, php, print_log, signals};
-
-/// A worker's end of its link.
-pub type Link = Channel<FromWorker, ToWorker>;
-
-/// A pool's second listener.
-pub type Queue = Channel<Handover, Handover>;
-
-/// How long a worker waits for the master's answer.
-const MASTER_ANSWERS: Duration = Duration::from_secs(5);
 
 /// A worker says at least so many requests before its last one that it is to be replaced, and a tenth of all before: enough
 /// for another to be made.
 const LAST_REQUESTS: u64 = 8;
 
-/// Most that a lingering close reads.
+/// Who has connected before the pool's end has so long to say what it wants: nobody comes after this worker who would hear it.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
-
-/// Everything a worker has but its connections.
-pub struct Worker {
-    /// Its pool.
-    pub pool: PoolSettings,
-    /// php_admin_value
-    pub admin_values: Vec<IniEntry>,
-    /// The generation's scoreboard.
-    pub board: &'static Scoreboard,
-    /// Its slot there.
-    pub slot: usize,
-    /// What it waits for: the link, the listener, the queue, its connections.
-    pub epoll: Epoll,
-    /// Its link to the master.
-    pub link: Link,
-    /// Connections from the master.
-    pub queue: Queue,
-    /// The listeners: one, but where systemd's socket unit has several addresses.
-    pub listeners: Vec<OwnedFd>,
-    /// Is one of them a TCP socket?
-    pub tcp: bool,
-    /// Rung when few workers are idle.
-    pub bell: OwnedFd,
-    /// Settings of script resolution, and fastcgi.logging.
-    pub script_settings: (Settings, bool),
-    /// Every request starts in the working folder.
-    pub starts_at_home: bool,
-    /// Requests after which it leaves; 0 is never.
-    pub max_requests: u64,
-    /// Names of requests that come without.
-    pub ids: request_id::Source,
-    /// Age at which it is to be replaced; zero is never.
-    pub recycle_age: Duration,
-    /// Renders the pool's state.
-    pub status_page: RefCell<StatusPage>,
-    /// The access log.
-    pub access: RefCell<Option<Access>>,
-    /// What the master said while something else was awaited.
-    pub told: RefCell<Vec<ToWorker>>,
-    /// Connections that a script let go of before it ended.
-    pub released: RefCell<Vec<Conn>>,
-    /// Memory of closed connections.
-    pub spare: RefCell<Vec<conn::Memory>>,
-    /// Whether the scoreboard's count of requests has ours.
-    pub counts: Cell<bool>,
-    /// The master is gone.
-    pub orphaned: Cell<bool>,
-    /// The working folder, until a script runs in its own.
-    pub home: PathBuf,
-}
-
-impl Worker {
-    /// Its pool's settings.
-    pub fn pool(&self) -> &PoolSettings {
-        &self.pool
-    }
-
-    /// Its slot.
-    pub fn slot(&self) -> &Slot {
-        self.board.slot(self.slot)
-    }
-
-    /// What the master tells it there.
-    pub fn control(&self) -> &Control {
-        self.board.control(self.slot)
-    }
-
-    /// All that it has open, but the connections that it waits for; by number, for a copy of this process.
-    pub fn descriptors(&self) -> impl Iterator<Item = i32> {
-        let access = self.access.try_borrow().ok();
-        let log = access
-            .as_ref()
-            .and_then(|access| Some(access.as_ref()?.fd().as_raw_fd()));
-        let fixed = [
-            self.epoll.0.as_fd(),
-            self.queue.as_fd(),
-            self.link.as_fd(),
-            self.bell.as_fd(),
-            self.board.fd(),
-        ];
-        let released = self.released.try_borrow().ok();
-        let released: Vec<i32> = released
-            .iter()
-            .flat_map(|all| all.iter())
-            .map(|conn| conn.as_fd().as_raw_fd())
-            .collect();
-        let listeners = self.listeners.iter().map(AsRawFd::as_raw_fd);
-        let fixed = fixed.map(|fd| fd.as_raw_fd()).into_iter();
-        fixed.chain(listeners).chain(log).chain(released)
-    }
-
-    /// What scripts and web servers cannot set.
-    pub fn admin_values(&self) -> &[IniEntry] {
-        &self.admin_values
-    }
-
-    /// The pool's state, from the master; None when it does not answer.
-    pub fn ask_status(&self) -> Option<Snapshot> {
-        self.link.send(&FromWorker::Status, &[], true).ok()?;
-        let deadline = Instant::now() + MASTER_ANSWERS;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !super::readable(self.link.as_fd(), left) {
-                return None;
-            }
-            let received = self.link.receive(false).ok()?;
-            match received.message {
-                ToWorker::Status(snapshot) => return Some(*snapshot),
-                other => self.told.borrow_mut().push(other),
-            }
-        }
-    }
-
-    /// One line for a request that has been run.
-    pub fn log_access(&self, exchange: &Exchange, now: u64, memory: u64) {
-        let mut access = self.access.borrow_mut();
-        let Some(access) = &mut *access else { return };
-        let get = |name| exchange.params.get(name).unwrap_or_default();
-        let user = exchange.user().unwrap_or_default();
-        let slot = self.slot();
-        let entry = Entry {
-            accepted: slot.started_epoch.load(Relaxed),
-            now: realtime_us(),
-            duration: now.saturating_sub(slot.started.load(Relaxed)) / 1000,
-            cpu_user: 0,
-            cpu_system: 0,
-            pid: access.worker,
-            parent: access.master,
-            pool: &self.pool.name,
-            method: get("REQUEST_METHOD"),
-            uri: exchange.script.uri.as_deref().unwrap_or_default(),
-            query: if exchange.script.named {
-                get("QUERY_STRING")
-            } else {
-                b""
-            },
-            script: exchange.script.path.as_deref().unwrap_or_default(),
-            user: &user,
-            id: exchange.id.as_bytes(),
-            remote: exchange.peer,
-            status: exchange.status,
-            content_length: exchange.content_length,
-            memory,
-            parameter: &|name| {
-                std::str::from_utf8(name)
-                    .ok()
-                    .and_then(|name| exchange.params.get(name))
-            },
-            header: &|name| php::response_header(name),
-        };
-        if !access.write(entry, now, self.pool.log_limit) {
-            self.ring();
-        }
-    }
-
-    /// The master is to look.
-    fn ring(&self) {
-        let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
-    }
-
-    /// From now on this worker is as good as idle to the pool.
-    pub fn stop_counting(&self) {
-        if self.counts.replace(false) {
-            self.board.header().request_ends();
-        }
-    }
-
-    /// Ends the lines under way in the master's log, with php-fpm's own marker.
-    pub fn end_lines(&self) {
-        if self.pool.catch_output {
-            let _ = nix::unistd::write(std::io::stderr(), b"\0fscf\0");
-        }
-    }
-
-    /// A script works on, its client is served: the connection goes back, or is closed as far as can be.
-    pub fn release(&self, mut conn: Conn, lost: Option<Lost>, keep: bool) {
-        if lost.is_some() {
-            return;
-        }
-        if keep {
-            if let Some(conn) = self.hand_over(conn) {
-                self.released.borrow_mut().push(conn);
-            }
-        } else if !conn.is_over() {
-            conn.shut_down();
-            self.released.borrow_mut().push(conn);
-        }
-    }
-
-    /// Keeps the memory of a connection for the next ones.
-    fn put_by(&self, memory: conn::Memory) {
-        let mut spare = self.spare.borrow_mut();
-        if spare.len() < 4 {
-            spare.push(memory);
-        }
-    }
-
-    fn connection(&self, fd: OwnedFd) -> Conn {
-        Conn::new(fd, self.spare.borrow_mut().pop().unwrap_or_default())
-    }
-
-    /// Gives a kept connection to the master, who wakes an idle worker when it has something to say. What comes back is still here (the
-    /// kernel lets each user have so many descriptors under way, this pool's and whoever's else).
-    fn hand_over(&self, conn: Conn) -> Option<Conn> {
-        if !self.orphaned.get() {
-            let handover = Handover {
-                bytes: conn.since_last(),
-                kept: conn.kept || !conn.input.is_fresh(),
-                since: conn.began,
-                queued: 0,
-            };
-            let message = FromWorker::Keep(handover);
-            if let Err(error) = self.link.send(&message, &[conn.as_fd()], true) {
-                let text = format!("a kept connection could not be handed to the master: {error}");
-                print_log(Level::Warning, false, text.as_bytes(), self.pool.log_limit);
-                return Some(conn);
-            }
-        }
-        // Others have it, so that it stays open here as well as there, and would its registration.
-        let _ = self.epoll.delete(&conn);
-        self.put_by(conn.into_memory());
-        None
-    }
-}
 
 /// Why a connection is in the waiting room.
 enum Wait {
@@ -280,47 +44,46 @@ struct Parked {
     deadline: Option<Instant>,
 }
 
-/// CPU time of requests without a system call for each: it is read after a long one, or when short ones have added up, and in
-/// between a request counts with the share of CPU of those before it.
-#[derive(Debug, Default)]
-struct CpuMeter {
-    /// When it was last read, nanoseconds of CPU.
-    read_at: u64,
-    /// Time in requests since then, nanoseconds.
-    busy: u64,
-    /// CPU time for each nanosecond of a request; None before the first.
-    share: Option<f64>,
+impl Parked {
+    /// Whether its first request is awaited.
+    fn is_new(&self) -> bool {
+        matches!(self.wait, Wait::Request) && !self.conn.kept
+    }
 }
 
-/// Time in requests after which the CPU clock is read, nanoseconds.
-const CPU_EVERY: u64 = 10_000_000;
+/// What comes in one go while no request runs: parameters; the rest of a body that nobody wants any more; questions that are no
+/// requests. As long as something is there nobody waits, and no other limit is looked at.
+#[derive(Debug, Default)]
+struct Between {
+    bytes: usize,
+    /// When it began, CLOCK_MONOTONIC ns.
+    since: u64,
+}
 
-impl CpuMeter {
-    fn new() -> Self {
-        Self {
-            read_at: Self::read(),
-            ..Self::default()
-        }
-    }
+/// How a connection is ended of which too much comes.
+enum End {
+    /// A reply may still be on its way.
+    Linger,
+    Close,
+}
 
-    fn read() -> u64 {
-        let clock = nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID;
-        nix::time::clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
-    }
-
-    /// CPU time of a request that took `duration`, nanoseconds.
-    fn of_request(&mut self, duration: u64) -> u64 {
-        self.busy += duration;
-        let share = match self.share {
-            Some(share) if self.busy < CPU_EVERY => share,
-            _ => {
-                let now = Self::read();
-                let share = (now.saturating_sub(self.read_at) as f64 / self.busy.max(1) as f64).min(1.0);
-                (self.read_at, self.busy) = (now, 0);
-                *self.share.insert(share)
+impl Between {
+    /// So many bytes more have come. Some: that is too much, or takes too long.
+    fn end(&mut self, bytes: usize, conn: &Conn, pool: &PoolSettings) -> Option<End> {
+        self.bytes += bytes;
+        match (self.since, conn.owed_since) {
+            (0, 0) => {
+                self.since = conn.began;
+                return None;
             }
-        };
-        (duration as f64 * share) as u64
+            (0, owed) => self.since = owed,
+            _ => {}
+        }
+        let time = Duration::from_nanos(monotonic_ns().saturating_sub(self.since));
+        if conn.input.is_in_params() {
+            return (time > pool.request_header_timeout).then_some(End::Close);
+        }
+        (time > pool.linger_timeout || self.bytes > LINGER_BYTES).then_some(End::Linger)
     }
 }
 
@@ -355,6 +118,8 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// Nobody comes after this worker.
+    last: bool,
     /// The listener whose turn it is.
     turn: usize,
     /// `listen.allowed_clients` has been looked at.
@@ -383,6 +148,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            last: false,
             turn: 0,
             clients_checked: false,
         })
@@ -442,6 +208,12 @@ impl Loop {
             // Its place is free.
             self.worker.ring();
         }
+        if self.is_the_end() {
+            let until = Instant::now() + LAST_WORD;
+            let new = self.parked.values_mut().filter(|parked| parked.is_new());
+            new.for_each(|parked| parked.deadline = parked.deadline.into_iter().chain([until]).min());
+            self.last = true;
+        }
         self.clear_waiting_room();
         for listener in &worker.listeners {
             let _ = worker.epoll.delete(listener);
@@ -449,7 +221,7 @@ impl Loop {
         let _ = worker.epoll.delete(&worker.queue);
         let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
-        // Replies that are still on their way to a slow reader; closing now could reset them.
+        // Replies that are still on their way to a slow reader, as closing now could reset them; and the last to be heard.
         while !self.parked.is_empty() {
             self.wait();
         }
@@ -623,10 +395,15 @@ impl Loop {
             }
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => None,
             Err(error) => {
-                let text = format!("a connection could not be accepted: {error}");
-                print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
-                // Out of descriptors or memory: it may pass.
-                std::thread::sleep(Duration::from_millis(20));
+                // Out of descriptors or memory, which those that wait here have.
+                let waiting = self.parked.len();
+                self.clear_waiting_room();
+                if self.parked.len() == waiting {
+                    let text = format!("a connection could not be accepted: {error}");
+                    print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
+                    // It may pass.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 None
             }
         }
@@ -665,20 +442,39 @@ impl Loop {
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
         let (mut new, mut answered) = (token.is_none(), false);
+        let mut between = Between::default();
         loop {
             match conn.next() {
                 // The next request takes its client some time: a look would be in vain.
-                Ok(Event::NeedMore) if answered && conn.input.is_idle() && !conn.has_unread() => {
+                Ok(Event::NeedMore)
+                    if answered && conn.input.is_idle() && !conn.has_unread() && !conn.input.is_owed_a_body() =>
+                {
                     conn.began = 0;
                     return self.park(conn, token, Wait::Request);
                 }
                 Ok(Event::NeedMore) => {
+                    if !conn.has_begun() {
+                        conn.began = 0;
+                    }
+                    match (conn.input.is_owed_a_body(), conn.owed_since) {
+                        (true, 0) => conn.owed_since = monotonic_ns(),
+                        (true, _) => {}
+                        (false, _) => conn.owed_since = 0,
+                    }
                     let first = std::mem::take(&mut new);
                     let filled = if first { conn.fill_first() } else { conn.fill() };
                     match filled {
-                        Ok(true) if conn.began == 0 => conn.began = monotonic_ns(),
-                        Ok(true) => {}
-                        Ok(false) => return self.park(conn, token, Wait::Request),
+                        Ok(Some(count)) => {
+                            if conn.began == 0 {
+                                conn.began = monotonic_ns();
+                            }
+                            match between.end(count, &conn, &self.worker.pool) {
+                                None => {}
+                                Some(End::Linger) => return self.finish(conn, token),
+                                Some(End::Close) => return self.close(conn, token),
+                            }
+                        }
+                        Ok(None) => return self.park(conn, token, Wait::Request),
                         Err(_) => return self.close(conn, token),
                     }
                 }
@@ -690,13 +486,18 @@ impl Loop {
                     if lost.is_some() {
                         return self.close(conn, token);
                     }
-                    conn.began = 0;
+                    between = Between::default();
+                    (conn.began, conn.owed_since) = (0, 0);
                     conn.kept = true;
                     if !keep {
                         return self.finish(conn, token);
                     }
                     if self.must_leave() {
-                        return self.give_away(conn, token);
+                        // Who is still to send a body that nobody wants is of no use to another.
+                        return match conn.input.is_owed_a_body() {
+                            true => self.finish(conn, token),
+                            false => self.give_away(conn, token),
+                        };
                     }
                     answered = true;
                     if conn.has_unread() {
@@ -728,12 +529,13 @@ impl Loop {
     }
 
     /// Runs one request; None: its script let go of the connection.
-    fn serve(&mut self, conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
+    fn serve(&mut self, mut conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
         let (worker, header) = (self.worker, self.worker.board.header());
         // What waits here would wait for as long as this request takes.
         if !self.parked.is_empty() {
             self.clear_waiting_room();
         }
+        conn.renew_patience();
         let slot = worker.slot();
         let now = monotonic_ns();
         let started = if conn.began == 0 { now } else { conn.began };
@@ -749,8 +551,7 @@ impl Loop {
         if let Some(wait) = exchange.waited() {
             slot.waits.add(&TIMES, wait);
         }
-        worker.counts.set(true);
-        if header.request_begins() {
+        if header.request_begins(slot) {
             worker.ring();
         }
 
@@ -815,15 +616,21 @@ impl Loop {
         let pool = &self.worker.pool;
         let limit = match wait {
             Wait::Close(_) => Some(pool.linger_timeout),
+            Wait::Request if conn.owed_since != 0 => Some(pool.linger_timeout),
             Wait::Request if conn.kept && conn.began == 0 => {
                 (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
             }
             Wait::Request => Some(pool.request_header_timeout),
         };
-        let spent = if conn.began == 0 {
+        let since = match wait {
+            Wait::Close(_) => 0,
+            Wait::Request if conn.owed_since != 0 => conn.owed_since,
+            Wait::Request => conn.began,
+        };
+        let spent = if since == 0 {
             0
         } else {
-            monotonic_ns().saturating_sub(conn.began)
+            monotonic_ns().saturating_sub(since)
         };
         let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
         let token = match token {
@@ -843,7 +650,7 @@ impl Loop {
 
     /// To the master, or nobody.
     fn give_away(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(conn) = self.worker.hand_over(conn) {
+        if let Some(conn) = self.worker.hand_over(conn, true) {
             self.close(conn, token);
         }
     }
@@ -853,18 +660,25 @@ impl Loop {
         let waiting: Vec<u64> = self
             .parked
             .iter()
-            // Very long parameters that are half read have to stay.
-            .filter(|(_, p)| matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2)
+            // Very long parameters that are half read have to stay, and who is still to send a body that nobody wants.
+            .filter(|(_, p)| {
+                matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
+            })
+            .filter(|(_, p)| !self.last || !p.is_new())
             .map(|(token, _)| *token)
             .collect();
+        let leaves = self.must_leave();
         for token in waiting {
-            if let Some(parked) = self.parked.remove(&token)
-                && let Some(conn) = self.worker.hand_over(parked.conn)
-            {
-                if self.must_leave() {
-                    self.close(conn, Some(token));
-                } else {
-                    self.parked.insert(token, Parked { conn, ..parked }); // it waits here, then
+            let Some(parked) = self.parked.remove(&token) else {
+                continue;
+            };
+            match self.worker.hand_over(parked.conn, leaves) {
+                None => {}
+                Some(conn) if leaves => self.close(conn, Some(token)),
+                // It waits here, then, and so do the others.
+                Some(conn) => {
+                    self.parked.insert(token, Parked { conn, ..parked });
+                    return;
                 }
             }
         }

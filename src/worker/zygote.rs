@@ -18,7 +18,7 @@ use php_pool::control::{Channel, ChannelError, Exit, FromZygote, Received, Spawn
 use php_pool::log::Level;
 use php_pool::scoreboard::Scoreboard;
 
-use super::{confine, php, print_log, signals};
+use super::{confine, php, print_log, signals, warm};
 
 type Control = Channel<FromZygote, ToZygote>;
 
@@ -81,6 +81,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     else {
         return Err("Configure came without its descriptors".to_owned());
     };
+    let compiled = config.warm.and_then(|limit| Some((fds.next()?, limit)));
     let listeners = fds.collect();
     let board = Scoreboard::open(board).map_err(|e| e.to_string())?;
 
@@ -99,9 +100,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     // What the master has let through: php.ini and libraries may ask for it.
     super::environment::set_scan_dir(config.php.scan_dir.as_deref());
     php::init();
-    if !php::start(&config.php) {
-        return Err("PHP module start-up failed; what it says stands before this line".into());
-    }
+    php::start(&config.php)?;
     // Before a chroot hides /proc.
     let mapped = mapped();
     confine::close(&config.confinement).map_err(|e| e.to_string())?;
@@ -110,6 +109,9 @@ fn start(control: &Control) -> Result<Generation, String> {
     board.header().publish_trace_layout(php::trace_layout());
     // Extensions may have started threads or left children; neither survives a fork in order.
     signals::reset();
+    if let Some((names, limit)) = compiled {
+        warm::compile(names, limit)?;
+    }
     Ok(Generation {
         config: *config,
         listeners,
@@ -182,6 +184,10 @@ fn serve(control: &Control, generation: Generation) -> i32 {
                 message: ToZygote::Quit,
                 ..
             }) => return 0,
+            Ok(Received {
+                message: ToZygote::Name,
+                fds,
+            }) => warm::name(fds),
             Ok(Received {
                 message: ToZygote::Ping(number),
                 ..

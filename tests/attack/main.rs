@@ -91,7 +91,7 @@ fn outcome(attack: &'static Attack, kind: Kind) -> Result<Outcome, Failed> {
     let run = || {
         support::caught(|| {
             // A hostile zygote may keep its own pool from getting ready.
-            let site = if attack.name == "zygote_is_silent" {
+            let site = if matches!(attack.name, "zygote_is_silent" | "zygote_borrows_the_masters_eyes") {
                 Site::start
             } else {
                 Site::ready

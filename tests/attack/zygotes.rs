@@ -2,13 +2,31 @@
 //! (php-fpm has nothing of the kind: there such code is the master.)
 
 use std::fs;
-use std::time::Duration;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::Outcome::{self, Broken, Held};
 use crate::attacks::{Attack, well};
 use crate::site::{Plan, Site};
+
+/// A program of root's that everybody may run as root, as there are some on each machine: it reads what it must not tell. What
+/// it has read stands at a known address, a pointer to it before it.
+const KEEPER: &str = r#"
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((section(".keeper"))) struct { unsigned long zero, one; char *text, secret[64]; } keeper = {0, 1, keeper.secret, "?"};
+int main(void)
+{
+    int fd = open(SECRET, O_RDONLY);
+    if (fd < 0 || read(fd, keeper.secret, 63) < 1) return 1;
+    close(fd);
+    for (;;) pause();
+}
+"#;
+const ROOTS_SECRET: &str = "only root may read this";
 
 const PLAIN: Plan = Plan {
     villain: "",
@@ -90,6 +108,49 @@ pub const ATTACKS: &[Attack] = &[
         run: |site| is_not_accepted(site, "it came without its descriptor"),
     },
     Attack {
+        name: "zygote_ends_workers",
+        tries: "zygote: say of each worker, as soon as it is ordered, that it has ended",
+        plan: zygote("attack.zygote = impostor of the dead"),
+        run: |site| {
+            let begun = Instant::now();
+            site.wait_for_log("exited with code 0");
+            std::thread::sleep(Duration::from_secs(5));
+            match too_many(site, begun, "exited with code 0") {
+                Some(how) => Broken(how),
+                None => well(site, "the neighbour and the master go on; the log is bounded"),
+            }
+        },
+    },
+    Attack {
+        name: "zygote_borrows_the_masters_eyes",
+        tries: "zygote: pass a setuid program off as a worker, and have the master read its memory for the slow log",
+        plan: Plan {
+            villain: "request_slowlog_timeout = 1s\nslowlog = {dir}/villain/slow.log",
+            ..zygote("attack.zygote = impostor of the program {dir}/keeper")
+        },
+        run: |site| {
+            make_keeper(site);
+            // The first look may come before the program has read anything; each further zygote is one more.
+            let begun = Instant::now();
+            while site
+                .log()
+                .iter()
+                .filter(|line| line.contains("finished trace of"))
+                .count()
+                < 4
+            {
+                assert!(begun.elapsed() < crate::site::PATIENCE, "{:#?}", site.log());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let record = fs::read_to_string(site.path("villain/slow.log")).unwrap();
+            assert!(record.contains("script_filename"), "{record}");
+            match record.contains(ROOTS_SECRET) {
+                true => Broken("what it has read stands in the slow log".to_owned()),
+                false => survives(site, Duration::ZERO),
+            }
+        },
+    },
+    Attack {
         name: "zygote_is_silent",
         tries: "zygote: never get ready",
         plan: zygote("attack.zygote = silence"),
@@ -101,14 +162,110 @@ pub const ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "worker_floods_the_log",
+        tries: "worker: fill the master's log, by what it prints and by what it sends",
+        plan: PLAIN,
+        run: |site| {
+            // FromWorker::Log(ALERT, not PHP's, "flood", no request), on every socket that may be the link
+            let code = "$end = microtime(true) + 8; $lines = str_repeat(\"flood\\n\", 1000); $log = \"\\2\\4\\0\\5flood\\0\\0\\0\\0\";
+                while (microtime(true) < $end) { fwrite(STDERR_, $lines);
+                    foreach (attack_sockets() as $link => $what) if (str_contains($what, 'connected seqpacket')) for ($i = 0; $i < 100; $i++) attack_send($link, $log); }
+                echo 'done';";
+            let code = code.replace("STDERR_", "$GLOBALS['err'] ??= fopen('php://stderr', 'w')");
+            let begun = Instant::now();
+            let done = site.try_run("villain", &code, Duration::from_secs(60));
+            let log = site.log();
+            assert_eq!(
+                done.as_deref(),
+                Some("done"),
+                "{:#?}",
+                &log[log.len().saturating_sub(9)..]
+            );
+            site.wait_for_log("of its processes were suppressed: they came too fast");
+            if let Some(how) = too_many(site, begun, "flood") {
+                return Broken(how);
+            }
+            match well(site, "the log is bounded, and says how much it has left out") {
+                Held(how) if site.log().iter().any(|line| line.contains("lines about it were")) => Broken(how),
+                outcome => outcome,
+            }
+        },
+    },
+    Attack {
+        name: "worker_makes_the_listener_wait",
+        tries: "worker: make the pool's listener wait for connections, and with it whoever accepts there",
+        plan: PLAIN,
+        run: |site| {
+            // fcntl(F_SETFL, O_RDWR)
+            let told = site.run(
+                "villain",
+                "foreach (attack_sockets() as $fd => $what) if (str_contains($what, 'listening stream')) echo attack_syscall(72, $fd, 4, 2)[0];",
+            );
+            assert_eq!(told, "0", "the listener is found");
+            // Both workers are at work, and more clients come: that is when the master accepts.
+            let script = site.script(
+                "villain",
+                "touch('{dir}/villain/busy-' . getmypid()); usleep(5000000); echo 1;",
+            );
+            let file = site.path(&script).display().to_string();
+            let request = site.request(&file, "/busy.php", &[], b"");
+            let mut waiting: Vec<_> = (0..4).map(|_| site.connect("villain")).collect();
+            assert!(waiting.iter_mut().all(|connection| connection.send(&request)));
+            let busy = || fs::read_dir(site.path("villain")).unwrap().flatten();
+            let begun = Instant::now();
+            while busy()
+                .filter(|file| file.file_name().to_string_lossy().starts_with("busy-"))
+                .count()
+                < 2
+            {
+                assert!(
+                    begun.elapsed() < crate::site::PATIENCE,
+                    "the villain's workers do not work"
+                );
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            survives(site, Duration::from_secs(1))
+        },
+    },
+    Attack {
+        name: "worker_counts_beyond_numbers",
+        tries: "worker: have served more requests than a number holds",
+        plan: PLAIN,
+        run: |site| {
+            let script = site.script(
+                "villain",
+                "touch('{dir}/villain/filled'); attack_fill(255, 1 << 20); usleep(6000000);",
+            );
+            let file = site.path(&script).display().to_string();
+            let mut connection = site.connect("villain");
+            connection.send(&site.request(&file, "/fill.php", &[], b""));
+            let begun = Instant::now();
+            while !site.path("villain/filled").exists() {
+                assert!(
+                    begun.elapsed() < crate::site::PATIENCE,
+                    "the villain's script has not begun"
+                );
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Its generation drains, and the status counts both.
+            site.signal(Signal::SIGUSR2);
+            site.wait_for_log("Reloading in progress");
+            site.run("villain", "echo 1;");
+            let mut status = site.connect("villain");
+            status.send(&site.request("/status", "/status", &[], b""));
+            let _ = status.record_within(crate::site::PATIENCE);
+            survives(site, Duration::ZERO)
+        },
+    },
+    Attack {
         name: "worker_hands_over_anything",
         tries: "worker: hand connections over that are none (listening sockets, epolls, files, sockets that do not close)",
         plan: PLAIN,
         run: |site| {
-            // FromWorker::Keep { bytes: [], kept, since: 0 }, on every socket that may be the link
+            // FromWorker::Keep { bytes: [], kept, since: 0, queued: 0 }, on every socket that may be the link
             site.try_run(
                 "villain",
-                "$keep = \"\\0\\0\\1\\0\"; $listening = attack_syscall(41, 1, 1, 0)[0]; attack_syscall(50, $listening, 1);
+                "$keep = \"\\0\\0\\1\\0\\0\"; $listening = attack_syscall(41, 1, 1, 0)[0]; attack_syscall(50, $listening, 1);
                  $epoll = attack_syscall(291, 0)[0]; $file = attack_syscall(2, '/dev/zero', 0)[0]; $pipe = attack_syscall(22, str_repeat('x', 8))[2];
                  $pipe = unpack('l2', $pipe)[1];
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
@@ -145,7 +302,7 @@ pub const ATTACKS: &[Attack] = &[
             site.try_run(
                 "villain",
                 "$half = \"\\1\\4\\0\\1\\xff\\xff\\0\\0\" . str_repeat('x', 60000); $n = strlen($half);
-                 $keep = \"\\0\" . chr($n & 0x7f | 0x80) . chr($n >> 7 & 0x7f | 0x80) . chr($n >> 14) . $half . \"\\1\\0\";
+                 $keep = \"\\0\" . chr($n & 0x7f | 0x80) . chr($n >> 7 & 0x7f | 0x80) . chr($n >> 14) . $half . \"\\1\\0\\0\";
                  for ($i = 0; $i < 2000; $i++) { $pair = attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]; [, $a, $b] = unpack('l2', $pair);
                      foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket')) attack_send($link, $keep, [$a]);
                      attack_syscall(3, $a); } echo 'sent';",
@@ -159,6 +316,32 @@ pub const ATTACKS: &[Attack] = &[
         },
     },
 ];
+
+/// Whether the log has more lines with a text than one pool may have: ten seconds' worth at once, and each second as many.
+fn too_many(site: &Site, begun: Instant, text: &str) -> Option<String> {
+    let lines = site.log().iter().filter(|line| line.contains(text)).count();
+    let most = 3_000 * (11 + begun.elapsed().as_secs() as usize);
+    (lines > most).then(|| format!("{lines} lines are written in {:?}", begun.elapsed()))
+}
+
+/// Makes the program of root's.
+fn make_keeper(site: &Site) {
+    let (secret, source, program) = (site.path("secret"), site.path("keeper.c"), site.path("keeper.new"));
+    fs::write(&secret, ROOTS_SECRET).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&source, KEEPER).unwrap();
+    let made = Command::new("gcc")
+        .args(["-static", "-no-pie", "-Wl,--section-start=.keeper=0x10000000"])
+        .arg(format!("-DSECRET=\"{}\"", secret.display()))
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .status();
+    assert!(made.expect("gcc is there").success(), "the program does not compile");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+    // Somebody waits for it.
+    fs::rename(&program, site.path("keeper")).unwrap();
+}
 
 /// Whether the master refuses the villain's worker, with this reason, and harms nobody for it.
 fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {

@@ -93,13 +93,18 @@ impl Request {
 /// What one round has shown.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Round {
+    #[serde(deserialize_with = "crate::store::number")]
     pub requests: f64,
     /// Requests a second.
+    #[serde(deserialize_with = "crate::store::number")]
     pub rate: f64,
     /// CPU time of the server, all its processes, for one request, in microseconds.
+    #[serde(deserialize_with = "crate::store::number")]
     pub cpu: f64,
     /// From the first byte sent, or the connection opened, to the last byte of the answer, in milliseconds.
+    #[serde(deserialize_with = "crate::store::number")]
     pub p50: f64,
+    #[serde(deserialize_with = "crate::store::number")]
     pub p99: f64,
 }
 

@@ -30,19 +30,18 @@ pub fn run() -> Outcome<()> {
     println!(
         "| DokuWiki's start page, 4 workers, 2 clients, ms | half of all within | 99 % within | slowest |\n|---|---:|---:|---:|"
     );
-    measure("php-fpm", Kind::PhpFpm, "")?;
-    measure("php-pool", Kind::PhpPool, "")?;
-    measure(
-        "php-pool with opcache.file_cache",
-        Kind::PhpPool,
-        "opcache.file_cache = {home}/cache\n",
-    )
+    measure("php-fpm", Kind::PhpFpm, "", "")?;
+    measure("php-pool", Kind::PhpPool, "", "")?;
+    let cache = "opcache.file_cache = {home}/cache\n";
+    measure("php-pool with opcache.file_cache", Kind::PhpPool, cache, "")?;
+    measure("php-pool with reload.warm", Kind::PhpPool, "", "reload.warm = 5s\n")
 }
 
-fn measure(name: &str, kind: Kind, ini: &str) -> Outcome<()> {
+fn measure(name: &str, kind: Kind, ini: &str, pool: &str) -> Outcome<()> {
     let base = wiki::setup(4);
     let setup: &'static Setup = Box::leak(Box::new(Setup {
         ini: format!("{}{ini}", base.ini).leak(),
+        php_pool: format!("{}{pool}", base.php_pool).leak(),
         ..*base
     }));
     let root = wiki::folder();

@@ -17,6 +17,7 @@ pub struct Entry {
     pub machine: String,
     pub date: String,
     /// Load average before.
+    #[serde(deserialize_with = "crate::store::number")]
     pub load: f64,
     pub results: Vec<Measured>,
 }
@@ -100,6 +101,11 @@ fn file(row: &str) -> PathBuf {
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .collect();
     folder().join(name + ".json")
+}
+
+/// JSON has no NaN: what was none is null there.
+pub fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 pub fn save(entry: &Entry) -> Result<(), Box<dyn Error>> {

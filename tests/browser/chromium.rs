@@ -104,6 +104,13 @@ impl Chromium {
         fs::write(file, base64(text)).map_err(|e| format!("{file}: {e}"))
     }
 
+    /// From now on the window is as large as a telephone's.
+    pub fn be_a_telephone(&self) -> Result<(), String> {
+        let size = json!({"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": true});
+        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
+        self.command("goog/cdp/execute", &command).map(drop)
+    }
+
     fn element(&self, selector: &str) -> Result<String, String> {
         let found = self.command("element", &json!({"using": "css selector", "value": selector}))?;
         let id = found[ELEMENT]

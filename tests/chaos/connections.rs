@@ -1,6 +1,7 @@
 //! A connection that has nothing to say stands in nobody's way.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::load::{Request, STALLED, answer, ask};
+use crate::load::{Request, answer, ask};
 use crate::reloads::Stage;
 use crate::schedule::{self, Role};
 use crate::support::Case;
@@ -77,6 +78,11 @@ fn idle_kept() {
 /// How many requests go through nginx; `--requests`.
 pub static NGINX_REQUESTS: AtomicU64 = AtomicU64::new(2400);
 
+/// Clients of nginx, and how often the others may come to an end while one of them has a request: the scheduler lets a client,
+/// nginx or a worker stand now and then.
+const CLIENTS: u64 = 24;
+const ROUNDS: u64 = 50;
+
 fn behind_nginx() {
     let stage = Stage::new(Setup {
         name: "behind-nginx",
@@ -93,16 +99,17 @@ fn behind_nginx() {
         script_as_path_info: false,
     };
     let web = Web::start(Front::Nginx, &site, &stage.server.home.join("nginx")).unwrap_or_else(|e| panic!("{e}"));
-    let url = web.url();
-    let clients: Vec<_> = (0..24)
+    let (url, requests) = (web.url(), NGINX_REQUESTS.load(Relaxed));
+    let ended = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
-            let url = url.clone();
+            let (url, ended) = (url.clone(), ended.clone());
             thread::spawn(move || {
                 let agent = ureq::Agent::new_with_defaults();
-                let mut slowest = Duration::ZERO;
-                for n in 0..NGINX_REQUESTS.load(Relaxed).div_ceil(24) {
+                let (mut slowest, mut overtaken) = (Duration::ZERO, 0);
+                for n in 0..requests.div_ceil(CLIENTS) {
                     let request = Request::plain(client * 1_000_000 + n, 0);
-                    let begin = Instant::now();
+                    let (begin, before) = (Instant::now(), ended.load(Relaxed));
                     let mut answer = agent
                         .get(format!("{url}/chaos.php?{}", request.query()))
                         .call()
@@ -110,18 +117,27 @@ fn behind_nginx() {
                     let body = answer.body_mut().read_to_vec().expect("the body is whole");
                     assert!(body.ends_with(&request.expected()));
                     slowest = slowest.max(begin.elapsed());
+                    overtaken = overtaken.max(ended.fetch_add(1, Relaxed) - before);
                 }
-                slowest
+                (slowest, overtaken)
             })
         })
         .collect();
-    let times = clients.into_iter().map(|client| {
+    let of_all = clients.into_iter().map(|client| {
         let ended = client.join();
         ended.unwrap_or_else(|_| panic!("a request failed:\n{}\n{}", web.log(), stage.server.log()))
     });
-    let slowest = times.max().expect("there are clients");
-    println!("through nginx on kept connections: the slowest took {slowest:?}");
-    assert!(slowest < STALLED, "a request had to wait: {slowest:?}");
+    let worst = of_all.reduce(|one, other| (one.0.max(other.0), one.1.max(other.1)));
+    let (slowest, overtaken) = worst.expect("there are clients");
+    println!(
+        "{} requests through nginx on kept connections: the slowest took {slowest:?}, and {overtaken} others ended during one",
+        ended.load(Relaxed)
+    );
+    // However fast the machine is: nobody waits while the others are served again and again.
+    assert!(
+        overtaken <= CLIENTS * ROUNDS,
+        "a request had to wait: {overtaken} others ended meanwhile, in {slowest:?}"
+    );
     assert_eq!(web.log(), "", "nginx has nothing to complain about");
     drop(web);
     stage.stop();
@@ -192,9 +208,9 @@ fn wake_up_passed_on() {
             connection.send(&request.bytes(&stage.script, false));
             schedule::signal(first, Signal::SIGQUIT);
             over.store(true, Relaxed);
-            let (pid, outcome) = answer(&mut connection, &request);
+            let (worker, outcome) = answer(&mut connection, &request);
             outcome.unwrap_or_else(|e| panic!("nobody was woken for request {id}: {e}\n{}", stage.server.log()));
-            pid.expect("a whole answer names its worker")
+            worker.expect("a whole answer names its worker").pid
         });
         passed_on += u32::from(server != first);
     }

@@ -5,16 +5,28 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// A worker, as its answers name it: its pid, and which start of the server it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worker {
+    pub pid: i32,
+    pub start: u32,
+}
+
 /// How a request came to nothing.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub pool: &'static str,
+    pub id: u64,
     pub what: String,
-    /// The worker, if the answer had got as far as to say it.
-    pub pid: Option<i32>,
+    /// Not a byte of an answer came.
+    pub silent: bool,
+    /// It takes what its worker cannot live without, which may end it as though it had been killed.
+    pub fatal: bool,
     /// The worker that served the request before this one on a kept connection, and so may have held it.
-    pub held_by: Option<i32>,
+    pub held_by: Option<Worker>,
     pub began: Instant,
+    /// When all of it had been sent.
+    pub sent: Instant,
     pub ended: Instant,
 }
 
@@ -27,6 +39,17 @@ struct Kill {
     /// When it was seen to be dead: on a busy machine the signal comes later than it was meant.
     dead: Instant,
     excused: bool,
+}
+
+/// A start of the server whose master has ended.
+#[derive(Debug)]
+struct End {
+    start: u32,
+    at: Instant,
+    /// When it was seen to be gone.
+    gone: Instant,
+    /// It was killed; else it was asked to stop, and had time for all that it knew of.
+    killed: bool,
 }
 
 /// What the clients have seen of one kind of request, in one phase.
@@ -55,6 +78,7 @@ struct Inner {
     requests: u64,
     failures: Vec<Failure>,
     kills: Vec<Kill>,
+    ends: Vec<End>,
     /// Short requests, by phase.
     short: HashMap<&'static str, Times>,
     done: HashMap<String, u32>,
@@ -64,8 +88,12 @@ struct Inner {
 pub struct Account {
     pub requests: u64,
     pub kills: usize,
+    /// How often the master was killed or stopped.
+    pub ends: usize,
     /// Failures that a killed worker accounts for.
     pub attributed: usize,
+    /// Connections that ended with a master, on which no request had begun to run.
+    pub with_master: usize,
     /// Failures that nothing accounts for: lost requests.
     pub unattributed: Vec<Failure>,
     /// Of short requests: phase, count, median, 99th percentile, slowest.
@@ -97,6 +125,24 @@ impl Ledger {
         }
     }
 
+    /// The master of this start is about to be killed, or stopped.
+    pub fn end(&self, start: u32, killed: bool) {
+        let at = Instant::now();
+        self.lock().ends.push(End {
+            start,
+            at,
+            gone: at,
+            killed,
+        });
+    }
+
+    /// It is gone now.
+    pub fn ended(&self) {
+        if let Some(end) = self.lock().ends.last_mut() {
+            end.gone = Instant::now();
+        }
+    }
+
     /// Whether this worker was killed.
     pub fn was_killed(&self, pid: i32) -> bool {
         self.lock().kills.iter().any(|kill| kill.pid == pid)
@@ -121,30 +167,40 @@ impl Ledger {
         inner.failures.push(failure);
     }
 
-    /// Sets each failure against a death, those first whose worker is known.
-    pub fn account(&self) -> Account {
+    /// Sets each failure against a death. `ran` says which worker has begun to run a request.
+    pub fn account(&self, ran: &HashMap<u64, i32>) -> Account {
         let mut inner = self.lock();
         let Inner {
-            failures, kills, short, ..
+            failures,
+            kills,
+            ends,
+            short,
+            ..
         } = &mut *inner;
-        failures.sort_by_key(|failure| (failure.pid.is_none(), failure.held_by.is_none(), failure.began));
-        let (mut attributed, mut unattributed) = (0, Vec::new());
+        let (mut attributed, mut with_master, mut unattributed) = (0, 0, Vec::new());
+        failures.retain(|failure| {
+            let pid = ran.get(&failure.id).filter(|_| failure.fatal && failure.silent);
+            kills.extend(pid.map(|pid| Kill {
+                pool: failure.pool.to_owned(),
+                pid: *pid,
+                at: failure.began,
+                dead: failure.ended,
+                excused: true,
+            }));
+            attributed += usize::from(pid.is_some());
+            pid.is_none()
+        });
+        // Those first whose worker is known.
+        failures.sort_by_key(|failure| (!ran.contains_key(&failure.id), failure.began));
         for failure in failures.iter() {
-            let excuse = kills.iter_mut().find(|kill| match failure.pid {
-                Some(pid) => kill.pid == pid && !kill.excused,
-                None => {
-                    let meanwhile = kill.dead >= failure.began && kill.at <= failure.ended;
-                    // A worker that waits holds the kept connections it served last, however many; they die with it.
-                    let holder = failure.held_by == Some(kill.pid);
-                    kill.pool == failure.pool && (holder || (meanwhile && !kill.excused))
-                }
-            });
-            match excuse {
-                Some(kill) => {
-                    kill.excused |= failure.held_by != Some(kill.pid);
-                    attributed += 1;
-                }
-                None => unattributed.push(failure.clone()),
+            let kill = kills.iter_mut().find(|kill| failure.is_of(kill, ran.get(&failure.id)));
+            if let Some(kill) = kill {
+                kill.excused |= ran.contains_key(&failure.id) || !failure.was_idle(kill);
+                attributed += 1;
+            } else if !ran.contains_key(&failure.id) && ends.iter().any(|end| failure.is_of_end(end)) {
+                with_master += 1;
+            } else {
+                unattributed.push(failure.clone());
             }
         }
         let mut short: Vec<_> = short
@@ -165,11 +221,44 @@ impl Ledger {
         Account {
             requests: inner.requests,
             kills: inner.kills.len(),
+            ends: inner.ends.len(),
             attributed,
+            with_master,
             unattributed,
             short,
             done,
         }
+    }
+}
+
+impl Failure {
+    /// Whether a worker's death accounts for it; the worker is known if it `ran` the request.
+    fn is_of(&self, kill: &Kill, ran: Option<&i32>) -> bool {
+        match ran {
+            Some(pid) => kill.pid == *pid && !kill.excused,
+            None => {
+                let meanwhile = kill.dead >= self.began && kill.at <= self.ended;
+                kill.pool == self.pool && (self.was_idle(kill) || (meanwhile && !kill.excused))
+            }
+        }
+    }
+
+    /// Whether the connection had nothing to say yet that the worker could have run. It may hold any number of such: kept ones
+    /// that it served last, and new ones of which it awaits the rest of a request.
+    fn was_idle(&self, kill: &Kill) -> bool {
+        let kept = self.held_by.is_some_and(|held_by| held_by.pid == kill.pid);
+        let half = self.held_by.is_none() && self.began <= kill.dead && self.sent >= kill.at;
+        kept || half
+    }
+
+    /// Whether the end of a master accounts for it. With each go the kept connections of its workers, as a web server expects
+    /// of idle ones; and with one that is killed those that it had in hand.
+    fn is_of_end(&self, end: &End) -> bool {
+        self.silent
+            && match self.held_by {
+                Some(held_by) => held_by.start == end.start,
+                None => end.killed && self.began <= end.gone && self.ended >= end.at,
+            }
     }
 }
 
@@ -195,10 +284,13 @@ impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(
             f,
-            "{} requests; {} workers killed; {} failures attributed to them, {} unattributed",
+            "{} requests; {} workers killed, {} failures attributed to them; {} masters ended, {} connections with them; {} \
+             unattributed",
             self.requests,
             self.kills,
             self.attributed,
+            self.ends,
+            self.with_master,
             self.unattributed.len()
         )?;
         for (phase, count, median, p99, most) in &self.short {
@@ -212,11 +304,11 @@ impl fmt::Display for Account {
         for failure in self.unattributed.iter().take(20) {
             writeln!(
                 f,
-                "  LOST in pool {}: {} (worker {:?}, connection held by {:?}, after {:.1?})",
+                "  LOST in pool {}: {} (connection held by {:?}, sent after {:.1?}, failed after {:.1?})",
                 failure.pool,
                 failure.what,
-                failure.pid,
                 failure.held_by,
+                failure.sent - failure.began,
                 failure.ended - failure.began
             )?;
         }

@@ -1,26 +1,40 @@
 //! The clients: each asks, checks every byte of the answer, and asks again.
 
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Failure, Ledger};
+use crate::ledger::{Failure, Ledger, Worker};
 use crate::random::Random;
 use crate::support::fcgi::{self, Address, Connection, END_REQUEST, KEEP_CONN, Record, STDOUT};
 
 /// A request that has no answer after this is stalled. Long: two cores may be shared by many.
 pub const STALLED: Duration = Duration::from_secs(30);
 
-/// What the clients run. Its first line is the worker's pid, sent at once where `flush` says so; then the work, and what
-/// came in as its length and hash; then as many bytes as asked for. `finish` lets the client go before the end, of which a
-/// file tells.
+/// What the clients run. It begins by writing down that it does. The first line of its answer is the worker's pid and which start
+/// of the server it belongs to, sent at once where `flush` says so; then the work, and what came in as its length and hash; then
+/// as many bytes as asked for. `finish` lets the client go before the end, of which a file tells.
 pub const SCRIPT: &str = r#"<?php
+file_put_contents(__DIR__ . '/begun', "{$_GET['id']} " . getmypid() . "\n", FILE_APPEND);
 header('Content-Type: text/plain');
-$greed = $_GET['greed'] ?? '';
-if ($greed == 'memory') $held = str_repeat('x', 1 << 40);
-if ($greed == 'descriptors') while ($held[] = @fopen('/dev/null', 'r'));
-echo 'pid ', getmypid(), "\n";
+switch ($_GET['greed'] ?? '') {
+case 'descriptors':
+    while ($held[] = @fopen('/dev/null', 'r'));
+    break;
+case 'address-space':
+    register_shutdown_function(fn() => posix_setrlimit(POSIX_RLIMIT_AS, -1, -1));
+    posix_setrlimit(POSIX_RLIMIT_AS, explode(' ', file_get_contents('/proc/self/statm'))[0] * 4096 + (16 << 20), -1);
+    ini_set('memory_limit', -1);
+case 'memory':
+    for (;;) $held[] = str_repeat('x', 1 << 20);
+}
+echo 'pid ', getmypid(), ' of ', getenv('START') ?: 0, "\n";
 if (isset($_GET['flush'])) flush();
 $in = file_get_contents('php://input');
 if ($_GET['ms'] > 0) usleep($_GET['ms'] * 1000);
@@ -32,6 +46,32 @@ if (isset($_GET['finish'])) {
     file_put_contents(__DIR__ . '/finished/' . $_GET['id'], getmypid());
 }
 "#;
+
+/// Makes what the script writes into.
+pub fn prepare(www: &Path) {
+    let writable = |mode, path: &Path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+    };
+    let finished = www.join("finished");
+    fs::create_dir_all(&finished).expect("a temporary folder can be written");
+    writable(0o777, &finished);
+    fs::write(www.join("begun"), "").expect("a temporary folder can be written");
+    writable(0o666, &www.join("begun"));
+}
+
+/// Which worker has begun to run which request, and the requests that more than one has.
+pub fn begun(www: &Path) -> (HashMap<u64, i32>, Vec<u64>) {
+    let (mut by, mut twice) = (HashMap::new(), Vec::new());
+    let text = fs::read_to_string(www.join("begun")).expect("it was made");
+    for line in text.lines() {
+        let (id, pid) = line.split_once(' ').expect("an id and a pid");
+        let (id, pid) = (id.parse().expect("an id"), pid.parse().expect("a pid"));
+        if by.insert(id, pid).is_some() {
+            twice.push(id);
+        }
+    }
+    (by, twice)
+}
 
 /// One kind of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +86,16 @@ pub enum Kind {
     Finish,
     /// Takes all descriptors that its worker may have.
     Descriptors,
-    /// Wants more memory than it may have, and is told so.
+    /// Takes all memory that PHP gives it, or the system, and is told so.
     Memory,
+    /// Dawdles before its request and in the middle of it, and says at its end that nothing more will come.
+    Slow,
+    /// Leaves in the middle of its answer.
+    Rude,
 }
+
+/// What a rude client asks for: more than the buffers of a socket take.
+const MUCH: usize = 8 << 20;
 
 /// One request.
 pub struct Request {
@@ -103,9 +150,19 @@ impl Request {
                 ..plain
             },
             Kind::Memory => Self {
-                greed: Some("memory"),
+                // The system's refusal ends a worker; with each of them its idle connections go, too.
+                greed: Some(if random.below(20) == 0 {
+                    "address-space"
+                } else {
+                    "memory"
+                }),
                 ..plain
             },
+            Kind::Slow => Self {
+                body: random.bytes(1000),
+                ..plain
+            },
+            Kind::Rude => Self { out: MUCH, ..plain },
         }
     }
 
@@ -160,19 +217,33 @@ fn fnv(bytes: &[u8]) -> u64 {
     })
 }
 
-/// The answer to one request, or what is wrong with it. The pid is that of the worker, if it got as far as to say it.
+/// What is wrong with an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    what: String,
+    /// There is none at all.
+    silent: bool,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+/// The answer to one request, or what is wrong with it; and the worker, if it got as far as to say it.
 pub fn ask(
     connection: &mut Connection,
     request: &Request,
     script: &str,
     keep: bool,
-) -> (Option<i32>, Result<(), String>) {
+) -> (Option<Worker>, Result<(), Fault>) {
     connection.send(&request.bytes(script, keep));
     answer(connection, request)
 }
 
 /// The second half of [`ask`].
-pub fn answer(connection: &mut Connection, request: &Request) -> (Option<i32>, Result<(), String>) {
+pub fn answer(connection: &mut Connection, request: &Request) -> (Option<Worker>, Result<(), Fault>) {
     let deadline = Instant::now() + STALLED;
     let (mut stdout, mut others) = (Vec::new(), 0);
     let end = loop {
@@ -195,10 +266,11 @@ pub fn answer(connection: &mut Connection, request: &Request) -> (Option<i32>, R
         .windows(4)
         .position(|w| w == b"\r\n\r\n")
         .map_or(stdout.len(), |at| at + 4);
-    let (pid, rest) = read_pid(&stdout[begin..]);
+    let (worker, rest) = read_worker(&stdout[begin..]);
+    let starved = |end: &[u8]| end == [0; 8] && stdout.starts_with(b"Status: 500");
     let outcome = match end {
         // It failed as it must, and its worker did not.
-        Ok(end) if request.greed == Some("memory") && end == [0; 8] && stdout.starts_with(b"Status: 500") => Ok(()),
+        Ok(end) if matches!(request.greed, Some("memory" | "address-space")) && starved(&end) => Ok(()),
         Err(what) => Err(format!("{what} after {} bytes of the answer", stdout.len())),
         Ok(end) if end != [0; 8] || others > 0 => Err(format!(
             "END_REQUEST says {end:?}, {others} records of other types, and the answer is {}",
@@ -212,17 +284,51 @@ pub fn answer(connection: &mut Connection, request: &Request) -> (Option<i32>, R
         )),
         Ok(_) => Ok(()),
     };
-    (pid, outcome)
+    let silent = stdout.is_empty();
+    (worker, outcome.map_err(|what| Fault { what, silent }))
 }
 
-/// The pid in the first line of an answer, and what follows it.
-pub fn read_pid(body: &[u8]) -> (Option<i32>, &[u8]) {
+/// The worker in the first line of an answer, and what follows it.
+pub fn read_worker(body: &[u8]) -> (Option<Worker>, &[u8]) {
     let read = || {
         let line = body.split(|byte| *byte == b'\n').next()?;
-        let pid = std::str::from_utf8(line.strip_prefix(b"pid ")?).ok()?.parse().ok()?;
-        Some((pid, body.get(line.len() + 1..)?))
+        let (pid, start) = std::str::from_utf8(line.strip_prefix(b"pid ")?)
+            .ok()?
+            .split_once(" of ")?;
+        let (pid, start) = (pid.parse().ok()?, start.parse().ok()?);
+        Some((Worker { pid, start }, body.get(line.len() + 1..)?))
     };
-    read().map_or((None, body), |(pid, rest)| (Some(pid), rest))
+    read().map_or((None, body), |(worker, rest)| (Some(worker), rest))
+}
+
+/// Sends a request as a client of this kind does.
+fn send(kind: Kind, connection: &mut Connection, bytes: &[u8], random: &mut Random) {
+    if kind != Kind::Slow {
+        connection.send(bytes);
+        return;
+    }
+    let cut = random.below(bytes.len() as u64) as usize;
+    for part in [&bytes[..cut], &bytes[cut..]] {
+        std::thread::sleep(Duration::from_millis(random.below(30)));
+        connection.send(part);
+    }
+    if random.below(2) == 0 {
+        connection.half_close();
+    }
+}
+
+/// What comes of it.
+fn receive(kind: Kind, connection: &mut Connection, request: &Request) -> (Option<Worker>, Result<(), Fault>) {
+    if kind != Kind::Rude {
+        return answer(connection, request);
+    }
+    match connection.record_within(STALLED) {
+        Some(_) => (None, Ok(())),
+        None => {
+            let what = "there was no answer to leave".to_owned();
+            (None, Err(Fault { what, silent: true }))
+        }
+    }
 }
 
 /// What all clients of a run share.
@@ -286,49 +392,59 @@ impl Load {
         let (shared, address) = (self.shared.clone(), address.clone());
         let mut random = Random::new(shared.seed ^ (self.clients.len() as u64 + 1) << 32);
         self.spawn(move || {
-            let mut kept: Option<(Connection, i32)> = None;
+            let mut kept: Option<(Connection, Worker)> = None;
             while !shared.is_over() {
                 let request = Request::of(kind, shared.id(), &mut random);
                 let phase = shared.phase();
                 let began = Instant::now();
                 let (held_by, connection) = match kept.take() {
-                    Some((connection, pid)) => (Some(pid), Ok(connection)),
+                    Some((connection, worker)) => (Some(worker), Ok(connection)),
                     None => (None, Connection::open(&address)),
                 };
-                let (pid, outcome, connection) = match connection {
+                let mut sent = began;
+                let (worker, outcome, connection) = match connection {
                     Ok(mut connection) => {
-                        let (pid, outcome) = ask(&mut connection, &request, &shared.script, keep);
-                        (pid, outcome, Some(connection))
+                        send(kind, &mut connection, &request.bytes(&shared.script, keep), &mut random);
+                        sent = Instant::now();
+                        let (worker, outcome) = receive(kind, &mut connection, &request);
+                        (worker, outcome, Some(connection))
                     }
-                    Err(error) => (None, Err(format!("no connection: {error}")), None),
+                    Err(error) => {
+                        let what = format!("no connection: {error}");
+                        (None, Err(Fault { what, silent: false }), None)
+                    }
                 };
                 match outcome {
                     Ok(()) => {
                         shared
                             .ledger
                             .served(phase, (kind == Kind::Short).then(|| began.elapsed()));
-                        if let (Some(_), Some(pid)) = (request.finish, pid) {
+                        if let (Some(_), Some(worker)) = (request.finish, worker) {
                             shared
                                 .finishing
                                 .lock()
                                 .expect("nobody panics with it")
-                                .push((request.id, pid));
+                                .push((request.id, worker.pid));
                         }
                         // A connection is used for a while only, as web servers do.
                         if keep && random.below(50) > 0 {
-                            kept = connection.zip(pid);
+                            kept = connection.zip(worker);
                         }
                     }
-                    Err(what) => shared.ledger.failed(Failure {
+                    Err(Fault { what, silent }) => shared.ledger.failed(Failure {
                         pool,
+                        id: request.id,
                         what: format!(
                             "{kind:?} request {} on a {} connection: {what}",
                             request.id,
                             if held_by.is_some() { "kept" } else { "new" }
                         ),
-                        pid,
+                        silent,
+                        // Where the system refuses PHP its own memory, PHP ends the process.
+                        fatal: request.greed == Some("address-space"),
                         held_by,
                         began,
+                        sent,
                         ended: Instant::now(),
                     }),
                 }

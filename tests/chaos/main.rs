@@ -8,6 +8,7 @@
 mod support;
 
 mod connections;
+mod hostile;
 mod ledger;
 mod load;
 mod process;
@@ -59,7 +60,17 @@ fn main() -> ExitCode {
             Ok(())
         },
     )];
-    let cases = [reloads::CASES, upgrades::CASES, connections::CASES, process::CASES];
+    trials.push(support::trial(
+        &("storm::a_seed_draws_one_schedule", storm::a_seed_draws_one_schedule),
+        true,
+    ));
+    let cases = [
+        reloads::CASES,
+        upgrades::CASES,
+        connections::CASES,
+        process::CASES,
+        hostile::CASES,
+    ];
     trials.extend(cases.into_iter().flatten().map(|case| support::trial(case, true)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

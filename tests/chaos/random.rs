@@ -31,12 +31,4 @@ impl Random {
         let length = self.below(most as u64) as usize;
         (0..length).map(|_| self.next() as u8).collect()
     }
-
-    pub fn choose<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        if of.is_empty() {
-            None
-        } else {
-            of.get(self.below(of.len() as u64) as usize)
-        }
-    }
 }

@@ -1,16 +1,15 @@
 //! Reloads lose nothing.
 
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::load::{Kind, Load, Request, SCRIPT, Shared, answer, ask};
-use crate::random::Random;
+use crate::load::{Kind, Load, Request, SCRIPT, Shared, answer, ask, begun, prepare};
 use crate::schedule::{self, Role};
-use crate::storm::prepare;
 use crate::support::Case;
 use crate::support::fcgi::PATIENCE;
 use crate::support::server::{self, Kind as Which, Server, Setup};
@@ -51,9 +50,9 @@ impl Stage {
 
     /// One request on a new connection, which must be served.
     pub fn serve(&self, request: &Request) -> i32 {
-        let (pid, outcome) = ask(&mut self.server.connect(), request, &self.script, false);
+        let (worker, outcome) = ask(&mut self.server.connect(), request, &self.script, false);
         outcome.unwrap_or_else(|e| panic!("request {}: {e}\n{}", request.id, self.server.log()));
-        pid.expect("a whole answer names its worker")
+        worker.expect("a whole answer names its worker").pid
     }
 
     pub fn stop(mut self) {
@@ -81,9 +80,11 @@ impl Stage {
             times += 1;
         }
         let shared = load.stop();
-        let account = shared.ledger.account();
+        let (ran, twice) = begun(Path::new(&self.script).parent().expect("it is in a folder"));
+        let account = shared.ledger.account(&ran);
         println!("{}, {times} times: {account}", phases[1]);
         assert!(times > least, "{}: only {times} times in 12 s", phases[1]);
+        assert_eq!(twice, [0; 0], "these have been run twice");
         assert!(account.unattributed.is_empty(), "{account}\n{}", self.server.log());
         account.assert_not_stalled(shared.phases);
         (times, before)
@@ -131,8 +132,8 @@ fn broken() {
         ..Setup::BASE
     });
     let pid = stage.serve(&Request::plain(1, 1));
-    for seed in 0..6 {
-        schedule::broken_reload(&stage.server, &mut Random::new(seed));
+    for line in schedule::NONSENSE {
+        schedule::broken_reload(&stage.server, line);
         assert_eq!(
             stage.serve(&Request::plain(2, 1)),
             pid,
@@ -159,7 +160,7 @@ fn old_runs_on() {
     // Meanwhile the new generation serves, with all of its workers.
     for id in 2..6 {
         let pid = stage.serve(&Request::plain(id, 1));
-        assert!(!first.content.ends_with(format!("pid {pid}\n").as_bytes()));
+        assert!(!first.content.ends_with(format!("pid {pid} of 0\n").as_bytes()));
     }
     assert!(
         connection.record_within(Duration::ZERO).is_none(),

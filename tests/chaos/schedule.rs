@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::load::Shared;
+use crate::ledger::Ledger;
 use crate::random::Random;
 use crate::support::server::{self, Server};
 
@@ -61,15 +60,15 @@ pub fn reload(server: &Server) {
     server.wait_for_log("the end of a reload", |log| log.matches(READY).count() > before);
 }
 
-/// The disk of the access log is full for a while: /dev/full stands in for it, as nothing may be mounted for a test.
-fn full_disk(server: &Server, random: &mut Random) {
+/// The disk of a log is full for a while: /dev/full stands in for it, as nothing may be mounted for a test.
+fn full_disk(server: &Server, log: &str, time: Duration) {
     let file = server.home.join("pool.conf");
     let good = fs::read_to_string(&file).expect("the server's own file can be read");
-    let log = server.home.join("access.log").display().to_string();
-    assert!(good.contains(&log), "there is an access log");
+    let log = server.home.join(log).display().to_string();
+    assert!(good.contains(&log), "there is such a log");
     write(&file, &good.replace(&log, "/dev/full"));
     reload(server);
-    thread::sleep(Duration::from_millis(random.between(20, 300)));
+    thread::sleep(time);
     write(&file, &good);
     reload(server);
 }
@@ -103,17 +102,17 @@ pub fn upgrade(server: &Server) {
     });
 }
 
+pub const NONSENSE: [&str; 4] = [
+    "pm.max_children = many\n",
+    "[unfinished\n",
+    "no_such_directive = 1\n",
+    "include = {home}/no-such-file.conf\npm = of-no-kind\n",
+];
+
 /// A reload on a file that says nonsense must fail, and say so; then the file is mended.
-pub fn broken_reload(server: &Server, random: &mut Random) {
+pub fn broken_reload(server: &Server, line: &str) {
     let file = server.home.join("pool.conf");
     let good = fs::read_to_string(&file).expect("the server's own file can be read");
-    let nonsense = [
-        "pm.max_children = many\n",
-        "[unfinished\n",
-        "no_such_directive = 1\n",
-        "include = {home}/no-such-file.conf\npm = of-no-kind\n",
-    ];
-    let line = random.choose(&nonsense).expect("there are some");
     write(&file, &format!("{good}\n{line}"));
     let before = count(server, GIVEN_UP);
     signal(master(server), Signal::SIGUSR2);
@@ -130,58 +129,129 @@ fn write(file: &Path, text: &str) {
     fs::rename(&new, file).expect("a file can be renamed");
 }
 
-/// Does one thing after another until the time is over.
-pub fn run(server: &Server, shared: &Arc<Shared>, random: &mut Random, until: Instant) {
-    while Instant::now() < until {
-        thread::sleep(Duration::from_millis(random.between(20, 400)));
-        let what = match random.below(18) {
-            0..=2 => {
-                reload(server);
-                "reload"
-            }
-            3 => {
-                // Whatever comes next comes into the middle of it.
-                signal(master(server), Signal::SIGUSR2);
-                "reload not waited for"
-            }
-            4 => {
-                broken_reload(server, random);
-                "broken reload"
-            }
-            5 | 6 => {
+/// One thing that is done to a server, with all that chance has to say about it: which of several it is done to, and for how
+/// long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    Reload,
+    /// Whatever comes next comes into the middle of it.
+    ReloadNotWaitedFor,
+    BrokenReload(&'static str),
+    Rotation,
+    KillWorker(Signal, usize),
+    KillZygote(usize),
+    AskWorkerToLeave(usize),
+    StopWorker(usize, Duration),
+    StopZygote(usize, Duration),
+    StopMaster(Duration),
+    FullDisk(&'static str, Duration),
+    Upgrade,
+    /// Where the tests hold the sockets, as systemd does; then it is started again.
+    KillMaster,
+    Restart,
+}
+
+impl Deed {
+    fn draw(random: &mut Random) -> Self {
+        // The place of one among however many there will be.
+        let which = random.next() as usize;
+        let moment = Duration::from_millis(random.between(10, 300));
+        match random.below(24) {
+            0..=2 => Self::Reload,
+            3 => Self::ReloadNotWaitedFor,
+            4 => Self::BrokenReload(NONSENSE[which % NONSENSE.len()]),
+            5 | 6 => Self::Rotation,
+            7..=9 => Self::KillWorker(Signal::SIGKILL, which),
+            10 | 11 => Self::KillWorker(Signal::SIGSEGV, which),
+            12 => Self::KillZygote(which),
+            13 => Self::AskWorkerToLeave(which),
+            14 | 15 => Self::StopWorker(which, moment),
+            16 => Self::StopZygote(which, 4 * moment),
+            17 => Self::StopMaster(4 * moment),
+            18 => Self::FullDisk("access.log", moment),
+            19 => Self::FullDisk("error.log", moment),
+            20 => Self::Upgrade,
+            21 | 22 => Self::KillMaster,
+            _ => Self::Restart,
+        }
+    }
+
+    /// What it is called in the account.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reload => "reload",
+            Self::ReloadNotWaitedFor => "reload not waited for",
+            Self::BrokenReload(_) => "broken reload",
+            Self::Rotation => "rotation",
+            Self::KillWorker(Signal::SIGKILL, _) => "worker killed",
+            Self::KillWorker(..) => "worker crashed",
+            Self::KillZygote(_) => "zygote killed",
+            Self::AskWorkerToLeave(_) => "worker asked to leave",
+            Self::StopWorker(..) => "worker stopped and continued",
+            Self::StopZygote(..) => "zygote stopped and continued",
+            Self::StopMaster(_) => "master stopped and continued",
+            Self::FullDisk("access.log", _) => "access log's disk full",
+            Self::FullDisk(..) => "error log's disk full",
+            Self::Upgrade => "upgrade",
+            Self::KillMaster => "master killed",
+            Self::Restart => "restart",
+        }
+    }
+
+    fn carry_out(self, server: &mut Server, ledger: &Ledger) {
+        match self {
+            Self::Reload => reload(server),
+            Self::ReloadNotWaitedFor => signal(master(server), Signal::SIGUSR2),
+            Self::BrokenReload(line) => broken_reload(server, line),
+            Self::Rotation => {
                 let _ = fs::rename(server.home.join("error.log"), server.home.join("error.log.1"));
                 signal(master(server), Signal::SIGUSR1);
-                "rotation"
             }
-            7..=9 => kill_worker(server, shared, random, Signal::SIGKILL),
-            10 | 11 => kill_worker(server, shared, random, Signal::SIGSEGV),
-            12..=13 => stop_worker(server, random),
-            14 => {
-                let zygotes: Vec<_> = processes(server)
-                    .into_iter()
-                    .filter(|(_, role)| *role == Role::Zygote)
-                    .collect();
-                match random.choose(&zygotes) {
-                    Some((pid, _)) => signal(*pid, Signal::SIGKILL),
-                    None => continue,
+            Self::KillWorker(how, which) => kill_worker(server, ledger, which, how),
+            Self::KillZygote(which) => {
+                if let Some(pid) = zygote(server, which) {
+                    signal(pid, Signal::SIGKILL);
                 }
-                "zygote killed"
             }
-            15 => ask_worker_to_leave(server, random),
-            16 => {
-                full_disk(server, random);
-                "full disk"
+            // An administrator's SIGQUIT: it leaves when its request ends.
+            Self::AskWorkerToLeave(which) => {
+                if let Some((pid, _)) = worker(server, which) {
+                    signal(pid, Signal::SIGQUIT);
+                }
             }
-            _ => {
-                upgrade(server);
-                "upgrade"
-            }
-        };
-        shared.ledger.did(what);
+            Self::StopWorker(which, time) => stop_for(worker(server, which).map(|(pid, _)| pid), time),
+            Self::StopZygote(which, time) => stop_for(zygote(server, which), time),
+            Self::StopMaster(time) => stop_for(Some(master(server)), time),
+            Self::FullDisk(log, time) => full_disk(server, log, time),
+            Self::Upgrade => upgrade(server),
+            Self::KillMaster => end_master(server, ledger, Signal::SIGKILL),
+            Self::Restart => end_master(server, ledger, Signal::SIGTERM),
+        }
     }
 }
 
-fn worker(server: &Server, random: &mut Random) -> Option<(i32, String)> {
+/// What is done to a server, and how long after what came before: the same for the same seed.
+pub fn drawn_from(seed: u64) -> impl Iterator<Item = (Duration, Deed)> {
+    let mut random = Random::new(seed);
+    std::iter::repeat_with(move || {
+        let after = Duration::from_millis(random.between(20, 400));
+        (after, Deed::draw(&mut random))
+    })
+}
+
+/// Does one thing after another until the time is over.
+pub fn run(server: &mut Server, ledger: &Ledger, seed: u64, until: Instant) {
+    for (after, deed) in drawn_from(seed) {
+        thread::sleep(after);
+        if Instant::now() >= until {
+            return;
+        }
+        deed.carry_out(server, ledger);
+        ledger.did(deed.name());
+    }
+}
+
+fn worker(server: &Server, which: usize) -> Option<(i32, String)> {
     let workers: Vec<_> = processes(server)
         .into_iter()
         .filter_map(|(pid, role)| match role {
@@ -189,12 +259,24 @@ fn worker(server: &Server, random: &mut Random) -> Option<(i32, String)> {
             Role::Zygote => None,
         })
         .collect();
-    random.choose(&workers).cloned()
+    one_of(&workers, which)
 }
 
-fn kill_worker(server: &Server, shared: &Arc<Shared>, random: &mut Random, how: Signal) -> &'static str {
-    if let Some((pid, pool)) = worker(server, random) {
-        shared.ledger.kill(&pool, pid);
+fn zygote(server: &Server, which: usize) -> Option<i32> {
+    let zygotes: Vec<_> = processes(server)
+        .into_iter()
+        .filter(|(_, role)| *role == Role::Zygote)
+        .collect();
+    one_of(&zygotes, which).map(|(pid, _)| pid)
+}
+
+fn one_of<T: Clone>(all: &[T], which: usize) -> Option<T> {
+    all.get(which.checked_rem(all.len())?).cloned()
+}
+
+fn kill_worker(server: &Server, ledger: &Ledger, which: usize, how: Signal) {
+    if let Some((pid, pool)) = worker(server, which) {
+        ledger.kill(&pool, pid);
         signal(pid, how);
         // A zombie has no command line.
         let alive = || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
@@ -202,29 +284,24 @@ fn kill_worker(server: &Server, shared: &Arc<Shared>, random: &mut Random, how: 
         while alive() && Instant::now() < patience {
             thread::sleep(Duration::from_millis(1));
         }
-        shared.ledger.dead(pid);
-    }
-    if how == Signal::SIGKILL {
-        "worker killed"
-    } else {
-        "worker crashed"
+        ledger.dead(pid);
     }
 }
 
-/// A worker that the scheduler, a debugger or a full disk holds up for a moment.
-fn stop_worker(server: &Server, random: &mut Random) -> &'static str {
-    if let Some((pid, _)) = worker(server, random) {
+/// The scheduler, a debugger or a full disk holds it up for a moment.
+fn stop_for(pid: Option<i32>, time: Duration) {
+    if let Some(pid) = pid {
         signal(pid, Signal::SIGSTOP);
-        thread::sleep(Duration::from_millis(random.between(10, 300)));
+        thread::sleep(time);
         signal(pid, Signal::SIGCONT);
     }
-    "worker stopped and continued"
 }
 
-/// An administrator's SIGQUIT: it leaves when its request ends.
-fn ask_worker_to_leave(server: &Server, random: &mut Random) -> &'static str {
-    if let Some((pid, _)) = worker(server, random) {
-        signal(pid, Signal::SIGQUIT);
-    }
-    "worker asked to leave"
+/// systemd starts a service again whose main process has been killed, and one that is to be restarted.
+fn end_master(server: &mut Server, ledger: &Ledger, how: Signal) {
+    ledger.end(server.starts, how == Signal::SIGKILL);
+    let status = server.end_master(how);
+    ledger.ended();
+    assert!(how == Signal::SIGKILL || status.success(), "{status}\n{}", server.log());
+    server.start_again();
 }

@@ -17,13 +17,17 @@ type Case = (&'static str, fn() -> Result<(), Failed>);
 
 pub fn trials(corpus: &Arc<Corpus>) -> Vec<Trial> {
     let all = Arc::clone(corpus);
-    let commands: [Case; 4] = [
+    let commands: [Case; 5] = [
         ("migrate::debians_own_files", debian),
         (
             "migrate::nothing_is_written_unless_asked_and_nothing_overwritten",
             unwritten,
         ),
         ("migrate::what_is_left_to_do_is_said", to_do),
+        (
+            "migrate::nothing_in_a_file_reaches_the_terminal_as_it_is",
+            escape_sequences,
+        ),
         (
             "migrate::a_configuration_that_php_fpm_would_not_take_is_refused_with_its_line",
             refused,
@@ -112,14 +116,39 @@ fn same(corpus: &Corpus) -> Result<(), Failed> {
         .ok_or_else(|| format!("only {files} files with {pools} pools").into())
 }
 
-fn migrate(words: &[&Path]) -> Output {
+fn php_pool(command: &str, words: &[&Path]) -> Output {
     let this = std::env::current_exe().unwrap();
     let program = this.ancestors().nth(2).unwrap().join("php-pool");
     Command::new(program)
-        .arg("migrate")
+        .arg(command)
         .args(words)
         .output()
         .expect("it can be run")
+}
+
+fn migrate(words: &[&Path]) -> Output {
+    php_pool("migrate", words)
+}
+
+/// `php-pool check` and `migrate` are for files of others, too.
+fn escape_sequences() -> Result<(), Failed> {
+    let dir = tempfile::tempdir()?;
+    let wrong = "[www]\nuser = www-data\nlisten = 9000\npm = \"\x1b[2J\"\n\x1b]0;x = 1\n";
+    let right = "[www]\nuser = www-data\nlisten = /run/\x1b[2J/x.sock\npm = static\npm.max_children = 1\n";
+    for (name, content) in [("wrong.conf", wrong), ("right.conf", right)] {
+        let file = dir.path().join(name);
+        fs::write(&file, content)?;
+        let print: &[&Path] = &[&file, "--print".as_ref()];
+        for (command, words) in [("check", print), ("migrate", &print[..1])] {
+            let said = php_pool(command, words);
+            let said = [said.stdout, said.stderr].concat();
+            holds(&text(&said), "u{1b}")?;
+            if said.contains(&0x1b) {
+                return Err(format!("{command} {name}: {}", text(&said).escape_debug()).into());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn text(out: &[u8]) -> String {

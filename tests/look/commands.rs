@@ -6,9 +6,11 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::Master;
 use crate::support::Case;
 use crate::support::process::{spawn, that_dies_with_us};
-use crate::{harness, php_pool, serve, wait_for};
+use crate::terminal::Terminal;
+use crate::{harness, php_pool, serve, serve_as, wait_for};
 
 pub const CASES: &[Case] = &[
     ("commands::a_pool_that_is_well_is_0", well_is_0),
@@ -16,6 +18,16 @@ pub const CASES: &[Case] = &[
     ("commands::a_master_that_hangs_is_2", hanging_is_2),
     ("commands::nobody_is_4", nobody_is_4),
     ("commands::watching_shows_what_changes", watching),
+    (
+        "commands::watching_in_a_terminal_shows_what_is_wrong",
+        watching_in_a_terminal,
+    ),
+    ("commands::of_several_masters_the_worst_counts", several_masters),
+    ("commands::what_workers_died_of_is_told", what_workers_died_of),
+    (
+        "commands::requests_that_are_refused_are_counted",
+        requests_that_are_refused_are_counted,
+    ),
     ("commands::counters_are_exact", counters_are_exact),
 ];
 
@@ -99,6 +111,103 @@ fn watching() {
     wait_for("the request is seen", || accepted() > before);
     drop(looks);
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+fn watching_in_a_terminal() {
+    let master = serve("pm = static\npm.max_children = 1\n");
+    let mut command = Command::new(harness::executable());
+    command
+        .args(["status", "--watch", "--control"])
+        .arg(master.place.path("control"));
+    let screen = Terminal::run(command, 24, 100);
+    screen.shows("accepted connections: 0");
+    master.get("/hello.php");
+    screen.shows("accepted connections: 1");
+    drop(master);
+    screen.shows("php-pool: nothing runs at ");
+}
+
+fn several_masters() {
+    let (well, full) = (
+        serve_as("well", "pm = static\npm.max_children = 1\n"),
+        serve_as("full", "pm = static\npm.max_children = 1\n"),
+    );
+    let hangs = serve_as("hangs", "pm = static\npm.max_children = 1\n");
+    let mut busy = full.connect("sock");
+    full.ask(&mut busy, "/sleep.php?a=b", 0);
+    wait_for("the pool is full", || {
+        php_pool(&full, &["health"]).status.code() == Some(1)
+    });
+    let ask = |command: &str, whom: &[&Master]| {
+        let mut all = Command::new(harness::executable());
+        all.arg(command);
+        for master in whom {
+            all.arg("--control").arg(master.place.path("control"));
+        }
+        all.output().unwrap()
+    };
+    let health = ask("health", &[&well, &full]);
+    assert_eq!(
+        text(&health),
+        "well: alive, ready, not saturated\nfull: alive, ready, saturated\n"
+    );
+    assert_eq!(health.status.code(), Some(1));
+    let workers = text(&ask("workers", &[&well, &full]));
+    assert!(
+        workers.lines().count() == 3 && workers.contains("GET /sleep.php?a=b"),
+        "{workers}"
+    );
+    kill(Pid::from_raw(hangs.pid()), Signal::SIGSTOP).unwrap();
+    let health = ask("health", &[&hangs, &well, &full]);
+    kill(Pid::from_raw(hangs.pid()), Signal::SIGCONT).unwrap();
+    assert_eq!(health.status.code(), Some(2));
+    assert_eq!(
+        text(&health).lines().count(),
+        2,
+        "the others have their line: {health:?}"
+    );
+    let complaint = String::from_utf8_lossy(&health.stderr).into_owned();
+    assert!(complaint.contains("does not answer"), "{complaint}");
+}
+
+fn what_workers_died_of() {
+    let master = serve("pm = static\npm.max_children = 1\nrequest_terminate_timeout = 500ms\n");
+    master.place.write("dies.php", "<?php exec('kill -9 ' . getmypid());");
+    master.place.write("leaves.php", "<?php pcntl_exec('/bin/false');");
+    assert!(!text(&php_pool(&master, &["status"])).contains("died"));
+    for script in ["/dies.php", "/dies.php", "/leaves.php"] {
+        let mut connection = master.connect("sock");
+        master.ask(&mut connection, script, 0);
+        connection.reply(1);
+    }
+    let mut stays = master.connect("sock");
+    // What waits in C is not ended by PHP's own time-out.
+    master.place.write("stays.php", "<?php exec('sleep 60');");
+    master.ask(&mut stays, "/stays.php", 0);
+    let told = "workers that died:    1 of a request that timed out, 2 on a signal, 1 with an exit code\n";
+    wait_for("the deaths", || text(&php_pool(&master, &["status"])).contains(told));
+    // One that PHP ends by itself leaves its worker alive.
+    master.get("/sleep.php");
+    let status = text(&php_pool(&master, &["status"]));
+    let timed_out = "requests timed out:   2 (request_terminate_timeout)\n";
+    assert!(status.contains(told) && status.contains(timed_out), "{status}");
+}
+
+fn requests_that_are_refused_are_counted() {
+    let master = serve("pm = static\npm.max_children = 1\nqueue.timeout = 100ms\n");
+    let mut busy = master.connect("sock");
+    master.ask(&mut busy, "/sleep.php", 0);
+    wait_for("the pool is full", || {
+        php_pool(&master, &["health"]).status.code() == Some(1)
+    });
+    for _ in 0..3 {
+        assert!(master.get("/hello.php").contains("Service Unavailable"));
+    }
+    let status = text(&php_pool(&master, &["status"]));
+    assert!(
+        status.contains("requests refused:     3 (queue.max, queue.timeout)\n"),
+        "{status}"
+    );
 }
 
 /// 1,000 mixed requests are 1,000, of whatever end; and nobody is ever seen twice.

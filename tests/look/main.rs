@@ -9,6 +9,7 @@ mod harness;
 mod support;
 
 mod commands;
+mod ids;
 mod metrics;
 mod pages;
 mod terminal;
@@ -25,18 +26,23 @@ use harness::{Master, PATIENCE, Place, wait_for};
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(4);
-    let cases = [commands::CASES, metrics::CASES, pages::CASES, top::CASES];
+    let cases = [commands::CASES, ids::CASES, metrics::CASES, pages::CASES, top::CASES];
     let trials = cases.into_iter().flatten().map(|case| support::trial(case, true));
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 
 /// A pool `www` with a control socket, that serves.
 fn serve(settings: &str) -> Master {
+    serve_as("www", settings)
+}
+
+/// The same by another name.
+fn serve_as(name: &str, settings: &str) -> Master {
     let place = Place::new();
     place.write("hello.php", "<?php echo 'hello';");
     place.write("sleep.php", "<?php function waits() { sleep(60); } waits();");
     place.configure(&format!(
-        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm.status_path = /status\n{settings}"
+        "[{name}]\n{{user}}\nlisten = {{dir}}/sock\npm.status_path = /status\n{settings}"
     ));
     let master = place.start_with_control();
     master.said("ready to handle connections");

@@ -7,10 +7,13 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::harness::{Master, lives};
-use crate::support::Case;
 use crate::support::process::{spawn, that_dies_with_us};
+use crate::support::{Case, fcgi};
 use crate::{PATIENCE, harness, php_pool, python, read_by, serve, shipped, wait_for};
 
 pub const CASES: &[Case] = &[
@@ -20,7 +23,10 @@ pub const CASES: &[Case] = &[
     ("metrics::a_master_that_hangs_has_one_client", a_master_that_hangs),
     ("metrics::clients_that_do_no_good_harm_nobody", bad_clients),
     ("metrics::a_socket_of_systemds_is_taken", a_socket_of_systemds),
-    ("metrics::alert_rules_are_valid", alert_rules_are_valid),
+    (
+        "metrics::every_alert_fires_when_it_should_and_not_before",
+        alerts_fire_when_they_should,
+    ),
     (
         "metrics::the_dashboard_asks_for_what_there_is",
         the_dashboard_asks_for_what_there_is,
@@ -262,14 +268,28 @@ fn a_socket_of_systemds() {
     assert!(exporter.get("*/*").contains("phpfpm_up{pool=\"www\"} 1"));
 }
 
-fn alert_rules_are_valid() {
-    let said = read_by(
-        Command::new("promtool")
-            .args(["check", "rules"])
-            .arg(shipped("prometheus-alerts.yml")),
-        "",
-    );
+fn alerts_fire_when_they_should() {
+    let rules = shipped("prometheus-alerts.yml");
+    let said = read_by(Command::new("promtool").args(["check", "rules"]).arg(&rules), "");
     assert!(said.contains("SUCCESS"), "{said}");
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/look/alerts.yml");
+    let said = read_by(Command::new("promtool").args(["test", "rules"]).arg(&cases), "");
+    assert!(said.contains("SUCCESS"), "{said}");
+    // None is left out.
+    let (rules, cases) = (fs::read_to_string(rules).unwrap(), fs::read_to_string(cases).unwrap());
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() > 5, "{alerts:?}");
+    for alert in alerts {
+        for case in ["}\n", "\n        exp_alerts:"] {
+            assert!(
+                cases.contains(&format!("alertname: {alert}{case}")),
+                "{alert}: no case has it{case}"
+            );
+        }
+    }
 }
 
 /// The panels' titles and questions.
@@ -280,7 +300,8 @@ fn panels() -> Vec<(String, String)> {
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let expression = target["expr"].as_str().unwrap();
-            let expression = expression.replace("$__rate_interval", "10s").replace("$pool", ".*");
+            let expression = expression.replace("$__rate_interval", "10s");
+            let expression = expression.replace("$pool", ".*").replace("$instance", ".*");
             all.push((panel["title"].as_str().unwrap().to_owned(), expression));
         }
     }
@@ -301,9 +322,40 @@ fn the_dashboard_asks_for_what_there_is() {
     }
 }
 
-/// A real Prometheus scrapes a real pool; every panel's question has an answer, and every rule can be evaluated.
+/// Ends a thread that looks at it, however the test ends.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// A request of which the web server says when it had it.
+fn asked_at(master: &Master, at: SystemTime) {
+    let file = master.place.path("hello.php").display().to_string();
+    let at = format!("t={}", at.duration_since(UNIX_EPOCH).unwrap().as_micros());
+    let params = [
+        ("SCRIPT_FILENAME", file.as_str()),
+        ("SCRIPT_NAME", "/hello.php"),
+        ("REQUEST_METHOD", "GET"),
+        ("HTTP_X_REQUEST_START", at.as_str()),
+    ];
+    let mut connection = master.connect("sock");
+    assert!(connection.send(&fcgi::request(0, &params, b"")));
+    connection.reply(1);
+}
+
+/// A real Prometheus scrapes a real pool to which all happens that a panel is for; every panel's question is answered with
+/// numbers, and every rule can be evaluated.
 fn in_a_real_prometheus() {
-    let master = serve(POOL);
+    let master = serve(
+        "pm = dynamic\npm.max_children = 2\npm.start_servers = 1\npm.min_spare_servers = 1\npm.max_spare_servers = 1\n\
+         access.log = /dev/full\nslowlog = {dir}/slow.log\nrequest_slowlog_timeout = 100ms\n\
+         request_terminate_timeout = 300ms\nqueue.timeout = 50ms\n",
+    );
+    master.place.write("slow.php", "<?php usleep(400_000);");
+    master.place.write("dies.php", "<?php exec('kill -9 ' . getmypid());");
     let exporter = Exporter::of(&master);
     let folder = tempfile::tempdir().unwrap();
     let port = crate::support::server::free_port("127.0.0.1").unwrap();
@@ -330,22 +382,36 @@ fn in_a_real_prometheus() {
         serde_json::from_str(&request.call().ok()?.body_mut().read_to_string().ok()?).ok()
     };
     wait_for("a scrape", || {
-        master.get("/hello.php");
         let up = api("query", &[("query", "phpfpm_up == 1")]);
         up.is_some_and(|up| up["data"]["result"].as_array().is_some_and(|all| !all.is_empty()))
     });
-    for (title, expression) in panels() {
-        let answer = || {
-            master.get("/hello.php");
-            api("query", &[("query", &expression)]).unwrap_or_default()
-        };
-        assert_eq!(answer()["status"], "success", "{title}: {expression}");
-        // Web servers that say since when a request waits are another test's, and control groups the virtual machine's.
-        let empty = OF_GROUPS.iter().any(|group| expression.contains(group));
-        wait_for(&format!("{title}: an answer to {expression}"), || {
-            empty || answer()["data"]["result"].as_array().is_some_and(|all| !all.is_empty())
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _over = SetOnDrop(&over);
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                master.at_once(5, "/slow.php");
+                let mut dies = master.connect("sock");
+                master.ask(&mut dies, "/dies.php", 0);
+                dies.reply(1);
+                asked_at(&master, SystemTime::now() - Duration::from_millis(5));
+            }
         });
-    }
+        for (title, expression) in panels() {
+            let answer = || api("query", &[("query", &expression)]).unwrap_or_default();
+            assert_eq!(answer()["status"], "success", "{title}: {expression}");
+            // Control groups are the virtual machine's.
+            if OF_GROUPS.iter().any(|group| expression.contains(group)) {
+                continue;
+            }
+            wait_for(&format!("{title}: numbers for {expression}"), || {
+                let answer = answer();
+                let values = answer["data"]["result"].as_array().into_iter().flatten();
+                let mut numbers = values.filter_map(|one| one["value"][1].as_str()?.parse::<f64>().ok());
+                numbers.any(f64::is_finite)
+            });
+        }
+    });
     wait_for("the rules", || {
         let rules = api("rules", &[]).unwrap_or_default();
         let rules = rules["data"]["groups"][0]["rules"]

@@ -30,8 +30,10 @@ static NUMBERS: Setup = Setup {
     name: "access-numbers",
     workers: 1,
     pool: "access.log = {home}/access.log\n\
-           access.format = \"%r C=%C,%{user}C,%{system}C d=%d,%{milli}d,%{mili}d,%{micro}d M=%M,%{kilo}M,%{mega}M p=%p,%P \
-           t=%t,%{%Y-%m-%dT%H:%M:%S%z}t,%{%s}T\"\n",
+           access.format = \"%r C=%C,%{user}C,%{system}C,%{Total}C \
+           d=%d,%{milli}d,%{mili}d,%{micro}d,%{SECONDS}d,%{milliseconds}d,%{miliseconds}d,%{microseconds}d \
+           M=%M,%{kilo}M,%{mega}M,%{bytes}M,%{kilobytes}M,%{MegaBytes}M p=%p,%P \
+           t=%t,%T,%{%Y-%m-%dT%H:%M:%S%z}t,%{%s}T,%{%a %A %b %B %e %j %p %Z %%}t\"\n",
     ..Setup::BASE
 };
 
@@ -126,23 +128,37 @@ pub fn cases() -> Vec<Case> {
             run.note(log.join("\n"));
         });
         cases.same("numbers have php_fpms form", &NUMBERS, |run| {
-            run.file("numbers.php", "<?php usleep(20000);");
-            let log = log_of(run, &[run.get("/numbers.php")], "/numbers.php");
+            run.file("numbers.php", "<?php usleep(20000); echo getmypid();");
+            let worker = run.send_unrecorded(&run.get("/numbers.php")).text();
+            let log = lines(run, "/numbers.php", 1);
             run.note(hidden(&log.join("\n")));
             let after = |name: &str| {
                 let rest = log[0].split_once(&format!(" {name}=")).expect("the format has it").1;
                 rest.split([' ', '\n']).next().unwrap_or_default().to_owned()
             };
+            assert_eq!(
+                after("p"),
+                format!("{},{}", worker.trim(), run.server.pids()[0]),
+                "{log:?}"
+            );
             let duration: Vec<f64> = after("d").split(',').map(|n| n.parse().expect("a number")).collect();
             assert!(
                 duration[0] >= 0.02 && duration[1] >= 20.0 && duration[3] >= 20_000.0,
                 "{log:?}"
             );
+            // By its long names each is the same.
+            assert_eq!(
+                duration[..4],
+                [duration[4], duration[5], duration[6], duration[7]],
+                "{log:?}"
+            );
+            assert_eq!(duration[1], duration[2], "{log:?}");
             let memory: Vec<u64> = after("M").split(',').map(|n| n.parse().expect("a number")).collect();
             assert!(
                 memory[0] / 1024 == memory[1] && memory[1] / 1024 == memory[2] && memory[2] >= 1,
                 "{log:?}"
             );
+            assert_eq!(memory[..3], memory[3..], "{log:?}");
         });
         cases
             .same(

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 
 use crate::harness::{Master, Place, wait_for};
-use crate::support::Case;
+use crate::support::{Case, fcgi};
 
 pub const CASES: &[Case] = &[
     ("access_log::lines_are_in_order_of_their_requests", lines_are_in_order),
@@ -30,11 +30,16 @@ pub const CASES: &[Case] = &[
         a_stalled_reader_holds_nobody_up,
     ),
     ("access_log::a_full_disk_is_said_once", a_full_disk_is_said_once),
+    ("access_log::stderr_takes_it_and_outlives_a_rotation", stderr_takes_it),
     (
         "access_log::a_pipe_without_a_reader_is_an_error",
         a_pipe_without_a_reader_is_an_error,
     ),
     ("access_log::json_is_one_object_a_line", json_is_one_object_a_line),
+    (
+        "access_log::json_holds_every_byte_that_a_client_may_send",
+        json_holds_every_byte,
+    ),
 ];
 
 fn place(settings: &str) -> Place {
@@ -224,6 +229,21 @@ fn a_stalled_reader_holds_nobody_up() {
     assert!(text.lines().all(|line| line.ends_with(&format!("{long}.-"))));
 }
 
+fn stderr_takes_it() {
+    let mut master = place("access.log = /dev/stderr\n").serve();
+    master.get("/pid.php?before.");
+    assert_eq!(master.said("before."), "before.");
+    master.signal(Signal::SIGUSR1);
+    master.said("access log file re-opened");
+    master.get("/pid.php?after.");
+    assert_eq!(master.said("after."), "after.");
+    assert_eq!(master.count("exited"), 0, "rotation ends no worker");
+    master.get("/pid.php?last.");
+    master.signal(Signal::SIGQUIT);
+    assert!(master.ended().success());
+    assert_eq!(master.said("last."), "last.");
+}
+
 fn a_full_disk_is_said_once() {
     let master = place("access.log = /dev/full\n").serve();
     for number in 0..50 {
@@ -240,6 +260,55 @@ fn a_pipe_without_a_reader_is_an_error() {
     let mut master = place.start(&[]);
     master.said("failed to open access log");
     assert_eq!(master.ended().code(), Some(78));
+}
+
+/// What python reads of it is what was sent, but for what is not UTF-8, which is U+FFFD as in python's own reading of it.
+fn json_holds_every_byte() {
+    let place = place("access.log = {dir}/access.log\n");
+    let text = fs::read_to_string(place.path("pool.conf")).unwrap();
+    place.write("pool.conf", &text.replace("\"%q\"", "json"));
+    let master = place.serve();
+    let every: Vec<u8> = (1..=255).collect();
+    let forged = b"\"}\n{\"status\": 200, \"uri\": \"/forged\"}\n\\".to_vec();
+    let script = master.place.path("pid.php").display().to_string();
+    for (number, hostile) in [&every, &forged].into_iter().enumerate() {
+        let user = [b"x:".to_vec(), hostile.clone()].concat();
+        let params = [
+            ("SCRIPT_FILENAME", script.clone().into_bytes()),
+            ("SCRIPT_NAME", [b"/".as_slice(), hostile].concat()),
+            ("REQUEST_METHOD", hostile.clone()),
+            ("QUERY_STRING", hostile.clone()),
+            ("HTTP_X_REQUEST_ID", format!("h-{number}").into_bytes()),
+            ("HTTP_AUTHORIZATION", user),
+        ];
+        let pairs = params
+            .iter()
+            .flat_map(|(name, value)| fcgi::pair(name.as_bytes(), value));
+        let request = [
+            fcgi::begin(1, fcgi::RESPONDER, 0).bytes(),
+            fcgi::stream(fcgi::PARAMS, 1, &pairs.collect::<Vec<_>>(), 0xffff),
+            fcgi::stream(fcgi::STDIN, 1, b"", 0xffff),
+        ];
+        let mut connection = master.connect("sock");
+        assert!(connection.send(&request.concat()));
+        assert!(connection.reply(1).end.is_some());
+    }
+    let log = master.place.path("access.log");
+    wait_for("both lines", || {
+        fs::read_to_string(&log).is_ok_and(|text| text.lines().count() >= 2)
+    });
+    let script = "import json, sys\nsent = [bytes(range(1, 256)), b'\"}\\n{\"status\": 200, \"uri\": \"/forged\"}\\n\\\\']\n\
+                  lines = sys.stdin.buffer.read().splitlines()\nassert len(lines) == 2, lines\n\
+                  for number, (line, one) in enumerate(zip(lines, sent)):\n\
+                  \x20 o, text = json.loads(line), one.decode(errors='replace')\n\
+                  \x20 assert o['query'] == text and o['uri'] == '/' + text and o['method'] == text, (o, text)\n\
+                  \x20 assert o['request_id'] == f'h-{number}' and o['status'] == 200, o\n";
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .stdin(File::open(&log).unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn json_is_one_object_a_line() {

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Master, Place};
+use crate::harness::{Master, Place, body, wait_for};
 use crate::support::Case;
+use crate::support::fcgi::{self, KEEP_CONN, PARAMS, RESPONDER, Record, STDIN, begin, stream};
 
 pub const CASES: &[Case] = &[
     ("limits::a_request_over_its_time_ends_inside_php", ends_inside_php),
@@ -20,6 +21,14 @@ pub const CASES: &[Case] = &[
         an_idle_connection_has_no_limit,
     ),
     ("limits::a_slow_request_is_traced_once", a_slow_request_is_traced),
+    (
+        "limits::a_body_without_end_after_the_answer_holds_no_worker",
+        an_endless_body_holds_no_worker,
+    ),
+    (
+        "limits::what_is_left_of_a_body_is_no_part_of_the_next_request",
+        a_rest_is_not_the_next_request,
+    ),
 ];
 
 fn serve(lines: &str) -> Master {
@@ -140,4 +149,71 @@ fn a_slow_request_is_traced() {
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains("sleep() ") && text.contains("sleep.php:2"), "{text}");
     assert_eq!(master.count("executing too slow ("), 1);
+}
+
+/// A PUT of so many bytes, of which none is there yet, for a script that does not read them.
+fn put(master: &Master, uri: &str, length: &str, flags: u8) -> Vec<u8> {
+    let file = master.place.path(&uri[1..]).display().to_string();
+    let params = [
+        ("SCRIPT_FILENAME", file.as_str()),
+        ("SCRIPT_NAME", uri),
+        ("REQUEST_METHOD", "PUT"),
+        ("CONTENT_LENGTH", length),
+    ];
+    let params = stream(PARAMS, 1, &fcgi::pairs(&params), 8192);
+    [begin(1, RESPONDER, flags).bytes(), params].concat()
+}
+
+/// The only worker must be there for others while a client goes on with a body, or with questions, for ever.
+fn an_endless_body_holds_no_worker() {
+    let rest = Record::new(STDIN, 1, vec![b'x'; 32 << 10]).bytes();
+    // FCGI_GET_VALUES: it is answered, and is no request.
+    let question = fcgi::Record::new(9, 0, fcgi::pair(b"FCGI_MAX_CONNS", b"")).bytes();
+    for (what, flags, more) in [
+        ("a body, kept", KEEP_CONN, rest.clone()),
+        ("a body", 0, rest),
+        ("questions", KEEP_CONN, question),
+    ] {
+        let master = serve("linger_timeout = 1s");
+        let worker = master.get("/pid.php");
+        let mut endless = master.connect("sock");
+        assert!(endless.send(&put(&master, "/pid.php", "1000000000000", flags)));
+        assert_eq!(body(&endless.reply(1)), worker);
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            // As fast as it is taken, until the server has enough of it.
+            let client = scope.spawn(move || while endless.send(&more) {});
+            for _ in 0..20 {
+                assert_eq!(master.get("/pid.php"), worker, "{what}");
+            }
+            wait_for("the connection is closed", || client.is_finished());
+        });
+        // request_header_timeout, which is no limit of this.
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{what}: {:?}",
+            begun.elapsed()
+        );
+    }
+}
+
+fn a_rest_is_not_the_next_request() {
+    let master = serve("linger_timeout = 60s\naccess.log = {dir}/access.log\naccess.format = \"%{milliseconds}d\"");
+    let mut connection = master.connect("sock");
+    assert!(connection.send(&put(&master, "/pid.php", "10", KEEP_CONN)));
+    let worker = body(&connection.reply(1));
+    assert!(connection.send(&Record::new(STDIN, 1, "12345").bytes()));
+    // So long the client does nothing.
+    connection.pause(Duration::from_millis(1500));
+    let end = [
+        Record::new(STDIN, 1, "67890").bytes(),
+        Record::new(STDIN, 1, []).bytes(),
+    ];
+    assert!(connection.send(&end.concat()));
+    assert_eq!(master.ask_kept(&mut connection, "/pid.php"), worker);
+    let lines = || std::fs::read_to_string(master.place.path("access.log")).unwrap_or_default();
+    wait_for("both lines", || lines().lines().count() == 2);
+    for took in lines().lines() {
+        assert!(took.parse::<f64>().unwrap() < 1000.0, "a request has taken {took} ms");
+    }
 }

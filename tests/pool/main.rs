@@ -4,6 +4,7 @@
 //! `cargo test --test pool -- FILTER`
 
 mod access_log;
+mod broken;
 mod command_line;
 mod error_log;
 mod figures;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         restart::CASES,
         full::CASES,
         error_log::CASES,
+        broken::CASES,
         figures::CASES,
     ];
     let trials = cases.into_iter().flatten().map(|case| support::trial(case, true));

@@ -306,23 +306,25 @@ fn let_go_of() {
 
 /// The kernel lets a user have so many descriptors under way between processes. More kept connections than that stay where they are.
 fn cannot_be_handed_over() {
-    const FILES: usize = 64;
-    let place = Place::new();
-    place.write("hello.php", "<?php echo 'hello';");
-    place.configure(&format!(
-        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\nrlimit_files = {FILES}\n"
-    ));
-    let master = place.serve();
-    assert_eq!(master.get("/hello.php"), "hello");
-    // It takes none in the meantime.
-    master.signal(Signal::SIGSTOP);
-    let hello = |connection: &mut Connection| assert_eq!(master.ask_kept(connection, "/hello.php"), "hello");
-    let one = |_| {
-        let mut connection = master.connect("sock");
-        hello(&mut connection);
-        connection
-    };
-    let mut kept: Vec<Connection> = (0..FILES + 25).map(one).collect();
-    master.signal(Signal::SIGCONT);
-    kept.iter_mut().for_each(hello);
+    // More than may be under way; and more than the way to the master has room for.
+    for (files, connections) in [(64, 64 + 25), (4096, 2500)] {
+        let place = Place::new();
+        place.write("hello.php", "<?php echo 'hello';");
+        place.configure(&format!(
+            "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\nrlimit_files = {files}\n"
+        ));
+        let master = place.serve();
+        assert_eq!(master.get("/hello.php"), "hello");
+        // It takes none in the meantime.
+        master.signal(Signal::SIGSTOP);
+        let hello = |connection: &mut Connection| assert_eq!(master.ask_kept(connection, "/hello.php"), "hello");
+        let one = |_| {
+            let mut connection = master.connect("sock");
+            hello(&mut connection);
+            connection
+        };
+        let mut kept: Vec<Connection> = (0..connections).map(one).collect();
+        master.signal(Signal::SIGCONT);
+        kept.iter_mut().for_each(hello);
+    }
 }

@@ -11,6 +11,7 @@ use crate::support::Case;
 pub const CASES: &[Case] = &[
     ("renewal::only_what_has_changed_is_renewed", only_what_has_changed),
     ("renewal::what_is_preloaded_is_always_renewed", preloaded),
+    ("renewal::a_new_generation_has_compiled_what_the_old_one_used", warm),
     ("renewal::a_sleeping_pool_moves_to_another_socket", asleep),
     ("renewal::the_status_socket_follows_the_configuration", status_socket),
     ("renewal::overlap_bounds_the_workers_and_fails_no_request", overlap),
@@ -116,6 +117,58 @@ fn preloaded() {
     place.configure(POOLS);
     let master = started(place);
     assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
+}
+
+/// Only where it is asked for, and without running any of it. What cannot be compiled any more is left out, and delays nothing.
+fn warm() {
+    for (limit, wanted) in [("30s", true), ("0", false)] {
+        let place = place();
+        place.write(
+            "www.ini",
+            "zend_extension = opcache\nopcache.file_update_protection = 0\n",
+        );
+        let names = ["used.php", "library.php", "broken.php", "queue.php"];
+        let code = "<?php file_put_contents(__DIR__ . '/ran', '.', FILE_APPEND);";
+        names.iter().for_each(|name| drop(place.write(name, code)));
+        place.write(
+            "used.php",
+            &format!("{code} foreach (['library', 'broken', 'queue'] as $n) require __DIR__ . \"/$n.php\";"),
+        );
+        place.write(
+            "cached.php",
+            "<?php foreach (['used', 'library', 'broken', 'queue'] as $n) echo (int) opcache_is_script_cached(__DIR__ . \"/$n.php\");",
+        );
+        place.write("ran", "");
+        fs::set_permissions(place.path("ran"), std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        place.configure(&POOLS.replace("[other]", &format!("reload.warm = {limit}\n[other]")));
+        let master = started(place);
+        assert_eq!(master.get("/cached.php"), "0000");
+        master.get("/used.php");
+        assert_eq!(master.get("/cached.php"), "1111");
+        let ran = || fs::read_to_string(master.place.path("ran")).unwrap().len();
+        assert_eq!(ran(), names.len());
+        master.place.write("broken.php", "<?php this is none");
+        fs::remove_file(master.place.path("queue.php")).unwrap();
+        nix::unistd::mkfifo(
+            &master.place.path("queue.php"),
+            nix::sys::stat::Mode::from_bits_truncate(0o666),
+        )
+        .unwrap();
+        let before = master.workers("www");
+        reload(&master, &["--force"]);
+        wait_for("the new workers alone", || {
+            let now = master.workers("www");
+            now.len() == 1 && !before.contains(&now[0])
+        });
+        assert_eq!(master.get("/cached.php"), if wanted { "1100" } else { "0000" });
+        assert_eq!(ran(), names.len(), "something has been run");
+        // The zygote is as it was: its workers run what they have not been compiled from.
+        master.place.write("queue.php.new", code);
+        fs::rename(master.place.path("queue.php.new"), master.place.path("queue.php")).unwrap();
+        master.place.write("broken.php", code);
+        master.get("/used.php");
+        assert_eq!(ran(), 2 * names.len());
+    }
 }
 
 fn asleep() {

@@ -4,18 +4,22 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
-use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Place, body, wait_for};
 use crate::support::Case;
-use crate::support::process::{spawn, that_dies_with_us};
+use crate::support::fcgi::{RESPONDER, begin};
+use crate::support::process::{hand_over, spawn, that_is_handed_sockets};
 
 pub const CASES: &[Case] = &[
     (
         "restart::loses_no_request_where_somebody_else_holds_the_socket",
         loses_no_request,
+    ),
+    (
+        "restart::who_has_connected_before_and_speaks_late_is_served",
+        speaks_late,
     ),
     (
         "restart::every_socket_of_the_pools_name_is_served_and_no_other",
@@ -25,22 +29,15 @@ pub const CASES: &[Case] = &[
 
 /// A master that is given sockets by their names.
 fn start(place: &Place, sockets: &[(&UnixListener, &str)]) -> Child {
-    let mut command = that_dies_with_us("KILL", "sh");
-    let names: Vec<&str> = sockets.iter().map(|(_, name)| *name).collect();
-    command.env("LISTEN_FDS", sockets.len().to_string());
-    command.env("LISTEN_FDNAMES", names.join(":"));
-    let exec = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
-    command.args(["-c", exec]).arg(place.path("php-fpm"));
+    let mut command = that_is_handed_sockets(place.path("php-fpm"));
+    let held = sockets
+        .iter()
+        .map(|(socket, name)| (socket.try_clone().unwrap().into(), *name));
+    hand_over(&mut command, held.collect());
     command.args(["-F", "-O", "-y"]).arg(place.path("pool.conf"));
     command.arg("-c").arg(place.path("php.ini")).env("PHP_INI_SCAN_DIR", "");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mapping = |((socket, _), child_fd): (&(&UnixListener, &str), i32)| FdMapping {
-        parent_fd: socket.try_clone().unwrap().into(),
-        child_fd,
-    };
-    command
-        .fd_mappings(sockets.iter().zip(3..).map(mapping).collect())
-        .unwrap();
+    let said = std::fs::File::create(place.path("said")).unwrap();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
     spawn(command).unwrap()
 }
 
@@ -86,6 +83,53 @@ fn loses_no_request() {
     });
 }
 
+/// Connections that have been accepted, with nothing or half a request: some a worker has, some the master.
+fn speaks_late() {
+    let place = Place::new();
+    place.write("php.ini", "display_errors = 0\n");
+    place.write("pid.php", "<?php echo getmypid();");
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let socket = UnixListener::bind(place.path("sock")).unwrap();
+    let mut master = start(&place, &[(&socket, "listen")]);
+    let halves = {
+        let whole = [begin(1, RESPONDER, 0).bytes(), place.rest_of_request("/pid.php")].concat();
+        let (first, second) = whole.split_at(whole.len() / 2);
+        [first.to_vec(), second.to_vec()]
+    };
+    let served = || {
+        let mut connection = place.connect("sock");
+        place.ask(&mut connection, "/pid.php", 0);
+        body(&connection.reply(1))
+    };
+    served();
+    let mut late = Vec::new();
+    for round in 0..3 {
+        for index in 0..4 {
+            let mut connection = place.connect("sock");
+            let said = index % 2;
+            assert!(said == 0 || connection.send(&halves[0]));
+            late.push((connection, said));
+        }
+        // The worker has accepted them before this one, for which it gives them to the master. Those of the last round it keeps,
+        // or they are still in the socket.
+        if round < 2 {
+            served();
+        }
+    }
+    kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
+    for (connection, said) in &mut late {
+        halves[*said..].iter().for_each(|half| assert!(connection.send(half)));
+    }
+    assert!(master.wait().unwrap().success());
+    let mut master = start(&place, &[(&socket, "listen")]);
+    for (number, (connection, _)) in late.iter_mut().enumerate() {
+        assert!(connection.reply(1).end.is_some(), "connection {number} is lost");
+    }
+    served();
+    kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(master.wait().unwrap().success());
+}
+
 fn several_sockets() {
     let place = Place::new();
     place.write("php.ini", "display_errors = 0\n");
@@ -108,6 +152,13 @@ fn several_sockets() {
     };
     let get = |socket: &str, uri: &str| body(&ask(socket, uri).reply(1));
     let mut stranger = ask("other", "/pid.php");
+    wait_for("it is said that nobody answers there", || {
+        let wanted = format!(
+            "WARNING: the inherited socket \"{}\" (FileDescriptorName=other) belongs to no pool",
+            place.path("other").display()
+        );
+        std::fs::read_to_string(place.path("said")).is_ok_and(|log| log.contains(&wanted))
+    });
 
     // The master watches all of them where there is no worker, and one worker serves them.
     let pid = get("second", "/pid.php");

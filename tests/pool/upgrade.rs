@@ -20,6 +20,10 @@ pub const CASES: &[Case] = &[
         "upgrade::who_asks_during_the_start_hears_how_it_ends",
         asked_for_during_the_start,
     ),
+    (
+        "upgrade::a_reload_that_is_asked_for_meanwhile_is_done_after_it",
+        asked_for_meanwhile,
+    ),
     ("upgrade::the_next_stop_is_as_graceful_as_ever", stops),
 ];
 
@@ -209,6 +213,31 @@ fn asked_for_during_the_start() {
     wait_for("the workers of the start", || master.workers("www").len() == 40);
     assert!(!master.get("/pid.php").is_empty());
     assert_eq!(master.count(TAKEN_OVER), 0);
+}
+
+/// Only what has changed was to be renewed by the reload that found another program; everything by the one that came then.
+fn asked_for_meanwhile() {
+    let master = started(POOL, 2);
+    let before = master.workers("www");
+    let new = master.place.path("new");
+    let at = |name: &str| master.place.path(name).display().to_string();
+    let (asked, go, program) = (at("asked"), at("go"), at("php-pool.a"));
+    let script = format!("#!/bin/sh\ntouch {asked}\nwhile [ ! -e {go} ]; do sleep 0.02; done\nexec {program} \"$@\"\n");
+    fs::write(&new, script).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, master.place.path("php-pool")).unwrap();
+    let mut command = Command::new(crate::harness::executable());
+    command.arg("reload").arg("--control").arg(master.place.path("control"));
+    let mut client = command.spawn().unwrap();
+    wait_for("the new program to be asked", || master.place.path("asked").exists());
+    master.signal(Signal::SIGUSR2);
+    master.place.write("go", "");
+    master.said(TAKEN_OVER);
+    wait_for("the new workers alone", || {
+        let now = master.workers("www");
+        now.len() == 2 && now.iter().all(|pid| !before.contains(pid))
+    });
+    assert!(client.wait().unwrap().success());
 }
 
 fn stops() {

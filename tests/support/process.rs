@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +12,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -92,6 +94,23 @@ pub fn that_dies_with_us(signal: &str, program: impl AsRef<OsStr>) -> Command {
     // A Ctrl-C in the terminal is for us alone; we end the servers in good order.
     command.process_group(0);
     command
+}
+
+/// The same for one that is handed sockets: their addressee is told by its pid, which only it knows.
+pub fn that_is_handed_sockets(program: impl AsRef<OsStr>) -> Command {
+    let mut command = that_dies_with_us("KILL", "sh");
+    command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(program);
+    command
+}
+
+/// Hands listening sockets over, each by a name, as systemd does.
+pub fn hand_over(command: &mut Command, sockets: Vec<(OwnedFd, &str)>) {
+    let names: Vec<&str> = sockets.iter().map(|(_, name)| *name).collect();
+    command.env("LISTEN_FDS", names.len().to_string());
+    command.env("LISTEN_FDNAMES", names.join(":"));
+    let mapping = |((parent_fd, _), child_fd)| FdMapping { parent_fd, child_fd };
+    let mappings = sockets.into_iter().zip(3..).map(mapping).collect();
+    command.fd_mappings(mappings).expect("each has its own number");
 }
 
 /// Starts a process from a thread that lives as long as the tests: the parent-death signal is that of the *thread*.

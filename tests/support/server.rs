@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -13,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::fcgi::{Address, Connection, PATIENCE};
-use super::process::{self, Process, spawn, that_dies_with_us};
+use super::process::{self, Process, hand_over, spawn, that_dies_with_us, that_is_handed_sockets};
 
 /// The reference, php-fpm: the one that `PHP_FPM` names (`./dev` sets it), else the newest of Debian's.
 pub fn php_fpm() -> PathBuf {
@@ -134,6 +137,8 @@ pub struct Setup {
     pub files: &'static [(&'static str, &'static str)],
     /// Whether cases make workers die, so that the log may say so.
     pub deaths: bool,
+    /// Addresses that the tests listen on and hand to the server, as systemd does; then it can be started again.
+    pub held: &'static [&'static str],
 }
 
 impl Setup {
@@ -151,6 +156,7 @@ impl Setup {
         environment: &[],
         files: &[],
         deaths: false,
+        held: &[],
     };
 
     fn pool_file(&self, kind: Kind, listen: &str) -> String {
@@ -219,7 +225,18 @@ pub struct Server {
     child: Child,
     log: Arc<Log>,
     stopped: bool,
+    sockets: Vec<OwnedFd>,
+    /// What was there when masters of earlier starts ended.
+    orphans: Vec<Process>,
+    /// How often it has been started.
+    pub starts: u32,
 }
+
+/// What a server says when it serves.
+const READY: &str = "ready to handle connections";
+
+/// What stands in a server's log when no process of a start is left that could say something.
+const SILENT: &str = "\n(end of the server's output)\n";
 
 impl Server {
     /// Starts a server below `root` and waits until it says that it is ready.
@@ -270,56 +287,16 @@ impl Server {
         fs::write(&pool_file, fill(setup.pool_file(kind, &listen))).map_err(failed)?;
         fs::write(&ini_file, fill(setup.ini_file())).map_err(failed)?;
 
-        let executable = match kind {
-            Kind::PhpFpm => php_fpm(),
+        if kind == Kind::PhpPool {
             // By this name php-pool takes php-fpm's command line.
-            Kind::PhpPool => {
-                let link = home.join("php-fpm");
-                let _ = fs::remove_file(&link);
-                std::os::unix::fs::symlink(php_pool(), &link).map_err(failed)?;
-                link
-            }
-        };
-        if !executable.exists() {
-            return Err(format!("{} is not there", executable.display()));
+            let link = home.join("php-fpm");
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(php_pool(), &link).map_err(failed)?;
         }
-        let (mut output, input) = io::pipe().map_err(failed)?;
-        let mut command = that_dies_with_us("KILL", &executable);
-        command
-            .args(["-F", "-O", "-y"])
-            .arg(&pool_file)
-            .arg("-c")
-            .arg(&ini_file)
-            .args(setup.arguments);
-        command
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("PHP_INI_SCAN_DIR", "");
-        command.envs(setup.environment.iter().copied()).current_dir(home);
-        command
-            .stdin(Stdio::null())
-            .stdout(input.try_clone().map_err(failed)?)
-            .stderr(input);
-        let child = spawn(command).map_err(failed)?;
-
+        let held = setup.held.iter().map(|address| listen_on(&fill((*address).to_owned())));
+        let sockets = held.collect::<io::Result<Vec<_>>>().map_err(failed)?;
         let log = Arc::new(Log::default());
-        let sink = Arc::clone(&log);
-        // Ends when the last process of the server has closed its end.
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(n @ 1..) = output.read(&mut buffer) {
-                sink.text
-                    .lock()
-                    .expect("nobody panics with the log")
-                    .push_str(&String::from_utf8_lossy(&buffer[..n]));
-                sink.grown.notify_all();
-            }
-            sink.text
-                .lock()
-                .expect("nobody panics with the log")
-                .push_str("\n(end of the server's output)\n");
-            sink.grown.notify_all();
-        });
+        let child = execute(kind, setup, home, (&sockets, 1), &log)?;
         let server = Self {
             kind,
             setup,
@@ -328,16 +305,38 @@ impl Server {
             child,
             log,
             stopped: false,
+            sockets,
+            orphans: Vec::new(),
+            starts: 1,
         };
-        let ready = |text: &str| text.contains("ready to handle connections") || text.contains("(end of the server's");
+        let ready = |text: &str| text.contains(READY) || text.contains(SILENT);
         match server.log.wait(PATIENCE, ready) {
-            Ok(text) if text.contains("ready to handle connections") => Ok(server),
+            Ok(text) if text.contains(READY) => Ok(server),
             Ok(text) | Err(text) => Err(format!(
                 "{} on setup '{}' did not become ready; it said:\n{text}",
                 kind.name(),
                 setup.name
             )),
         }
+    }
+
+    /// Ends the master by a signal: how it ended.
+    pub fn end_master(&mut self, signal: Signal) -> ExitStatus {
+        self.orphans.retain(|process| !process.gone_within(Duration::ZERO));
+        self.orphans.extend(self.family());
+        let master = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        kill(master, signal).expect("it lives");
+        let status = self.wait_for_exit();
+        status.unwrap_or_else(|| panic!("the master did not end by {signal}; its log:\n{}", self.log()))
+    }
+
+    /// Starts it again, its master having ended, on the sockets that were held meanwhile.
+    pub fn start_again(&mut self) {
+        let before = self.log().matches(READY).count();
+        self.starts += 1;
+        let sockets = (self.sockets.as_slice(), self.starts);
+        self.child = execute(self.kind, self.setup, &self.home, sockets, &self.log).unwrap_or_else(|e| panic!("{e}"));
+        self.wait_for_log("that it serves again", |log| log.matches(READY).count() > before);
     }
 
     /// A new connection.
@@ -348,7 +347,7 @@ impl Server {
 
     /// Whether no process of the server is left that could say something.
     pub fn has_ended(&self) -> bool {
-        self.log().contains("(end of the server's output)")
+        self.log().matches(SILENT).count() == self.starts as usize
     }
 
     /// All that the server has said on stdout and stderr.
@@ -374,6 +373,7 @@ impl Server {
         let status = self.wait_for_exit();
         let left: Vec<Process> = family
             .into_iter()
+            .chain(self.orphans.drain(..))
             .filter(|p| !p.gone_within(Duration::from_secs(5)))
             .collect();
         for process in &left {
@@ -433,6 +433,76 @@ impl Drop for Server {
             let _ = self.stop();
         }
     }
+}
+
+/// Executes a server, and has what it says added to a log. Where it is handed sockets, `START` in its environment says which
+/// start it is.
+fn execute(
+    kind: Kind,
+    setup: &Setup,
+    home: &Path,
+    (sockets, start): (&[OwnedFd], u32),
+    log: &Arc<Log>,
+) -> Result<Child, String> {
+    let failed = |e: io::Error| format!("{} cannot be started: {e}", kind.name());
+    let executable = match kind {
+        Kind::PhpFpm => php_fpm(),
+        Kind::PhpPool => home.join("php-fpm"),
+    };
+    if !executable.exists() {
+        return Err(format!("{} is not there", executable.display()));
+    }
+    let (mut output, input) = io::pipe().map_err(failed)?;
+    let mut command = match sockets {
+        [] => that_dies_with_us("KILL", &executable),
+        _ => that_is_handed_sockets(&executable),
+    };
+    command
+        .args(["-F", "-O", "-y"])
+        .arg(home.join("pool.conf"))
+        .arg("-c")
+        .arg(home.join("php.ini"))
+        .args(setup.arguments);
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PHP_INI_SCAN_DIR", "");
+    command.envs(setup.environment.iter().copied()).current_dir(home);
+    if !sockets.is_empty() {
+        let clones = sockets.iter().map(|socket| Ok((socket.try_clone()?, "listen")));
+        hand_over(&mut command, clones.collect::<io::Result<_>>().map_err(failed)?);
+        command.env("START", start.to_string());
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(input.try_clone().map_err(failed)?)
+        .stderr(input);
+    let child = spawn(command).map_err(failed)?;
+
+    let sink = Arc::clone(log);
+    // Ends when the last process of the server has closed its end.
+    thread::spawn(move || {
+        let say = |text: &str| {
+            sink.text.lock().expect("nobody panics with the log").push_str(text);
+            sink.grown.notify_all();
+        };
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = output.read(&mut buffer) {
+            say(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        say(SILENT);
+    });
+    Ok(child)
+}
+
+/// A listening socket that everybody may connect to.
+fn listen_on(address: &str) -> io::Result<OwnedFd> {
+    if !address.starts_with('/') {
+        return Ok(TcpListener::bind(address)?.into());
+    }
+    let listener = UnixListener::bind(address)?;
+    fs::set_permissions(address, fs::Permissions::from_mode(0o666))?;
+    Ok(listener.into())
 }
 
 /// The folder of the scripts of `setup` below `root`.

@@ -1,5 +1,7 @@
 # Control groups: slices, limits, leaves.
 
+# without: setting php-pool@.service Slice=php-pool.slice
+# without: setting php-pool@.service Slice=php-pool-%i.slice
 test_each_pool_has_its_slice_and_a_dash_makes_no_tenant_of_another() {
     pool my
     pool my-app
@@ -12,6 +14,7 @@ test_each_pool_has_its_slice_and_a_dash_makes_no_tenant_of_another() {
     equal "$(cat /sys/fs/cgroup/php.slice/php-pool.slice/php-pool-my.slice/memory.max)" max
 }
 
+# without: setting php-pool@.service Delegate=no
 test_limits_are_the_workers_and_follow_a_reload() {
     pool limits "cgroup.memory_max = 200M" "cgroup.memory_high = 150M" "cgroup.cpu_weight = 50" "cgroup.cpu_max = 50%" \
         "cgroup.pids_max = 40" "cgroup.io_weight = 20"
@@ -35,6 +38,7 @@ test_limits_are_the_workers_and_follow_a_reload() {
     equal "$(cat "$base/workers/pids.max")" max
 }
 
+# without: setting php-pool@.service Delegate=no
 test_each_worker_has_its_leaf_with_what_it_starts() {
     pool leaves "pm.max_children = 2"
     script child.php <<<'<?php system("cat /proc/self/cgroup"); echo getmypid();'
@@ -46,6 +50,8 @@ test_each_worker_has_its_leaf_with_what_it_starts() {
     equal "$(ls -d "$(group leaves)"/workers/*/ | wc -l)" 2
 }
 
+# without: setting php-pool@.service OOMPolicy=stop
+# without: setting php-pool@.service Delegate=no
 test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     pool greedy "pm.max_children = 2" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
     script eat.php <<<'<?php for (;;) { $all[] = str_repeat("x", 1 << 20); }'
@@ -69,6 +75,7 @@ test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     equal "$(systemctl show -P NRestarts php-pool@greedy)" 0
 }
 
+# without: setting php-pool@.service Delegate=no
 test_a_pool_over_its_limit_hurts_no_other() {
     pool big "cgroup.memory_max = 80M" "php_admin_value[memory_limit] = -1"
     pool neighbour
@@ -84,6 +91,7 @@ test_a_pool_over_its_limit_hurts_no_other() {
     equal "$(systemctl show -P NRestarts php-pool@big)" 0
 }
 
+# without: setting php-pool@.service Delegate=no
 test_background_children_live_on_after_recycling_and_end_with_a_killed_worker() {
     pool kids "pm.max_requests = 1"
     script child.php <<<'<?php exec("sleep 1000 >/dev/null 2>&1 & echo $!", $out); echo $out[0];'
@@ -103,6 +111,38 @@ test_background_children_live_on_after_recycling_and_end_with_a_killed_worker() 
 }
 gone() { ! kill -0 "$1" 2>/dev/null; }
 
+# without: setting php-pool@.service Delegate=no
+# without: setting php-pool@.service KillMode=process
+test_what_a_script_has_started_ends_at_a_time_out_at_the_memory_limit_and_at_a_stop() {
+    pool family "request_terminate_timeout = 3s" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
+    script child.php <<<'<?php exec("sleep 1000 >/dev/null 2>&1 & echo $!", $out); file_put_contents("/srv/state/child", $out[0]);
+// One that ends when PHP is asked to is not killed.
+if ($_GET["then"] == "wait") { register_shutdown_function(function () { for (;;) sleep(60); }); sleep(60); }
+if ($_GET["then"] == "eat") for (;;) { $all[] = str_repeat("x", 1 << 20); }'
+    start family
+    for then in wait eat leave; do
+        rm -f /srv/state/child
+        request family child.php then=$then >/dev/null || true
+        child=$(cat /srv/state/child)
+        [ $then != leave ] || { kill -0 "$child" && systemctl stop php-pool@family.socket php-pool@family.service; }
+        until_true 60 gone "$child"
+    done
+    logged family "execution timed out"
+    logged family "the kernel ended it at its memory limit"
+}
+
+# without: setting php-pool@.service Delegate=no
+test_systemd_cgls_shows_master_zygote_and_workers() {
+    pool tree "pm.max_children = 2"
+    start tree
+    shown=$(systemd-cgls --no-pager --full --unit php-pool@tree.service)
+    for part in master zygote workers "$(main_pid tree) " "$(zygote_pid tree) " $(worker_pids tree); do
+        contains "$shown" "$part"
+    done
+    contains "$(systemctl status --no-pager -l php-pool@tree)" "$(main_pid tree) "
+}
+
+# without: setting php-pool@.service Delegate=yes
 test_without_delegation_all_else_works_and_one_line_says_so() {
     pool plain "cgroup.memory_max = 200M"
     mkdir -p /etc/systemd/system/php-pool@plain.service.d

@@ -44,7 +44,7 @@ test_strangers_are_reaped() {
 }
 
 test_sigterm_lets_requests_end_and_everything_ends_with_code_0() {
-    script slow.php <<<'<?php file_put_contents("/srv/state/container-begun", ""); sleep(3); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/container-begun", ""); for ($end = microtime(true) + 3; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/container-begun
     container
     request container-two slow.php >/srv/state/container-answer &

@@ -1,8 +1,11 @@
 # include: dokuwiki,php-xml,php-gd,php-mbstring
 # An application that saves its configuration below /etc.
 
+# without: setting php-pool@.service ProtectSystem=full
 test_dokuwiki_serves_a_page_and_saves_its_configuration_below_etc() {
-    contains "$(readlink -f /usr/share/dokuwiki/conf)" /etc/dokuwiki
+    # As Debian's package does it for whoever wants to configure the wiki from the web.
+    chown root:www-data /etc/dokuwiki /etc/dokuwiki/local.php
+    chmod g+w /etc/dokuwiki /etc/dokuwiki/local.php
     pool wiki "php_admin_value[open_basedir] ="
     start wiki
     page() {
@@ -18,12 +21,11 @@ define('DOKU_INC', __DIR__ . '/');
 require_once DOKU_INC . 'inc/init.php';
 $configuration = new dokuwiki\plugin\config\core\Configuration();
 $configuration->updateSettings(['title' => 'Saved by PHP']);
-$configuration->save() or print 'not saved';
+$configuration->save(); // throws where it cannot
 PHP
     answer=$(SCRIPT_FILENAME=/usr/share/dokuwiki/save-test.php REQUEST_METHOD=GET HTTP_HOST=localhost REMOTE_ADDR=127.0.0.1 \
         SERVER_NAME=localhost SERVER_PORT=80 REQUEST_URI=/save-test.php SCRIPT_NAME=/save-test.php \
         timeout 240 cgi-fcgi -bind -connect /run/php-pool/wiki.sock)
-    lacks "$answer" "not saved"
     grep -rq 'Saved by PHP' /etc/dokuwiki || fail "nothing was saved: $answer"
     contains "$(page)" "Saved by PHP"
 }

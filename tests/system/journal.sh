@@ -48,6 +48,7 @@ test_a_message_of_many_lines_and_of_any_length_is_one_entry() {
 <?php
 error_log("first line\nsecond line\n\nlast line");
 error_log("begin " . str_repeat("x", 20000) . " end");
+error_log("start " . str_repeat("é", 150000) . " stop");
 function deep($n) { if ($n == 0) throw new Exception("thrown deep"); deep($n - 1); }
 deep(3);
 END
@@ -57,6 +58,8 @@ END
     equal "$(entry long "first line" | jq -r .MESSAGE)" $'PHP message: first line\nsecond line\n\nlast line'
     whole=$(entry long "begin x" | jq -r .MESSAGE)
     equal "${#whole}" $((13 + 6 + 20000 + 4))
+    # Longer than any packet between our processes, and than a datagram to journald.
+    equal "$(entry long "start é" | jq -r '.MESSAGE | length')" $((13 + 6 + 150000 + 5))
     contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(5): deep()\n#4 {main}\n  thrown in /srv/long.php'
 }
 
@@ -77,6 +80,7 @@ identified() {
 }
 has_id() { journalctl --sync && [ -n "$(journalctl -q PHP_POOL="$1" MESSAGE_ID="$2" --no-pager)" ]; }
 
+# without: rm /usr/lib/systemd/catalog/php-pool.catalog; journalctl --update-catalog
 test_every_event_has_its_identifier_and_its_explanation() {
     pool events "pm.max_children = 1" "pm = ondemand" "request_slowlog_timeout = 1s" "request_terminate_timeout = 4s" \
         "slowlog = /srv/state/events-slow" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
@@ -103,6 +107,7 @@ test_every_event_has_its_identifier_and_its_explanation() {
     # The two others are in lifecycle.sh (a zygote that does not answer) and cgroup.sh (no control groups).
 }
 
+# without: rm /usr/lib/systemd/catalog/php-pool.catalog; journalctl --update-catalog
 test_a_dead_worker_has_its_identifier_request_and_explanation() {
     pool coroner
     script die.php <<<'<?php posix_kill(getmypid(), 9);'
@@ -116,6 +121,7 @@ test_a_dead_worker_has_its_identifier_request_and_explanation() {
     contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A worker of a pool has died"
 }
 
+# without: setting php-pool@.service LogRateLimitIntervalSec=60s LogRateLimitBurst=1000
 test_a_thousand_lines_a_second_are_all_there() {
     pool loud "catch_workers_output = yes"
     # Journald's own limit is 10,000 entries in 30 s; so this is below it.
@@ -204,3 +210,14 @@ wait(2, []); echo "done";'
     contains "$(journalctl -x "MESSAGE_ID=$id" --no-pager)" "A request is slow"
 }
 has_entry() { [ -n "$(journalctl "$@" -o cat --no-pager)" ]; }
+
+test_the_access_log_may_be_the_journal() {
+    pool lines "access.log = /dev/stderr" 'access.format = "%m %r%Q%q %s %L"'
+    script hello.php <<<'<?php echo "hello";'
+    start lines
+    for number in 1 2; do
+        HTTP_X_REQUEST_ID=r-$number request lines hello.php "n=$number" >/dev/null
+        until_true 60 logged lines "GET /hello.php?n=$number 200 r-$number"
+        systemctl kill --kill-whom=main --signal=USR1 php-pool@lines
+    done
+}

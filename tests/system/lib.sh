@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs in the machine: lib.sh FILE TEST…, and what tests have in common. Nothing here sleeps for a fixed time; conditions are
+# Runs in the machine: lib.sh [--without COMMAND] FILE TEST…, and what tests have in common. Nothing here sleeps for a fixed time; conditions are
 # waited for, as the machine may be slow.
 [ "$0" != /vm/script ] || exec /tests/lib.sh "$@" # as a file of its own, not under the tool's name
 cd /tests || exit 125
@@ -56,7 +56,7 @@ catch_workers_output = yes"
     systemctl daemon-reload
 }
 
-# script NAME: a PHP script from standard input, in /srv/NAME.
+# script NAME: a PHP script from standard input, in /srv/NAME. One that is to last does not sleep(), which any signal ends.
 script() {
     mkdir -p -m 1777 /srv/state # not /tmp, which is the service's own (PrivateTmp)
     cat >"/srv/$1"
@@ -88,6 +88,16 @@ journal() {
 }
 logged() { journal "$1" | grep -qF -- "$2"; }
 
+# setting UNIT LINE…: a drop-in for all units of this name, in the section that the kind of unit has. For `# without:` lines.
+setting() {
+    local unit=$1 kind
+    shift
+    kind=${unit##*.}
+    mkdir -p "/etc/systemd/system/$unit.d"
+    printf '%s\n' "[${kind^}]" "$@" >"/etc/systemd/system/$unit.d/zz-setting.conf"
+    systemctl daemon-reload
+}
+
 # mail_is_delivered: a mail that PHP sends to a user of this machine arrives.
 mail_is_delivered() {
     id reader >/dev/null 2>&1 || useradd --create-home reader
@@ -104,6 +114,10 @@ mail_is_delivered() {
 
 # ---- the runner --------------------------------------------------------------------------------------------------------
 
+if [ "$1" = --without ]; then
+    (set -euo pipefail && eval "$2") || exit 125
+    shift 2
+fi
 file=$1
 shift
 failures=0

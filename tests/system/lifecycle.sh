@@ -1,5 +1,6 @@
 # Readiness, reload, status, watchdog.
 
+# without: setting php-pool@.service Type=exec WatchdogSec=0
 test_start_returns_when_requests_are_served() {
     pool ready
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
@@ -18,6 +19,7 @@ test_a_wrong_file_fails_the_start_with_its_line() {
     contains "$status" "pm: 'dynmic' is not allowed"
 }
 
+# without: setting php-pool@.service ExecReload= 'ExecReload=kill -USR2 $MAINPID'
 test_a_reload_takes_the_new_file_and_returns_when_it_serves() {
     pool newer "env[GENERATION] = one"
     script generation.php <<<'<?php echo getenv("GENERATION");'
@@ -31,6 +33,7 @@ test_a_reload_takes_the_new_file_and_returns_when_it_serves() {
     contains "$(php-pool status newer)" "generation 2"
 }
 
+# without: setting php-pool@.service ExecReload= 'ExecReload=kill -USR2 $MAINPID'
 test_a_reload_of_a_wrong_file_fails_with_its_line_and_the_old_generation_serves_on() {
     pool kept "env[GENERATION] = one"
     script generation.php <<<'<?php echo getenv("GENERATION");'
@@ -55,7 +58,7 @@ test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_o
 
 test_requests_go_on_over_a_reload() {
     pool busy "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); sleep(5); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); for ($end = microtime(true) + 5; microtime(true) < $end;) usleep(10000); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     rm -f /srv/state/busy-begun
     start busy
@@ -69,6 +72,7 @@ test_requests_go_on_over_a_reload() {
     equal "$(cat /tmp/busy)" whole
 }
 
+# without: setting php-pool@.service Type=exec NotifyAccess=none WatchdogSec=0
 test_the_status_line_shows_the_pool() {
     pool shown "pm.max_children = 2"
     printf '[global]\nsystemd_interval = 1s\n' >>/etc/php-pool/pool.d/shown.conf
@@ -77,12 +81,13 @@ test_the_status_line_shows_the_pool() {
 }
 status_line() { [[ $(systemctl show -P StatusText "php-pool@$1") == *"$2"* ]]; }
 
+# without: setting php-pool@.service Type=exec NotifyAccess=none WatchdogSec=0
 test_a_stop_lets_requests_finish_and_extends_its_time_out() {
     pool drains "stop_timeout = 60s"
     mkdir -p /etc/systemd/system/php-pool@drains.service.d
     printf '[Service]\nTimeoutStopSec=3s\n' >/etc/systemd/system/php-pool@drains.service.d/stop.conf
     systemctl daemon-reload
-    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); sleep(8); echo "whole";'
+    script long.php <<<'<?php file_put_contents("/srv/state/drains-begun", ""); for ($end = microtime(true) + 8; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/drains-begun
     start drains
     request drains long.php >/tmp/drains &
@@ -105,6 +110,7 @@ test_a_long_start_is_waited_for() {
     equal "$(systemctl show -P NRestarts php-pool@heavy)" 0
 }
 
+# without: setting php-pool@.service WatchdogSec=0
 test_a_hung_master_is_restarted_by_the_watchdog() {
     pool hangs
     mkdir -p /etc/systemd/system/php-pool@hangs.service.d
@@ -122,7 +128,7 @@ restarted() { local now; now=$(main_pid "$1"); [ "$now" != 0 ] && [ "$now" != "$
 test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
     pool frozen
     script pid.php <<<'<?php echo getmypid();'
-    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); sleep(60); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/frozen-begun", ""); for ($end = microtime(true) + 60; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/frozen-begun
     start frozen
     first=$(zygote_pid frozen)
@@ -139,6 +145,7 @@ test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
 }
 another_zygote() { grep -qvx "$2" "$(group "$1")/zygote/cgroup.procs"; }
 
+# without: sed -i 's/ "cgroup.cpu_max = 5%"//' /tests/lifecycle.sh
 test_a_throttled_pool_is_neither_restarted_nor_is_its_zygote_replaced() {
     pool crawls "pm.max_children = 4" "cgroup.cpu_max = 5%"
     mkdir -p /etc/systemd/system/php-pool@crawls.service.d
@@ -163,6 +170,7 @@ test_a_throttled_pool_is_neither_restarted_nor_is_its_zygote_replaced() {
     lacks "$(journal crawls)" "did not answer"
 }
 
+# without: setting php-pool@.service NoSuchKey=1
 test_unit_files_are_clean() {
     out=$(systemd-analyze verify php-pool@www.service php-pool@www.socket php-pool-status@www.socket php-pool.target 2>&1 |
         grep -v 'man php-pool' || true)

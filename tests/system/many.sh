@@ -37,10 +37,30 @@ waves() {
     grep -l 'hello from fpm-fcgi' /tmp/answer-* | wc -l
 }
 
+# First, for what the other pools leave comes back only in time.
+test_php_fpm_with_the_same_two_hundred_pools() {
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    fpm=$(echo /etc/php/*/fpm) version=$(basename "$(dirname /etc/php/*/fpm)")
+    mkdir -p /run/php
+    for n in $(seq 1000 1199); do
+        printf '[p%s]\nuser = www-data\nlisten = /run/php/$pool.sock\nlisten.owner = www-data\npm = ondemand\npm.max_children = 2\npm.process_idle_timeout = 2s\n' \
+            "$n" >"$fpm/pool.d/p$n.conf"
+    done
+    before=$(free_kb) begin=$(now)
+    systemctl start "php$version-fpm"
+    echo "measured: php-fpm: start $(since "$begin") ms"
+    echo "measured: php-fpm, all idle: $((before - $(free_kb))) kB"
+    begin=$(now)
+    equal "$(waves 1000 1199 /run/php)" 200
+    echo "measured: php-fpm: answered in waves of 10: $(since "$begin") ms"
+    systemctl stop "php$version-fpm"
+    rm "$fpm"/pool.d/p1*.conf
+}
+
 test_two_hundred_pools_wake_serve_and_sleep_again() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     many 1000 1199
-    before=$(free_kb) begin=$(now)
+    before=$(free_kb) workers=$(pgrep -c php-pool-worker || true) begin=$(now) # the package's own pool is awake
     systemctl daemon-reload
     systemctl start php-pool.target
     echo "measured: 200 pools: daemon-reload and start $(since "$begin") ms"
@@ -53,7 +73,7 @@ test_two_hundred_pools_wake_serve_and_sleep_again() {
     until_true 300 none_awake
     echo "measured: 200 pools asleep again: $((before - $(free_kb))) kB"
     equal "$(systemctl list-units --state=failed --no-legend --plain 'php-pool*' | wc -l)" 0
-    equal "$(pgrep -c php-pool-worker || true)" 0
+    equal "$(pgrep -c php-pool-worker || true)" "$workers"
     leave
 }
 
@@ -77,23 +97,4 @@ test_a_thousand_sockets_sleep_and_one_request_wakes_one() {
     equal "$(request p1500 hello.php)" "hello from fpm-fcgi"
     equal "$(systemctl list-units --state=active --no-legend --plain 'php-pool@p*.service' | wc -l)" 1
     leave
-}
-
-test_php_fpm_with_the_same_two_hundred_pools() {
-    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
-    fpm=$(echo /etc/php/*/fpm) version=$(basename "$(dirname /etc/php/*/fpm)")
-    mkdir -p /run/php
-    for n in $(seq 1000 1199); do
-        printf '[p%s]\nuser = www-data\nlisten = /run/php/$pool.sock\nlisten.owner = www-data\npm = ondemand\npm.max_children = 2\npm.process_idle_timeout = 2s\n' \
-            "$n" >"$fpm/pool.d/p$n.conf"
-    done
-    before=$(free_kb) begin=$(now)
-    systemctl start "php$version-fpm"
-    echo "measured: php-fpm: start $(since "$begin") ms"
-    echo "measured: php-fpm, all idle: $((before - $(free_kb))) kB"
-    begin=$(now)
-    equal "$(waves 1000 1199 /run/php)" 200
-    echo "measured: php-fpm: answered in waves of 10: $(since "$begin") ms"
-    systemctl stop "php$version-fpm"
-    rm "$fpm"/pool.d/p1*.conf
 }

@@ -11,6 +11,8 @@ test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
     contains "$(curl -s http://127.0.0.1:8088/i.php/extra)" " /extra"
 }
 
+# without: rm /usr/lib/php/*/sapi/php-pool
+# without: sed -i /php-pool/d /var/lib/dpkg/triggers/File
 test_phpenmod_knows_the_sapi_and_its_trigger_reloads_the_pools() {
     until_true 60 systemctl is-active php-pool@www.service
     version=$(phpquery -V | tail -n 1)
@@ -21,6 +23,79 @@ test_phpenmod_knows_the_sapi_and_its_trigger_reloads_the_pools() {
     dpkg-trigger --by-package=php-common "/etc/php/$version/php-pool/conf.d"
     dpkg --configure --pending
     [ "$(php-pool status www | grep -o 'generation [0-9]*')" != "$before" ]
+}
+
+# repacked PACKAGE DIR: what is installed of a package, as a package with a higher version, in DIR. Sets nothing and asks no network.
+repacked() {
+    local tree file
+    tree=$(mktemp -d)
+    chmod 755 "$tree"
+    mkdir -p "$2" "$tree/DEBIAN"
+    dpkg-query -s "$1" | sed -e '/^Status:/d' -e '/^Conffiles:/,/^[^ ]/{/^Conffiles:/d;/^ /d}' -e 's/^Version: .*/&+next/' >"$tree/DEBIAN/control"
+    for file in /var/lib/dpkg/info/"$1"{,:amd64}.{conffiles,triggers,preinst,postinst,prerm,postrm,shlibs}; do
+        [ ! -e "$file" ] || cp "$file" "$tree/DEBIAN/${file##*.}"
+    done
+    dpkg-query -L "$1" | while read -r file; do
+        if [ -d "$file" ] && [ ! -L "$file" ]; then
+            mkdir -p "$tree$file"
+        elif [ -e "$file" ] || [ -L "$file" ]; then
+            mkdir -p "$tree$(dirname "$file")" && cp -a "$file" "$tree$file"
+        fi
+    done
+    dpkg-deb -Znone -b "$tree" "$2" >/dev/null
+    rm -r "$tree"
+}
+generation() { php-pool status "$1" | grep -o 'generation [0-9]*'; }
+
+# without: sed -i '/libphp.*php-pool/d' /var/lib/dpkg/triggers/File
+# without: sed -i '/usr.lib.php.20.*php-pool/d' /var/lib/dpkg/triggers/File
+test_an_upgrade_of_an_extension_or_of_libphp_reloads_the_pools() {
+    until_true 60 systemctl is-active php-pool@www.service
+    version=$(phpquery -V | tail -n 1)
+    for package in "php$version-opcache" "libphp$version-embed"; do
+        before=$(generation www) master=$(main_pid www)
+        rm -rf /tmp/repacked
+        repacked "$package" /tmp/repacked
+        DEBIAN_FRONTEND=noninteractive dpkg -i /tmp/repacked/*.deb
+        contains "$(dpkg-query -W -f '${Version}' "$package")" +next
+        [ "$(generation www)" != "$before" ] || fail "$package: the pool has not been reloaded"
+        equal "$(main_pid www)" "$master"
+    done
+    # What is no part of PHP reloads nothing.
+    before=$(generation www)
+    repacked jq /tmp/other
+    dpkg -i /tmp/other/*.deb
+    equal "$(generation www)" "$before"
+}
+
+test_names_with_dashes_and_dots_are_pools_and_others_are_refused() {
+    for name in my-shop shop.example.org _x; do
+        pool "$name"
+        systemctl start php-pool.target
+        until_true 60 systemctl is-active "php-pool@$name.service"
+        script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+        equal "$(request "$name" hello.php)" "hello from fpm-fcgi"
+        equal "$(systemctl show -P Slice "php-pool@$name")" "php-pool-$(systemd-escape "$name").slice"
+    done
+    printf '[a b]\nlisten = 9000\n' >'/etc/php-pool/pool.d/a b.conf'
+    systemctl daemon-reload
+    ! systemctl start "php-pool@$(systemd-escape 'a b').service" || fail "it started"
+    contains "$(systemctl status --no-pager -l "php-pool@$(systemd-escape 'a b').service")" "cannot name a pool"
+    rm '/etc/php-pool/pool.d/a b.conf' /etc/php-pool/pool.d/{my-shop,shop.example.org,_x}.conf
+    systemctl stop php-pool@{my-shop,shop.example.org,_x}.{socket,service}
+    systemctl daemon-reload
+}
+
+# without: echo 'complete -F _php-pool php-pool; _php-pool() { :; }' >/usr/share/bash-completion/completions/php-pool
+test_bash_completes_commands_and_pools() {
+    completed() {
+        bash -c '. /usr/share/bash-completion/bash_completion; . /usr/share/bash-completion/completions/php-pool
+            COMP_WORDS=(php-pool "$1") COMP_CWORD=1 COMP_LINE="php-pool $1" COMP_POINT=${#COMP_LINE}
+            $(complete -p php-pool | sed "s/.*-F \([^ ]*\).*/\1/") php-pool "$1" php-pool
+            printf "%s\n" "${COMPREPLY[@]}"' - "$1"
+    }
+    contains "$(completed re)" reload
+    contains "$(completed tr)" trace
 }
 
 test_a_new_file_is_a_new_pool_and_its_removal_the_end_of_it() {
@@ -64,7 +139,7 @@ test_a_thousand_pool_files_cost_what_they_should() {
     few=$(cost)
     files 1250 1999
     many=$(cost)
-    echo "250 files: $few ms, 1,000 files: $many ms"
+    echo "measured: generator: 250 files: $few ms, 1,000 files: $many ms"
     equal "$(ls /tmp/units/php-pool.target.wants | grep -c 'p1.*socket')" 1000
     # Four times the files, and room for the machine's moods: more would not be linear.
     [ "$many" -lt $((few * 8 + 500)) ]
@@ -91,6 +166,7 @@ visit() {
 }
 more_visits() { [ "$(cat /tmp/visits.* | wc -l)" -ge $(($1 + 20)) ]; }
 
+# without: setting php-pool@.service ExecReload= 'ExecReload=kill -KILL $MAINPID'
 test_an_upgrade_is_not_noticed_by_visitors() {
     until_true 60 systemctl is-active php-pool@www.service
     mkdir -p /var/www/html

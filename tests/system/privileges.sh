@@ -1,5 +1,7 @@
 # What the unit takes away, and what PHP applications rely on all the same. (mail() is in exim.sh and postfix.sh.)
 
+# without: setting php-pool@.service ProtectSystem=no
+# without: setting php-pool@.service SystemCallFilter=
 test_the_unit_is_hardened() {
     pool hard
     start hard
@@ -27,6 +29,7 @@ test_php_has_the_users_identity_and_no_capability() {
         "Uid=$id,$id,$id,$id Gid=$id,$id,$id,$id CapInh=$none CapPrm=$none CapEff=$none CapAmb=$none kept out"
 }
 
+# without: setting php-pool@.service ProtectHome=yes
 test_a_site_under_home_works() {
     id alice >/dev/null 2>&1 || useradd --create-home alice
     chmod 711 /home/alice
@@ -40,6 +43,7 @@ test_a_site_under_home_works() {
     contains "$answer" "by alice"
 }
 
+# without: setting php-pool@.service ProtectSystem=full
 test_configuration_below_etc_can_be_saved() {
     mkdir -p /etc/wiki
     chown www-data: /etc/wiki
@@ -49,6 +53,7 @@ test_configuration_below_etc_can_be_saved() {
     equal "$(request etc save.php)" saved
 }
 
+# without: setting php-pool@.service MemoryDenyWriteExecute=yes
 test_the_jit_works() {
     pool jit "php_admin_value[opcache.enable] = 1" "php_admin_value[opcache.jit_buffer_size] = 16M" "php_admin_value[opcache.jit] = function"
     script jit.php <<<'<?php function f($n) { $s = 0; for ($i = 0; $i < $n; $i++) $s += $i; return $s; }
@@ -57,6 +62,7 @@ test_the_jit_works() {
     equal "$(request jit jit.php)" "499500 true used"
 }
 
+# without: setting php-pool@.service ReadOnlyPaths=/tmp ReadOnlyPaths=/var/tmp
 test_an_upload_arrives() {
     pool upload
     mkdir -p -m 1777 /srv/state
@@ -83,6 +89,7 @@ test_an_upload_arrives() {
     contains "$answer" "3000000 $(md5sum </tmp/upload.bin | cut -d' ' -f1)"
 }
 
+# without: setting php-pool@.service CapabilityBoundingSet=~CAP_SYS_PTRACE
 test_the_slowlog_traces_a_worker_of_another_user() {
     pool slow "request_slowlog_timeout = 1s" "slowlog = /srv/state/slow.log"
     mkdir -p -m 1777 /srv/state
@@ -92,10 +99,32 @@ test_the_slowlog_traces_a_worker_of_another_user() {
         function inner() { $end = microtime(true) + 8; while (microtime(true) < $end) usleep(100000); }
         outer(); echo "whole";'
     start slow
-    equal "$(request slow slow.php)" whole
+    request slow slow.php >/tmp/slow &
+    client=$!
+    # So does who looks at the pool, or at the worker, now.
+    for target in slow "$(worker_pids slow)"; do
+        until_true 60 traced "$target"
+        contains "$(cat /tmp/traced)" $'(2): inner()\n'
+        contains "$(cat /tmp/traced)" $'(4): outer()\n'
+    done
+    wait $client
+    equal "$(cat /tmp/slow)" whole
     until_true 60 grep -q 'outer() /srv/slow.php:4' /srv/state/slow.log
     contains "$(cat /srv/state/slow.log)" "inner() /srv/slow.php:2"
     contains "$(cat /srv/state/slow.log)" "script_filename = /srv/slow.php"
+}
+
+traced() { php-pool trace "$1" >/tmp/traced && grep -qF 'inner()' /tmp/traced; }
+
+# without: sed -i 's/ "chroot = .srv.jail"//' /tests/privileges.sh
+# without: setting php-pool@.service CapabilityBoundingSet=~CAP_SYS_CHROOT
+test_a_pool_may_live_in_a_root_of_its_own() {
+    mkdir -p /srv/jail
+    echo '<?php echo implode(" ", scandir("/")), " ", posix_geteuid(), " ", __FILE__;' >/srv/jail/where.php
+    pool jailed "chroot = /srv/jail" "chdir = /"
+    start jailed
+    answer=$(SCRIPT_FILENAME=/where.php REQUEST_METHOD=GET cgi-fcgi -bind -connect /run/php-pool/jailed.sock)
+    contains "$answer" ". .. where.php $(id -u www-data) /where.php"
 }
 
 test_the_strict_example_starts_and_serves() {

@@ -1,5 +1,8 @@
 # Socket activation: whatever happens to master, zygote or package, who waits in the socket is served.
 
+# without: setting php-pool@.socket SocketMode=0666
+# without: setting php-pool@.socket SocketUser=root
+# without: setting php-pool@.socket Backlog=5
 test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     pool sock1 "listen.mode = 0600" "listen.backlog = 77"
     systemctl start php-pool@sock1.socket
@@ -10,6 +13,7 @@ test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     equal "$(stat -c '%a' /run/php-pool/sock2.sock)" 660
 }
 
+# without: setting php-pool@.service ExecStart= ExecStart=/bin/false
 test_a_connection_starts_the_service() {
     pool wake
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
@@ -45,7 +49,7 @@ test_further_addresses_of_the_socket_unit_serve_too() {
 
 test_the_status_socket_is_systemds_and_answers_while_every_worker_is_busy() {
     pool watched "pm.status_listen = /run/php-pool/\$pool.status" "pm.status_path = /status" "listen.mode = 0600"
-    script slow.php <<<'<?php file_put_contents("/srv/state/watched-begun", ""); sleep(6); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/watched-begun", ""); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/watched-begun
     systemctl start php-pool-status@watched.socket
     equal "$(stat -c '%U %a' /run/php-pool/watched.status)" "www-data 600"
@@ -76,6 +80,7 @@ test_the_status_socket_is_systemds_and_answers_while_every_worker_is_busy() {
     systemctl reload php-pool@watched
 }
 
+# without: sed -i 's/ "exit_idle_time = 2s"//' /tests/socket.sh
 test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
     pool nap "pm = ondemand" "pm.process_idle_timeout = 1s" "zygote_idle_time = 1s" "exit_idle_time = 2s"
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
@@ -88,21 +93,43 @@ test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
 }
 asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }
 
-test_queued_clients_survive_a_restart() {
+# without: setting php-pool@.service KillMode=mixed
+test_who_waits_in_the_queue_is_served_whatever_becomes_of_master_and_zygote() {
     pool again
-    script pid.php <<<'<?php echo getmypid();'
+    script slow.php <<<'<?php touch("/srv/state/again-begun"); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI, "\n";'
     start again
-    before=$(request again pid.php)
-    systemctl stop php-pool@again.service
-    request again pid.php >/tmp/again & # wakes it
-    wait $!
-    [ "$(cat /tmp/again)" -gt 0 ]
-    [ "$(cat /tmp/again)" != "$before" ]
+    for how in 'systemctl restart php-pool@again.service' 'kill -KILL $master' 'kill -ABRT $master' 'kill -KILL $zygote'; do
+        echo "$how"
+        rm -f /srv/state/again-begun /tmp/again-*
+        master=$(main_pid again) zygote=$(zygote_pid again) clients=()
+        request again slow.php >/tmp/again-slow &
+        clients+=($!)
+        until_true 60 test -e /srv/state/again-begun
+        for n in 1 2 3 4 5; do
+            request again hello.php >/tmp/again-$n &
+            clients+=($!)
+        done
+        until_true 60 waits again 5
+        eval "$how"
+        request again hello.php >/tmp/again-6 & # in the middle of it
+        clients+=($!)
+        wait "${clients[@]}"
+        equal "$(cat /tmp/again-slow)" whole
+        equal "$(cat /tmp/again-[1-6] | sort | uniq -c)" "      6 hello from fpm-fcgi"
+        until_true 60 systemctl is-active php-pool@again.service
+        until_true 60 has_zygote again
+        [ "$(main_pid again) $(zygote_pid again)" != "$master $zygote" ] || fail "nothing has happened"
+    done
 }
+# Those whom the master has taken, and those in the socket.
+waits() { [ "$(php-pool status "$1" --json | jq '[.. | objects | .listen_queue // empty][0]')" = "$2" ]; }
+has_zygote() { [ -n "$(zygote_pid "$1")" ]; }
 
+# without: setting php-pool@.service KillMode=mixed
 test_a_running_request_survives_the_death_of_the_master_and_new_ones_wait() {
     pool dies "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/srv/state/slow-begun", ""); sleep(4); echo "whole";'
+    script slow.php <<<'<?php file_put_contents("/srv/state/slow-begun", ""); for ($end = microtime(true) + 4; microtime(true) < $end;) usleep(10000); echo "whole";'
     script pid.php <<<'<?php echo getmypid();'
     rm -f /srv/state/slow-begun
     start dies
@@ -132,6 +159,7 @@ test_a_killed_zygote_costs_no_request() {
 }
 new_zygote() { local now; now=$(zygote_pid "$1") && [ -n "$now" ] && [ "$now" != "$2" ]; }
 
+# without: setting php-pool@.service '[Unit]' StartLimitIntervalSec=60s StartLimitBurst=5
 test_failing_starts_lose_no_client_and_a_repaired_file_needs_no_reset() {
     pool broken "pm = dynmic"
     systemctl start php-pool@broken.socket
@@ -147,6 +175,7 @@ test_failing_starts_lose_no_client_and_a_repaired_file_needs_no_reset() {
     equal "$(cat /tmp/broken)" "hello from fpm-fcgi"
 }
 
+# without: setting php-pool@.service ExecReload= 'ExecReload=kill -USR2 $MAINPID'
 test_a_changed_socket_fails_the_reload_with_the_commands_that_help() {
     pool moved
     start moved
@@ -165,6 +194,7 @@ test_a_changed_socket_fails_the_reload_with_the_commands_that_help() {
     contains "$(cat /tmp/moved)" "listen has changed"
 }
 
+# without: setting php-pool@.socket RemoveOnStop=no
 test_stopping_the_service_alone_leaves_the_socket_and_both_end_it() {
     pool ends
     start ends

@@ -238,10 +238,11 @@ fn every_place(settings: &[&str]) {
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), master.log().join("\n"));
 }
 
-/// The calls, without the folder, and with closures named as in PHP 8.3.
+/// The calls, without the folder, and with closures named as in PHP 8.3: later ones say where they are, with closures inside
+/// of closures inside of the name.
 fn named(master: &Master, trace: &Backtrace) -> Vec<String> {
     let folder = format!("{}/", master.place.path("").display()).replace("//", "/");
-    let closure = |call: String| match (call.find("{closure:"), call.find('}')) {
+    let closure = |call: String| match (call.find("{closure:"), call.find("}() ")) {
         (Some(start), Some(end)) => format!("{}{{closure{}", &call[..start], &call[end..]),
         _ => call,
     };

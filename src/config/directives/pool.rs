@@ -430,10 +430,19 @@ pub static POOL: &[Row] = &[
     .derived("as many as pm.max_children")
     .ours(),
     Row::new(
+        "reload.warm",
+        Kind::Time,
+        field!(reload_warm),
+        "How long a new generation may compile what opcache of the old one holds, what was used most first, before it takes \
+         over. Nothing of it is run. 0 is not at all.",
+    )
+    .default("0")
+    .ours(),
+    Row::new(
         "request_body_timeout",
         Kind::Time,
         field!(request_body_timeout),
-        "How long a request may go without a byte of its body arriving. 0 is without limit.",
+        "How long each 16 KiB of the body of a request, and what is left of it, may take to arrive. 0 is without limit.",
     )
     .default("60s")
     .ours(),
@@ -449,7 +458,7 @@ pub static POOL: &[Row] = &[
         "response_write_timeout",
         Kind::Time,
         field!(response_write_timeout),
-        "How long a response may go without a byte of it leaving. 0 is without limit.",
+        "How long each 16 KiB of a response, and what is left of it, may take to leave. 0 is without limit.",
     )
     .default("60s")
     .ours(),

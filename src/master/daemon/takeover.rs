@@ -149,6 +149,8 @@ impl Daemon {
                 self.all().for_each(|pool| pool.stop_access_logs());
                 access_log::wait_for_all(self.log());
                 let mut saver = Saver::default();
+                // Also what was asked for meanwhile is the successor's to do.
+                let scope = self.again.map_or(scope, |again| again.max(scope));
                 let state = self.save(scope, &mut saver).write();
                 self.log().last_words();
                 let error = state.map_or_else(

@@ -1,6 +1,7 @@
 //! From one generation to the next: starting one, moving over to it, draining the one before, sleeping and waking, the end.
 #![forbid(unsafe_code)]
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -34,6 +35,10 @@ const SLOW_START: Duration = Duration::from_secs(10);
 impl Pool {
     /// Starts a generation that is to take over.
     pub fn start(&mut self) {
+        self.start_with(None);
+    }
+
+    fn start_with(&mut self, compiled: Option<OwnedFd>) {
         if let Some(abandoned) = self.next.take() {
             self.retire(abandoned);
         }
@@ -50,7 +55,10 @@ impl Pool {
             generation: GenerationId(self.ctx.number()),
         };
         let log = self.access_log.as_ref();
-        match Generation::start(&self.ctx, place, global, config, identity, listeners, &self.queue, log) {
+        let queue = &self.queue;
+        match Generation::start(
+            &self.ctx, place, global, config, identity, listeners, queue, log, compiled,
+        ) {
             Ok(generation) => self.next = Some(generation),
             Err(error) => self.start_failed(error.to_string()),
         }
@@ -93,7 +101,10 @@ impl Pool {
         if !renewed {
             self.log().notice("nothing has changed; its workers go on");
         } else if self.current.is_some() || self.next.is_some() || !self.sleeps_at_first() {
-            self.start();
+            let warm = !self.wanted.config.reload_warm.is_zero();
+            let serving = self.current.as_ref().filter(|current| warm && current.can_spawn());
+            let compiled = serving.and_then(Generation::compiled);
+            self.start_with(compiled);
         }
         self.touch();
     }
@@ -300,6 +311,8 @@ impl Pool {
         let leaving = self.leaving.take().map(|(generation, _)| generation);
         self.old.extend(self.current.take());
         self.old.extend(leaving);
+        // Before the workers are told, so that they find them.
+        self.queue.hand_out_the_new();
         for generation in &mut self.old {
             generation.start_drain(Some(limit), true);
         }

@@ -7,7 +7,8 @@ use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
 use crate::config::or_never;
-use crate::control::{ChannelError, FromWorker, FromZygote, LogMessage, ToWorker};
+use crate::control::{ChannelError, FromWorker, FromZygote, LOG_BYTES, LogMessage, ToWorker};
+use crate::master::foreign::sealed_text;
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
 use crate::master::worker::fields_of;
@@ -133,9 +134,12 @@ impl Pool {
                 }
             }
             Ok(Heard {
-                message: FromWorker::Log(message),
-                ..
+                message: FromWorker::Log(mut message),
+                fds,
             }) => {
+                if let Some(text) = fds.first().and_then(|fd| sealed_text(fd, LOG_BYTES)) {
+                    message.text = text;
+                }
                 let pid = self.pid_of(id, worker);
                 self.log_for(pid, *message);
             }

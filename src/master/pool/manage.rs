@@ -255,13 +255,15 @@ impl Pool {
     }
 
     pub(super) fn enforce_limits(&mut self, now: Duration) {
-        let (mut slow, mut next) = (0, None);
+        let (mut slow, mut timed_out, mut next) = (0, 0, None);
         for generation in self.generations() {
             let enforced = generation.enforce_limits(now);
             slow += enforced.slow;
+            timed_out += enforced.timed_out;
             next = next.into_iter().chain(enforced.next).min();
         }
         self.counters.slow += slow;
+        self.counters.timed_out += timed_out;
         if let Some(at) = next {
             self.wake_at(at);
         }

@@ -114,6 +114,7 @@ struct Counters {
     max_children_reached: u32,
     max_queue: u32,
     slow: u64,
+    timed_out: u64,
     generations: u64,
     spawned: u64,
 }

@@ -79,12 +79,9 @@ impl Pool {
             global: (*wanted.global).clone(),
             config: (*wanted.config).clone(),
             identity: wanted.identity.clone(),
-            listener: wanted.listeners[0].key.clone(),
-            further: wanted.listeners[1..]
-                .iter()
-                .map(|listener| listener.key.clone())
-                .collect(),
-            status_listener: wanted.status_listener.as_ref().map(|listener| listener.key.clone()),
+            listener: wanted.listeners[0].key(),
+            further: wanted.listeners[1..].iter().map(|listener| listener.key()).collect(),
+            status_listener: wanted.status_listener.as_ref().map(|listener| listener.key()),
             access_logs,
             access_log,
             queue: self.queue.save(saver),

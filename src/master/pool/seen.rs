@@ -70,6 +70,8 @@ impl Pool {
             draining,
             exits: totals.exits,
             measures,
+            timed_out: self.counters.timed_out,
+            refused: self.queue.refused(),
             access_log_lost: self.access_log.as_ref().map_or(0, |log| log.lost()),
             cgroup: self.ctx.cgroup.as_ref().map(|groups| groups.base().to_owned()),
         }
@@ -81,7 +83,7 @@ impl Pool {
         let ask = |generation: &mut Generation| {
             let mut asked = Vec::new();
             for (worker, view) in generation.views().iter().filter(|(_, view)| view.is_active()) {
-                asked.extend(trace::ask(&name, worker, view, generation.trace_layout, now, limits));
+                asked.extend(trace::ask(&name, worker, view, generation.traceable(), now, limits));
             }
             asked
         };
@@ -109,15 +111,9 @@ impl Pool {
             }
         }
         let draining = self.leaving.iter().map(|(generation, _)| generation).chain(&self.old);
-        accepted += draining
-            .flat_map(|generation| {
-                generation
-                    .views()
-                    .into_iter()
-                    .map(|(_, view)| view.requests)
-                    .collect::<Vec<_>>()
-            })
-            .sum::<u64>();
+        for (_, view) in draining.flat_map(Generation::views) {
+            accepted = accepted.saturating_add(view.requests);
+        }
         self.counters.max_active = self.counters.max_active.max(counted.peak);
         self.peak = self.peak.max(counted.peak);
         Snapshot {

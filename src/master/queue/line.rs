@@ -5,18 +5,19 @@
 //! nothing is lost with the master. It is read when the master answers.
 #![forbid(unsafe_code)]
 
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use rustix::net::SocketFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::accept::Batch;
 use super::{Connection, Held, Shared};
 use crate::config::{Network, Pool, or_never};
 use crate::control::Handover;
@@ -29,6 +30,12 @@ use crate::master::watch::{self, Watch};
 
 /// Most connections taken from the listener that have not come into the queue; further ones wait in the socket.
 pub const MOST_TAKEN: usize = 4096;
+
+/// Connections that are taken in one go.
+const AT_ONCE: usize = 64;
+
+/// Accepting what waits takes less.
+const ACCEPTS: Duration = Duration::from_millis(500);
 
 /// Most bytes of a request that are looked at. Longer parameters are a worker's to read.
 const LOOK: usize = 32 << 10;
@@ -83,7 +90,7 @@ impl Rules {
 pub fn receive(shared: &Rc<Shared>, listener: &Listener, log: &Logger, pool: &str) -> std::io::Result<Watch> {
     let fd = watch::nobody_waits(listener)?;
     // Not the listener itself: what is stopped is gone a moment later only, and who counts its users closes it at once.
-    let listener = listener.as_fd().try_clone_to_owned()?;
+    let listener = Arc::new(listener.as_fd().try_clone_to_owned()?);
     let (shared, log, pool) = (shared.clone(), log.clone(), pool.to_owned());
     Ok(Watch::start(async move {
         loop {
@@ -91,15 +98,19 @@ pub fn receive(shared: &Rc<Shared>, listener: &Listener, log: &Logger, pool: &st
                 return;
             };
             let Ok(mut ready) = fd.readable().await else { return };
-            match accept(&shared, &listener, Some(place)) {
-                Ok(None) => {}
-                Ok(Some(peer)) => {
-                    let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
-                    log.pool(&pool).error(text);
-                }
-                Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
-                Err(error) => {
+            let more = (1..AT_ONCE).map_while(|_| shared.places.clone().try_acquire_owned().ok());
+            let places = std::iter::once(place).chain(more).map(Some).collect();
+            // A task of its own: what has been accepted is held, also where this one ends meanwhile.
+            let taking = tokio::task::spawn_local(take(shared.clone(), listener.clone(), places));
+            let Ok(taken) = taking.await else { return };
+            for peer in taken.sent_away {
+                let text = format!("Connection disallowed: IP address '{peer}' has been dropped.");
+                log.pool(&pool).error(text);
+            }
+            match taken.end {
+                None => {}
+                Some(rustix::io::Errno::AGAIN) => ready.clear_ready(),
+                Some(error) => {
                     let reason = errno(&error.into());
                     log.pool(&pool)
                         .error(format_args!("a connection could not be accepted: {reason}"));
@@ -112,26 +123,53 @@ pub fn receive(shared: &Rc<Shared>, listener: &Listener, log: &Logger, pool: &st
 
 /// Takes all that wait at a listener which is about to be closed.
 pub fn receive_the_last(shared: &Rc<Shared>, listener: &Listener) {
-    use rustix::io::Errno;
-    while let Ok(_) | Err(Errno::INTR | Errno::CONNABORTED) = accept(shared, listener, None) {}
+    let Ok(listener) = listener.as_fd().try_clone_to_owned().map(Arc::new) else {
+        return;
+    };
+    let shared = shared.clone();
+    tokio::task::spawn_local(async move {
+        let places = || (0..AT_ONCE).map(|_| None).collect();
+        while take(shared.clone(), listener.clone(), places()).await.end.is_none() {}
+    });
 }
 
-/// Takes one connection. Some: a client that is not allowed was sent away.
-fn accept(
-    shared: &Rc<Shared>,
-    listener: impl AsFd,
-    place: Option<OwnedSemaphorePermit>,
-) -> Result<Option<IpAddr>, rustix::io::Errno> {
-    let (connection, peer) = rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-    let peer = peer.map(|peer| peer.ip().to_canonical());
+/// What came of taking some.
+struct Taken {
+    /// Clients that are not allowed.
+    sent_away: Vec<IpAddr>,
+    /// Why there are no more; None: there may be.
+    end: Option<rustix::io::Errno>,
+}
+
+/// Takes as many connections as there are places.
+async fn take(shared: Rc<Shared>, listener: Arc<OwnedFd>, places: Vec<Option<OwnedSemaphorePermit>>) -> Taken {
+    // An upgrade waits for what is accepted at this moment, but not for a worker that has made accepting wait.
+    let in_hand = shared.events.gate().pass().await;
+    let mut batch = shared.acceptor.take(&listener, places.len());
+    let batch = match tokio::time::timeout(ACCEPTS, &mut batch).await {
+        Ok(batch) => batch,
+        Err(_) => {
+            drop(in_hand);
+            batch.await
+        }
+    };
+    let Ok(Batch { taken, end }) = batch else {
+        return Taken {
+            sent_away: Vec::new(),
+            end: Some(rustix::io::Errno::NOMEM),
+        };
+    };
     let rules = shared.rules();
-    if let Some(peer) = peer.filter(|peer| !rules.allow(*peer)) {
-        return Ok(Some(peer));
-    }
     let until = Some(watch::now() + rules.header_patience);
-    shared.hold(Handover::default(), shared.closer.take(connection), until, place);
-    Ok(None)
+    let mut sent_away = Vec::new();
+    for ((connection, peer), place) in taken.into_iter().zip(places) {
+        let connection = shared.closer.take(connection);
+        match peer.filter(|peer| !rules.allow(*peer)) {
+            Some(peer) => sent_away.push(peer),
+            None => shared.hold(Handover::default(), connection, until, place),
+        }
+    }
+    Taken { sent_away, end }
 }
 
 /// What becomes of a connection.
@@ -247,6 +285,9 @@ pub fn input_of(handover: &Handover) -> Input {
 /// its end before another program takes over.
 async fn answer(shared: &Shared, fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Next {
     let _in_hand = shared.events.gate().pass().await;
+    if page.is_none() {
+        shared.refused.set(shared.refused.get() + 1);
+    }
     let answered = tokio::time::timeout(ANSWER, exchange(fd, page)).await;
     let Ok(Some(handover)) = answered else {
         return Next::Over;

@@ -2,6 +2,7 @@
 //! from which whichever worker is idle takes the next.
 #![forbid(unsafe_code)]
 
+mod accept;
 pub mod line;
 
 use std::cell::{Cell, RefCell};
@@ -16,8 +17,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use self::accept::Acceptor;
 use self::line::{MOST_TAKEN, Next, Rules};
 use super::foreign::{Closer, Foreign};
 use super::listen::Listener;
@@ -34,7 +37,8 @@ const BUFFER: usize = 1 << 20;
 /// Most connections on their way into the queue; the tasks of further ones wait.
 const ON_THEIR_WAY: usize = 64;
 
-/// Most kept connections of one pool; beyond that a newcomer is closed, as a web server expects of an idle connection.
+/// Most kept connections of one pool; beyond that a newcomer is closed, as a web server expects of an idle connection. So it is
+/// when three quarters of the master's descriptors are taken: the others are for workers and reloads.
 const MOST_KEPT: usize = 16_384;
 
 /// Most bytes of requests that have begun on them.
@@ -62,6 +66,7 @@ pub struct Shared {
     pool: PoolId,
     events: Events,
     closer: Closer,
+    acceptor: Acceptor,
     door: mpsc::Sender<Rc<Held>>,
     workers: Rc<Channel<Handover, Handover>>,
     /// Connections, until they are in the queue.
@@ -76,8 +81,12 @@ pub struct Shared {
     rules: RefCell<Rc<Rules>>,
     /// The pool is full: what clients want is to be heard before a worker is asked.
     open: Cell<bool>,
+    /// Requests that were refused.
+    refused: Cell<u64>,
     /// For those that were taken from the listener.
     places: Arc<Semaphore>,
+    /// Numbers beyond this say that few are left: the kernel gives the lowest that is free.
+    highest: RawFd,
 }
 
 /// A connection that is held.
@@ -88,6 +97,8 @@ pub struct Held {
     fd: Foreign,
     /// It may be silent until then; None is for ever.
     until: Cell<Option<Duration>>,
+    /// A worker has it.
+    gone: Cell<bool>,
 }
 
 impl Held {
@@ -108,6 +119,8 @@ pub struct SavedQueue {
     sent: Vec<usize>,
     #[serde(default)]
     waits_since: Vec<Duration>,
+    #[serde(default)]
+    refused: u64,
     held: Vec<(Handover, Kept, Option<Duration>)>,
 }
 
@@ -140,6 +153,7 @@ impl Queue {
             pool,
             events: events.clone(),
             closer: Closer::default(),
+            acceptor: Acceptor::default(),
             door,
             workers: workers.clone(),
             held: RefCell::default(),
@@ -149,7 +163,9 @@ impl Queue {
             sent: RefCell::new(sent),
             rules: RefCell::new(Rc::new(rules)),
             open: Cell::new(false),
-            places: Arc::new(Semaphore::new(MOST_TAKEN)),
+            refused: Cell::new(0),
+            places: Arc::new(Semaphore::new(MOST_TAKEN.min(most_descriptors() / 4))),
+            highest: RawFd::try_from(most_descriptors() / 4 * 3).unwrap_or(RawFd::MAX),
         });
         let ours = register(ours)?;
         let sender = Watch::start(send_all(ours.clone(), queue, shared.clone()));
@@ -175,6 +191,7 @@ impl Queue {
             workers: saver.keep(&*self.workers),
             sent,
             waits_since,
+            refused: self.refused(),
         }
     }
 
@@ -194,12 +211,14 @@ impl Queue {
             workers,
             sent,
             waits_since,
+            refused,
             held,
         } = saved;
         let (ours, workers) = (fds.take(ours)?, fds.take(workers)?);
         let since = waits_since.into_iter().chain(std::iter::repeat(watch::now()));
         let sent = sent.into_iter().zip(since).collect();
         let queue = Self::with(pool, events, rules, ours.into(), workers.into(), sent)?;
+        queue.shared.refused.set(refused);
         for (handover, fd, until) in held {
             let fd = queue.shared.closer.take(fds.take(fd)?);
             queue.shared.hold(handover, fd, until, None);
@@ -255,9 +274,28 @@ impl Queue {
         }
     }
 
+    /// The pool is about to end: who has not said a word yet is a worker's to hear, as far as there is room.
+    pub fn hand_out_the_new(&self) {
+        let new: Vec<_> = self.shared.held.borrow().values().cloned().collect();
+        for held in new
+            .iter()
+            .filter(|held| !held.handover.borrow().kept && !held.gone.get())
+        {
+            held.begin_to_wait();
+            if self.shared.send(&self.ours, held).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Connections in the queue that no worker has taken yet.
     pub fn waiting(&self) -> u32 {
         self.shared.waiting()
+    }
+
+    /// Requests that were refused.
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.get()
     }
 
     /// Since when the first of those in line waits.
@@ -339,7 +377,7 @@ impl Shared {
     /// False: it is to be closed.
     async fn bring(&self, held: &Rc<Held>) -> bool {
         loop {
-            if !until_it_speaks(held).await {
+            if !until_it_speaks(held).await || held.gone.get() {
                 return false;
             }
             if !self.open.get() {
@@ -365,7 +403,7 @@ impl Shared {
     fn note(&self, handover: Handover, fd: Foreign, until: Option<Duration>) -> Option<Rc<Held>> {
         let mut all = self.held.borrow_mut();
         let bytes = self.held_bytes.get() + handover.bytes.len();
-        if all.len() >= MOST_KEPT || bytes > MOST_BYTES {
+        if all.len() >= MOST_KEPT || bytes > MOST_BYTES || fd.as_raw_fd() > self.highest {
             return None;
         }
         self.held_bytes.set(bytes);
@@ -375,6 +413,7 @@ impl Shared {
             handover: RefCell::new(handover),
             fd,
             until: Cell::new(until),
+            gone: Cell::new(false),
         });
         all.insert(number, held.clone());
         Some(held)
@@ -388,12 +427,34 @@ impl Shared {
         held.until.set(until);
     }
 
+    /// Puts it into the queue, when there is room.
+    fn send(&self, channel: &AsyncFd<Channel<Handover, Handover>>, held: &Held) -> Result<(), ChannelError> {
+        let message = {
+            let handover = held.handover.borrow();
+            let length = channel.get_ref().send(&handover, &[held.fd.as_fd()], false)?;
+            (length, Duration::from_nanos(handover.queued))
+        };
+        held.gone.set(true);
+        let mut sent = self.sent.borrow_mut();
+        sent.push_back(message);
+        if sent.len() > MOST_SENT {
+            sent.pop_front();
+        }
+        Ok(())
+    }
+
     /// It is in the queue, or of no use any more.
     fn release(&self, held: &Held) {
         self.held.borrow_mut().remove(&held.number);
         let bytes = held.handover.borrow().bytes.len();
         self.held_bytes.set(self.held_bytes.get() - bytes);
     }
+}
+
+/// How many descriptors this process may have.
+fn most_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map_or(usize::MAX, |most| most as usize)
 }
 
 /// False when it is closed, or silent for too long.
@@ -454,20 +515,11 @@ fn has_request(handover: &Handover) -> bool {
 async fn send_all(channel: Registered<Handover, Handover>, mut queue: mpsc::Receiver<Rc<Held>>, shared: Rc<Shared>) {
     while let Some(held) = queue.recv().await {
         loop {
-            let result = {
-                let handover = held.handover.borrow();
-                let result = channel.get_ref().send(&handover, &[held.fd.as_fd()], false);
-                result.map(|length| (length, Duration::from_nanos(handover.queued)))
-            };
-            match result {
-                Ok(message) => {
-                    let mut sent = shared.sent.borrow_mut();
-                    sent.push_back(message);
-                    if sent.len() > MOST_SENT {
-                        sent.pop_front();
-                    }
-                    break;
-                }
+            if held.gone.get() {
+                break;
+            }
+            match shared.send(&channel, &held) {
+                Ok(()) => break,
                 Err(ChannelError::WouldBlock) => match channel.writable().await {
                     Ok(mut ready) => ready.clear_ready(),
                     Err(_) => return,

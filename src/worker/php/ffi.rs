@@ -1,6 +1,6 @@
 //! `shim.h` in Rust.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 
 use php_pool::scoreboard::TraceLayout;
 
@@ -147,6 +147,8 @@ unsafe extern "C" {
     pub fn shim_starts_at_home() -> bool;
     pub fn shim_resolved_before(path: *const c_char, len: usize) -> bool;
     pub fn shim_resolves(path: *const c_char) -> bool;
+    pub fn shim_each_compiled(each: extern "C" fn(*mut c_void, *const c_char, usize) -> bool, context: *mut c_void);
+    pub fn shim_compile(path: *const c_char);
     pub fn shim_serve(request: *const Request) -> u32;
     pub fn shim_response_header(name: *const c_char, name_len: usize, length: *mut usize) -> *const c_char;
     pub fn shim_show_time_limit(seconds: i64);

@@ -7,9 +7,10 @@ mod ffi;
 mod folder;
 mod timer;
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use php_pool::control::PhpSettings;
@@ -103,9 +104,17 @@ extern "C" fn log(level: u32, from_php: bool, text: *const c_char, length: usize
     };
     match answering() {
         Some(exchange) => exchange.log(level, from_php, text),
-        None => super::print_log(level, from_php, text, usize::MAX),
+        None => {
+            if from_php {
+                *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = text.to_vec();
+            }
+            super::print_log(level, from_php, text, usize::MAX);
+        }
     }
 }
+
+/// What PHP has logged last outside of requests.
+static LAST_WORDS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 extern "C" fn finish() -> bool {
     answering().is_none_or(Exchange::finish)
@@ -192,8 +201,11 @@ fn c_string(text: &[u8]) -> CString {
     CString::new(text).expect("there is no NUL left")
 }
 
-/// Module start-up with php.ini, extensions, opcache and preload; false when PHP refuses.
-pub fn start(settings: &PhpSettings) -> bool {
+/// Module start-up with php.ini, extensions, opcache and preload.
+///
+/// # Errors
+/// When PHP refuses, with its last words.
+pub fn start(settings: &PhpSettings) -> Result<(), String> {
     let ini_path = settings
         .ini
         .as_ref()
@@ -231,7 +243,15 @@ pub fn start(settings: &PhpSettings) -> bool {
     // SAFETY: after `init`; the strings live for ever.
     let started = unsafe { ffi::shim_start(&start) };
     std::mem::forget((entries, executable));
-    started
+    if started {
+        return Ok(());
+    }
+    let words = LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let words: String = String::from_utf8_lossy(&words).chars().take(1000).collect();
+    Err(match words.as_str() {
+        "" => "PHP module start-up failed".to_owned(),
+        words => format!("PHP module start-up failed: {words}"),
+    })
 }
 
 /// Settings that are no php.ini entries when the pool names them.
@@ -345,6 +365,30 @@ impl Files for PhpFiles {
         use std::os::unix::ffi::OsStrExt;
         std::fs::metadata(std::ffi::OsStr::from_bytes(path)).is_ok_and(|found| found.is_file())
     }
+}
+
+/// Tells the path of each script that opcache holds, what was used most first, until `each` says no. In a process that serves
+/// nothing.
+pub fn each_compiled<F: FnMut(&[u8]) -> bool>(mut each: F) {
+    extern "C" fn call<F: FnMut(&[u8]) -> bool>(each: *mut c_void, path: *const c_char, length: usize) -> bool {
+        // SAFETY: the address of `each` below, which nobody else uses meanwhile; and a path in PHP's memory.
+        let (each, path) = unsafe { (&mut *each.cast::<F>(), bytes(path, length)) };
+        each(path)
+    }
+    // SAFETY: PHP is started and runs no request; the function is for what its context is.
+    unsafe { ffi::shim_each_compiled(call::<F>, std::ptr::from_mut(&mut each).cast()) }
+}
+
+/// Compiles a file into opcache, and runs nothing of it. In a process that serves nothing.
+pub fn compile(path: &[u8]) {
+    let path = c_string(path);
+    // SAFETY: PHP is started and runs no request; a C string.
+    unsafe { ffi::shim_compile(path.as_ptr()) }
+}
+
+/// Whether there is a file of this path.
+pub fn is_file(path: &[u8]) -> bool {
+    PhpFiles.is_file(path)
 }
 
 /// Runs a request through PHP. True: this process must not serve another. Does not return in a child that the script has forked:

@@ -151,6 +151,11 @@ bool shim_starts_at_home(void);
 bool shim_resolved_before(const char *path, size_t len);
 /* realpath() by PHP's cache; false: it does not resolve. */
 bool shim_resolves(const char *path);
+/* Calls `each` with the path of each script in opcache, what was used most first, until that says no. Needs a request of its
+ * own, and so does shim_compile: for a process that serves none. */
+void shim_each_compiled(bool (*each)(void *context, const char *path, size_t length), void *context);
+/* Compiles a file into opcache, and runs nothing of it. */
+void shim_compile(const char *path);
 enum shim_outcome shim_serve(const struct shim_request *request);
 /* The value of the response's first header of exactly this name, or NULL. */
 const char *shim_response_header(const char *name, size_t name_len, size_t *length);

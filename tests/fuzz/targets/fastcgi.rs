@@ -88,8 +88,8 @@ pub fn connection(data: &[u8]) {
     let end = loop {
         match conn.next() {
             Ok(Event::NeedMore) => match conn.fill() {
-                Ok(true) => {}
-                Ok(false) => panic!("the peer is gone, and the connection waits"),
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the peer is gone, and the connection waits"),
                 Err(lost) => break lost,
             },
             Ok(Event::Stdin(_)) => panic!("a body came before its request was read"),

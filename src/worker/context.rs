@@ -54,6 +54,8 @@ pub struct Worker {
     pub bell: OwnedFd,
     /// Settings of script resolution, and fastcgi.logging.
     pub script_settings: (Settings, bool),
+    /// Every request starts in the working folder.
+    pub starts_at_home: bool,
     /// Requests after which it leaves; 0 is never.
     pub max_requests: u64,
     /// Names of requests that come without.

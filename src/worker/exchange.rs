@@ -171,8 +171,12 @@ impl Exchange {
         let (given, parent) = (params.get("HTTP_X_REQUEST_ID"), params.get("HTTP_TRACEPARENT"));
         let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
         let (settings, logging) = &worker.script_settings;
-        if script::is_relative(&params) {
-            // Not to where the last script was: that may be another site.
+        // PHP reads and stores a body before it goes to the script's folder.
+        let has_body = params
+            .get("CONTENT_LENGTH")
+            .is_some_and(|length| !matches!(length, b"" | b"0"));
+        if worker.starts_at_home || has_body || script::is_relative(&params) {
+            // Not where the last script was, which may be of another site: relative paths would lead there.
             let _ = nix::unistd::chdir(&worker.home);
         }
         let script = script::resolve(&mut params, settings, &super::php::PhpFiles);

@@ -119,6 +119,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         listeners,
         bell,
         script_settings: php::script_settings(),
+        starts_at_home: php::starts_at_home(),
         max_requests: spawn.max_requests,
         ids: request_id::Source::new(random()),
         recycle_age: spawn.recycle_age,

@@ -46,17 +46,22 @@ impl Output {
             return self.write_through(kind, data, conn, timeout);
         }
         while !data.is_empty() {
-            if self.bytes.len() + HEADER_LEN >= GATHER {
-                self.send(conn, timeout)?;
-            }
             if self.open.is_none_or(|(_, open)| open != kind) {
                 self.close();
+                if self.bytes.len() + HEADER_LEN >= GATHER {
+                    self.send(conn, timeout)?;
+                }
                 self.open = Some((self.bytes.len(), kind));
                 self.bytes.extend_from_slice(&ZEROS);
             }
-            let take = data.len().min(GATHER.saturating_sub(self.bytes.len()).max(1));
+            // To the last byte, so that a record that goes on in another one is not padded: when the padding of STDERR ends where
+            // nginx's buffer does (a multiple of 4,096), it takes the messages for a header that is too big, and says 502.
+            let take = data.len().min(GATHER - self.bytes.len());
             self.bytes.extend_from_slice(&data[..take]);
             data = &data[take..];
+            if self.bytes.len() == GATHER {
+                self.send(conn, timeout)?;
+            }
         }
         Ok(())
     }

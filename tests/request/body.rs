@@ -37,6 +37,20 @@ static LARGE_TCP: Setup = Setup {
     ..LARGE
 };
 
+static BESIDE: Setup = Setup {
+    name: "uploads-beside",
+    workers: 1,
+    ini: "upload_tmp_dir = kept\n",
+    ..Setup::BASE
+};
+
+static SESSION_BESIDE: Setup = Setup {
+    name: "session-beside",
+    workers: 1,
+    ini: "session.auto_start = 1\nsession.save_path = kept\n",
+    ..Setup::BASE
+};
+
 pub fn cases() -> Vec<Case> {
     Cases::of("body", |c| {
         forms(c);
@@ -200,6 +214,31 @@ fn forms(c: &mut Cases) {
 }
 
 fn uploads(c: &mut Cases) {
+    c.same(
+        "a_relative_folder_is_that_of_the_worker_whatever_ran_before",
+        &BESIDE,
+        |t| {
+            t.kept_by_the_worker();
+            t.php("echo getcwd() === __DIR__ ? 'in the folder of the script' : 'elsewhere';");
+            let upload = t
+                .page("echo dirname($_FILES['f']['tmp_name']), ' ', getcwd() === __DIR__;")
+                .post(Multipart::TYPE, Multipart::new().file("f", "a.txt", b"content").end());
+            let home = t.server.home.display().to_string();
+            assert_eq!(t.send(&upload).text(), format!("{home}/kept 1"));
+        },
+    );
+    c.same(
+        "a_session_that_starts_by_itself_is_in_the_workers_folder",
+        &SESSION_BESIDE,
+        |t| {
+            t.kept_by_the_worker();
+            t.file("first.php", "<?php echo 'first';");
+            t.send_unrecorded(&t.get("/first.php"));
+            let request = t.page("echo is_file($_SERVER['FOLDER'] . '/sess_' . session_id()) ? 'there' : 'elsewhere';");
+            let request = request.set("FOLDER", t.server.home.join("kept").display().to_string());
+            assert_eq!(t.send_unrecorded(&request).text(), "there");
+        },
+    );
     c.same("a_file_arrives_whole_and_can_be_moved", &Setup::BASE, |t| {
         t.writable("in");
         let content = noise(70_000);

@@ -280,6 +280,13 @@ impl Run<'_> {
         folder
     }
 
+    /// `kept`, a folder in the workers' own one, where they may write.
+    pub fn kept_by_the_worker(&self) {
+        let folder = self.server.home.join("kept");
+        fs::create_dir_all(&folder).expect("the folder is ours");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).expect("we made it");
+    }
+
     /// A GET of `uri`, with what nginx's fastcgi.conf sends, in its order.
     pub fn get(&self, uri: &str) -> Request {
         let root = self.www();

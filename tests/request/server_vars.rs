@@ -195,6 +195,24 @@ fn superglobals(c: &mut Cases) {
         },
     );
     c.differs(
+        "a_script_of_apaches_proxy_is_cut_to_its_length_everywhere",
+        &Setup::BASE,
+        "Apache's SetHandler and ProxyPass name the script as proxy:fcgi://HOST/PATH. php-fpm shows the path; in getenv() without a \
+         name what was behind it follows, after a NUL.",
+        |t| {
+            let request = t.page("echo json_encode([$_SERVER['SCRIPT_FILENAME'], getenv()['SCRIPT_FILENAME']], JSON_UNESCAPED_SLASHES);");
+            let path = format!("{}/index.php", t.www());
+            let request = request.set("SCRIPT_FILENAME", format!("proxy:fcgi://localhost{path}"));
+            let reply = t.send(&request);
+            let cut = format!("[\"{path}\",\"{path}\"]");
+            if t.is_php_pool() {
+                assert_eq!(reply.text(), cut);
+            } else {
+                assert!(reply.text().starts_with(&format!("[\"{path}\",\"{path}\\u0000")), "{reply}");
+            }
+        },
+    );
+    c.differs(
         "php_is_that_of_libphp",
         &Setup::BASE,
         "Debian builds libphp with pcntl and chroot(), and with another PHP_CONFIG_FILE_PATH (php.ini is read where php-fpm reads \

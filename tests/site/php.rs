@@ -7,7 +7,7 @@ use crate::Case;
 use crate::support::server::{Kind, php_fpm, php_version};
 
 /// Scripts of ours beside the wiki's.
-pub const SCRIPTS: [(&str, &str); 3] = [
+pub const SCRIPTS: [(&str, &str); 4] = [
     (
         "server.php",
         "<?php header('Content-Type: text/plain');
@@ -20,6 +20,11 @@ pub const SCRIPTS: [(&str, &str); 3] = [
     (
         "extensions.php",
         "<?php echo implode(\"\\n\", get_loaded_extensions());",
+    ),
+    (
+        "complaints.php",
+        "<?php for ($i = 0; $i < 40; $i++) error_log(str_repeat('x', 800));
+         error_log(str_repeat('x', $_GET['length'])); error_log('and more'); echo 'the page';",
     ),
 ];
 
@@ -59,6 +64,13 @@ pub const CASES: &[Case] = &[
             .expect("QUERY_STRING=a=1&b=%2F%3F\n")
             .expect("REQUEST_URI=/server.php/one/tw%20o?a=1&b=%2F%3F\n")
             .expect("FILE=server.php\n");
+    }),
+    ("no_length_of_messages_costs_the_page", |site, front| {
+        // Messages travel before the page, in records that are padded to 8 bytes and gathered to 32 KB; nginx reads 4 KB at a time.
+        for length in 136..152 {
+            let page = site.visitor(front).get(&format!("/complaints.php?length={length}"));
+            page.expect_status(200).expect("the page");
+        }
     }),
 ];
 

@@ -144,6 +144,7 @@ unsafe extern "C" {
     pub fn shim_load_extension(name: *const c_char) -> bool;
     pub fn shim_disable(names: *const c_char, classes: bool);
     pub fn shim_settings(out: *mut Cgi);
+    pub fn shim_starts_at_home() -> bool;
     pub fn shim_resolved_before(path: *const c_char, len: usize) -> bool;
     pub fn shim_resolves(path: *const c_char) -> bool;
     pub fn shim_each_compiled(each: extern "C" fn(*mut c_void, *const c_char, usize) -> bool, context: *mut c_void);

@@ -340,6 +340,12 @@ pub fn script_settings() -> (Settings, bool) {
     )
 }
 
+/// Whether a request of this pool must start in the worker's own folder: something looks at it before the script does.
+pub fn starts_at_home() -> bool {
+    // SAFETY: PHP is started.
+    unsafe { ffi::shim_starts_at_home() }
+}
+
 /// The file system as PHP sees it.
 pub struct PhpFiles;
 

@@ -786,6 +786,12 @@ void shim_settings(struct shim_cgi *out)
     out->revalidate = !INI_BOOL("opcache.enable") ? 0 : looks ? INI_INT("opcache.revalidate_freq") : INT64_MAX;
 }
 
+bool shim_starts_at_home(void)
+{
+    /* A session's folder; and what pcov covers where pcov.directory does not say it. */
+    return INI_BOOL("session.auto_start") || zend_hash_str_exists(&module_registry, ZEND_STRL("pcov"));
+}
+
 bool shim_resolved_before(const char *path, size_t len)
 {
     return realpath_cache_lookup(path, len, time(NULL)) != NULL;

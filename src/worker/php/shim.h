@@ -145,6 +145,8 @@ bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t v
 bool shim_load_extension(const char *name);
 void shim_disable(const char *names, bool classes);
 void shim_settings(struct shim_cgi *out);
+/* Whether something looks at the working folder while a request starts, before its script does. */
+bool shim_starts_at_home(void);
 /* Whether PHP's cache has the path as one that resolves. */
 bool shim_resolved_before(const char *path, size_t len);
 /* realpath() by PHP's cache; false: it does not resolve. */

@@ -174,6 +174,17 @@ impl Conn {
         self.input.is_drained()
     }
 
+    /// Skips what is at hand of the answered request's body, and nothing of what follows it. Whether that was all of it.
+    pub fn skip_body(&mut self) -> bool {
+        while self.input.is_owed_a_body() && self.has_unread() {
+            // A header or so at a time.
+            if self.next_within(0).is_err() {
+                break;
+            }
+        }
+        !self.input.is_owed_a_body()
+    }
+
     /// What the bytes at hand say; [`Event::NeedMore`] when they say nothing more.
     pub fn next(&mut self) -> Result<Event, Lost> {
         self.next_within(usize::MAX)

@@ -494,9 +494,9 @@ impl Loop {
                     }
                     if self.must_leave() {
                         // Who is still to send a body that nobody wants is of no use to another.
-                        return match conn.input.is_owed_a_body() {
-                            true => self.finish(conn, token),
-                            false => self.give_away(conn, token),
+                        return match conn.skip_body() {
+                            true => self.give_away(conn, token),
+                            false => self.finish(conn, token),
                         };
                     }
                     answered = true;

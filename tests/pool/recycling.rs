@@ -15,6 +15,10 @@ pub const CASES: &[Case] = &[
         "recycling::a_spare_is_no_worker_of_the_status_page",
         a_spare_is_not_shown,
     ),
+    (
+        "recycling::who_is_used_up_hands_over_the_connection_that_it_answered_last",
+        kept_connection,
+    ),
     ("recycling::an_old_worker_serves_until_it_is_replaced", by_age),
     ("recycling::a_large_worker_serves_until_it_is_replaced", by_memory),
     ("recycling::process_max_leaves_no_room_for_spares", without_room),
@@ -46,6 +50,14 @@ impl Drop for Stopped {
     fn drop(&mut self) {
         let _ = kill(self.0, Signal::SIGCONT);
     }
+}
+
+/// Of a script that reads no body not even the record that ends it has been read when its worker leaves.
+fn kept_connection() {
+    let master = serve("pm.max_requests = 3");
+    let mut kept = master.connect("sock");
+    let pids: std::collections::BTreeSet<String> = (0..30).map(|_| master.ask_kept(&mut kept, "/pid.php")).collect();
+    assert!(pids.len() >= 10, "{pids:?}");
 }
 
 fn replacement_is_ready() {

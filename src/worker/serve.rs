@@ -45,9 +45,9 @@ struct Parked {
 }
 
 impl Parked {
-    /// Whether its first request is awaited.
+    /// Whether its first request is awaited, or the rest of one.
     fn is_new(&self) -> bool {
-        matches!(self.wait, Wait::Request) && !self.conn.kept
+        matches!(self.wait, Wait::Request) && (!self.conn.kept || self.conn.began != 0)
     }
 }
 
@@ -195,7 +195,7 @@ impl Loop {
         // Those in the queue have been taken from the listener: nobody would find them there. Who comes later finds others, if
         // this worker alone was told to stop.
         let end = monotonic_ns();
-        while self.is_the_end()
+        while self.is_last()
             && let Some((conn, queued)) = self.next_in_queue()
         {
             self.attend(conn, None);
@@ -208,11 +208,10 @@ impl Loop {
             // Its place is free.
             self.worker.ring();
         }
-        if self.is_the_end() {
+        if self.is_last() {
             let until = Instant::now() + LAST_WORD;
             let new = self.parked.values_mut().filter(|parked| parked.is_new());
             new.for_each(|parked| parked.deadline = parked.deadline.into_iter().chain([until]).min());
-            self.last = true;
         }
         self.clear_waiting_room();
         for listener in &worker.listeners {
@@ -322,6 +321,12 @@ impl Loop {
         }
         let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
         stopping || self.worker.orphaned.get()
+    }
+
+    /// The same, once and for all.
+    fn is_last(&mut self) -> bool {
+        self.last |= self.is_the_end();
+        self.last
     }
 
     /// A connection as somebody else has left it.
@@ -657,6 +662,8 @@ impl Loop {
 
     /// Gives what waits for a request to the master, before a request of unknown length runs here.
     fn clear_waiting_room(&mut self) {
+        let leaves = self.must_leave();
+        let last = leaves && self.is_last();
         let waiting: Vec<u64> = self
             .parked
             .iter()
@@ -664,10 +671,9 @@ impl Loop {
             .filter(|(_, p)| {
                 matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
             })
-            .filter(|(_, p)| !self.last || !p.is_new())
+            .filter(|(_, p)| !last || !p.is_new())
             .map(|(token, _)| *token)
             .collect();
-        let leaves = self.must_leave();
         for token in waiting {
             let Some(parked) = self.parked.remove(&token) else {
                 continue;

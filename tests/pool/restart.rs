@@ -34,7 +34,7 @@ fn start(place: &Place, sockets: &[(&UnixListener, &str)]) -> Child {
         .iter()
         .map(|(socket, name)| (socket.try_clone().unwrap().into(), *name));
     hand_over(&mut command, held.collect());
-    command.args(["-F", "-O", "-y"]).arg(place.path("pool.conf"));
+    command.args(["-F", "-y"]).arg(place.path("pool.conf"));
     command.arg("-c").arg(place.path("php.ini")).env("PHP_INI_SCAN_DIR", "");
     let said = std::fs::File::create(place.path("said")).unwrap();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
@@ -117,6 +117,10 @@ fn speaks_late() {
         }
     }
     kill(Pid::from_raw(master.id() as i32), Signal::SIGTERM).unwrap();
+    wait_for("it to stop", || {
+        let log = std::fs::read_to_string(place.path("error.log")).unwrap_or_default();
+        log.contains("Terminating ...")
+    });
     for (connection, said) in &mut late {
         halves[*said..].iter().for_each(|half| assert!(connection.send(half)));
     }

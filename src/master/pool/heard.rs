@@ -119,6 +119,9 @@ impl Pool {
                         }
                     };
                     self.queue.keep(handover, fd, limit);
+                    if self.stopping {
+                        self.queue.hand_out_the_new();
+                    }
                 }
             }
             Ok(Heard {

@@ -274,12 +274,13 @@ impl Queue {
         }
     }
 
-    /// The pool is about to end: who has not said a word yet is a worker's to hear, as far as there is room.
+    /// The pool is about to end: who has not said all of a first request yet is a worker's to hear, as far as there is room.
     pub fn hand_out_the_new(&self) {
         let new: Vec<_> = self.shared.held.borrow().values().cloned().collect();
+        let is_new = |handover: &Handover| !handover.kept || handover.since != 0;
         for held in new
             .iter()
-            .filter(|held| !held.handover.borrow().kept && !held.gone.get())
+            .filter(|held| is_new(&held.handover.borrow()) && !held.gone.get())
         {
             held.begin_to_wait();
             if self.shared.send(&self.ours, held).is_err() {

@@ -5,6 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -23,6 +24,10 @@ const MAX_FDS: usize = 16;
 
 /// Most descriptors that the kernel passes on with one message (SCM_MAX_FD).
 const MOST_FDS: usize = 253;
+
+/// How long descriptors wait that are too many under way, and how often they are tried again.
+const CROWDED: Duration = Duration::from_secs(5);
+const TRY_AGAIN: Duration = Duration::from_millis(5);
 
 /// Why a message did not pass.
 #[derive(Debug, Error)]
@@ -100,7 +105,8 @@ impl<S, R> AsRawFd for Channel<S, R> {
 }
 
 impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
-    /// Sends one message and says how many bytes it has. With `wait` false it never blocks.
+    /// Sends one message and says how many bytes it has. With `wait` false it never blocks. With `wait`, descriptors that are too
+    /// many under way for this user, whoever sent the others, wait for [`CROWDED`] until some have been received.
     ///
     /// # Errors
     /// [`ChannelError::WouldBlock`] when the other end does not read, [`ChannelError::Closed`] when it is gone.
@@ -115,10 +121,17 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             } else {
                 MsgFlags::MSG_DONTWAIT
             };
+        let mut tries = 0..if wait {
+            CROWDED.as_millis() / TRY_AGAIN.as_millis()
+        } else {
+            0
+        };
         loop {
             match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None) {
                 Ok(length) => return Ok(length),
                 Err(Errno::EINTR) => {}
+                // A worker that leaves would otherwise close its clients' connections.
+                Err(Errno::ETOOMANYREFS) if tries.next().is_some() => std::thread::sleep(TRY_AGAIN),
                 Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
                 Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => return Err(ChannelError::Closed),
                 Err(error) => return Err(error.into()),

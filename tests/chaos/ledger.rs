@@ -67,6 +67,9 @@ impl Times {
     }
 }
 
+/// So many short requests, or fewer, say nothing about a percentile.
+pub const FEW: usize = 100;
+
 /// The books of a run.
 #[derive(Default)]
 pub struct Ledger {
@@ -102,6 +105,11 @@ pub struct Account {
 }
 
 impl Ledger {
+    /// How many short requests have been answered in a phase.
+    pub fn short_in(&self, phase: &str) -> usize {
+        self.lock().short.get(phase).map_or(0, |times| times.0.len())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         self.inner.lock().expect("nobody panics with the books")
     }
@@ -275,7 +283,7 @@ impl Account {
                 .expect("short requests were answered")
         };
         let ((calm, before), (busy, during)) = (p99(phases[0]), p99(phases[1]));
-        assert!(calm > 100 && busy > 100, "too few to tell: {self}");
+        assert!(calm > FEW && busy > FEW, "too few to tell: {self}");
         assert!(during <= 3 * before.max(FLOOR), "{self}");
     }
 }

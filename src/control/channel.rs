@@ -104,14 +104,34 @@ impl<S, R> AsRawFd for Channel<S, R> {
     }
 }
 
+/// A value as it is sent.
+///
+/// # Errors
+/// When it cannot be written: a path that is no text, say.
+pub fn to_bytes(value: &impl Serialize) -> Result<Vec<u8>, ChannelError> {
+    postcard::to_stdvec(value).map_err(|_| ChannelError::Malformed("it cannot be written"))
+}
+
+/// The other way.
+///
+/// # Errors
+/// When it is none.
+pub fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ChannelError> {
+    postcard::from_bytes(bytes).map_err(|_| ChannelError::Malformed("it is of no known form"))
+}
+
 impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// Sends one message and says how many bytes it has. With `wait` false it never blocks. With `wait`, descriptors that are too
     /// many under way for this user, whoever sent the others, wait for [`CROWDED`] until some have been received.
     ///
     /// # Errors
-    /// [`ChannelError::WouldBlock`] when the other end does not read, [`ChannelError::Closed`] when it is gone.
+    /// [`ChannelError::WouldBlock`] when the other end does not read, [`ChannelError::Closed`] when it is gone, EMSGSIZE when it is
+    /// longer than a message can be.
     pub fn send(&self, message: &S, fds: &[BorrowedFd], wait: bool) -> Result<usize, ChannelError> {
-        let bytes = postcard::to_stdvec(message).map_err(|_| ChannelError::Malformed("it cannot be written"))?;
+        let bytes = to_bytes(message)?;
+        if bytes.len() > MAX_MESSAGE {
+            return Err(Errno::EMSGSIZE.into());
+        }
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control = if raw.is_empty() { &[][..] } else { &rights[..] };
@@ -196,7 +216,7 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
                 "it has more descriptors than any of this protocol",
             ));
         }
-        postcard::from_bytes(&buffer[..message.bytes]).map_err(|_| ChannelError::Malformed("it is of no known form"))
+        from_bytes(&buffer[..message.bytes])
     }
 }
 

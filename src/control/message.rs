@@ -227,6 +227,8 @@ pub enum ToWorker {
     Drain,
     /// Answer to [`FromWorker::Status`], a [`crate::status::Snapshot`].
     Status(Box<crate::status::Snapshot>),
+    /// The same, too long for a message: it is in the sealed memory beside it.
+    LongStatus,
 }
 
 /// A connection on its way from one process to another; its descriptor comes with it.

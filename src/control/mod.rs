@@ -12,9 +12,11 @@
 
 mod channel;
 mod message;
+mod sealed;
 
-pub use channel::{Channel, ChannelError, MAX_MESSAGE, Received, pair};
+pub use channel::{Channel, ChannelError, MAX_MESSAGE, Received, from_bytes, pair, to_bytes};
 pub use message::{
     Confinement, Exit, FromWorker, FromZygote, Handover, LOG_BYTES, LOG_INLINE, LogMessage, PhpSettings, PoolSettings,
     QUEUE_BYTES, Spawn, ToWorker, ToZygote, VERSION, ZygoteConfig,
 };
+pub use sealed::{sealed, unsealed};

@@ -65,6 +65,8 @@ pub struct Daemon {
     desk: Option<Desk>,
     /// Who waits for the end of the reload.
     asked: Vec<Mailbox>,
+    /// Why the last reload did not get as far as the pools.
+    unread: Option<String>,
     /// What has been taken over from a predecessor, with the reload that it was asked for, until the loop begins.
     taken_over: Option<Scope>,
     /// The program at our path can take over: to be done when the events at hand are.
@@ -191,6 +193,7 @@ impl Daemon {
             systemd,
             desk,
             asked: Vec::new(),
+            unread: None,
             taken_over: None,
             successor: None,
         })
@@ -413,7 +416,10 @@ impl Daemon {
             Question::Ping => reply(Answer::Pong),
             Question::Status => {
                 let stopping = self.ctx.state.get() != State::Normal;
-                let pools = self.pools.iter_mut().map(|pool| pool.status(stopping)).collect();
+                let mut pools: Vec<_> = self.pools.iter_mut().map(|pool| pool.status(stopping)).collect();
+                for pool in &mut pools {
+                    pool.failure = self.unread.clone().or(pool.failure.take());
+                }
                 reply(Answer::Status { pools });
             }
             Question::Reload { .. } if self.ctx.state.get() != State::Normal => reply(Answer::Refused {
@@ -596,7 +602,9 @@ impl Daemon {
 
     /// Reads and checks everything again; with an error all stays as it is.
     fn reload_configuration(&mut self, scope: Scope) {
-        match self.prepare_reload() {
+        let prepared = self.prepare_reload();
+        self.unread = prepared.as_ref().err().map(StartError::to_string);
+        match prepared {
             Ok((config, pools)) => self.commit_reload(config, pools, scope),
             Err(error) => {
                 if !matches!(error, StartError::Configuration(_)) {

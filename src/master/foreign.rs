@@ -17,7 +17,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::sys::signal::SigSet;
-use rustix::fs::SealFlags;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::saved::{Kept, Restorer, Saver};
@@ -141,26 +140,6 @@ impl Foreign {
     }
 }
 
-/// A text that came as a sealed memfd; None: it is none, or longer than `most`. Of anything else nothing is read: it could take
-/// for ever.
-pub fn sealed_text(fd: impl AsFd, most: usize) -> Option<String> {
-    // Nothing but memory has seals.
-    let seals = rustix::fs::fcntl_get_seals(&fd).ok()?;
-    if !seals.contains(SealFlags::SHRINK | SealFlags::WRITE) {
-        return None;
-    }
-    let size = usize::try_from(rustix::fs::fstat(&fd).ok()?.st_size).ok()?;
-    let mut bytes = vec![0; Some(size).filter(|size| *size <= most)?];
-    let mut read = 0;
-    while read < size {
-        match rustix::io::pread(&fd, &mut bytes[read..], read as u64) {
-            Ok(0) | Err(_) => return None,
-            Ok(count) => read += count,
-        }
-    }
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
 impl AsFd for Foreign {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_ref().expect("it is there until it is dropped").as_fd()
@@ -223,24 +202,6 @@ mod tests {
         while closer.is_busy() {
             thread::yield_now();
         }
-    }
-
-    #[test]
-    fn only_what_nobody_can_change_is_a_text() {
-        use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
-        let memory = |text: &[u8], seals| {
-            let mut file = File::from(memfd_create("x", MemfdFlags::ALLOW_SEALING).unwrap());
-            file.write_all(text).unwrap();
-            fcntl_add_seals(&file, seals).unwrap();
-            file
-        };
-        let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-        assert_eq!(sealed_text(memory(b"a\xffb", all), 3).as_deref(), Some("a\u{fffd}b"));
-        assert_eq!(sealed_text(memory(b"four", all), 3), None);
-        assert_eq!(sealed_text(memory(b"x", SealFlags::SHRINK), 3), None);
-        assert_eq!(sealed_text(memory(b"x", SealFlags::WRITE), 3), None);
-        assert_eq!(sealed_text(File::open("/dev/zero").unwrap(), 3), None);
-        assert_eq!(sealed_text(std::io::pipe().unwrap().0, 3), None);
     }
 
     #[test]

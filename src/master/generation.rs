@@ -38,7 +38,7 @@ const SAYS_HOW: Duration = Duration::from_secs(10);
 
 /// How long the last messages of a worker, or of a zygote, may take to arrive: a process that it has left behind may hold its
 /// link open.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A worker that lived so long, or served a request, did not die of its start.
 const LIVED: Duration = Duration::from_secs(10);
@@ -488,6 +488,11 @@ impl Generation {
     /// Nothing more is heard from it.
     pub fn hang_up(&mut self) {
         self.zygote.hang_up();
+    }
+
+    /// Whether all that its zygote will ever say has been heard.
+    pub fn is_silent(&self) -> bool {
+        self.zygote.is_silent()
     }
 
     /// Whether this is one of its workers.

@@ -217,7 +217,7 @@ fn prepare(
     let stderr = (!global.daemonize)
         .then(|| std::io::stderr().as_fd().try_clone_to_owned().ok())
         .flatten();
-    let stderr = stderr.map(File::from);
+    let stderr = stderr.map(File::from).inspect(append);
     log.open(&log_settings(&launch, global), replace_stderr)?;
     let opened: Vec<_> = config
         .pools
@@ -271,6 +271,15 @@ impl Start {
     fn run(self, report: Option<Report>, early: SigSet) -> i32 {
         let log = self.log.clone();
         run_loop(&log, early, |sender, events| Daemon::new(self, sender, events, report))
+    }
+}
+
+/// `2>FILE` does not append: the error log and an access log, each at its own place there, would write over each other.
+fn append(stderr: &File) {
+    if stderr.metadata().is_ok_and(|found| found.is_file())
+        && let Ok(flags) = rustix::fs::fcntl_getfl(stderr)
+    {
+        let _ = rustix::fs::fcntl_setfl(stderr, flags | rustix::fs::OFlags::APPEND);
     }
 }
 

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -21,10 +22,11 @@ use super::saved::{Kept, Restorer, Saver};
 use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
-use crate::control::{self, Channel, Exit, FromWorker, Spawn, ToWorker, ToZygote};
+use crate::control::{self, Channel, ChannelError, Exit, FromWorker, Spawn, ToWorker, ToZygote};
 use crate::log::Fields;
 use crate::pm::WorkerId;
 use crate::scoreboard::{Scoreboard, SlotView, TextView};
+use crate::status::Snapshot;
 
 /// A worker.
 #[derive(Debug)]
@@ -314,6 +316,17 @@ impl Worker {
     pub fn tell(&self, message: &ToWorker, fds: &[OwnedFd]) {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let _ = self.link.get_ref().send(message, &fds, false);
+    }
+
+    /// Answers [`FromWorker::Status`].
+    pub fn tell_status(&self, snapshot: Snapshot) {
+        let message = ToWorker::Status(Box::new(snapshot));
+        if let Err(ChannelError::System(Errno::EMSGSIZE)) = self.link.get_ref().send(&message, &[], false)
+            && let Ok(bytes) = control::to_bytes(&message)
+            && let Ok(memory) = control::sealed(&bytes)
+        {
+            self.tell(&ToWorker::LongStatus, &[memory]);
+        }
     }
 
     /// Sends it a signal. SIGKILL is for all that it has started, too, where they can be told from others.

@@ -271,7 +271,7 @@ impl Zygote {
         SavedZygote {
             process: self.process.save(saver),
             channel: saver.keep(self.channel.get_ref()),
-            hung_up: self.watches.is_none(),
+            hung_up: self.is_silent(),
             output: self.output.save(saver),
             says: self.says,
             files: self.files.clone(),
@@ -305,6 +305,11 @@ impl Zygote {
     /// Ends the conversation: nothing is heard from it any more, nor from whoever else has its end of the channel.
     pub fn hang_up(&mut self) {
         self.watches = None;
+    }
+
+    /// Whether the conversation has ended.
+    pub fn is_silent(&self) -> bool {
+        self.watches.is_none()
     }
 }
 

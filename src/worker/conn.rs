@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, recv, send, sendmsg};
 use nix::sys::time::TimeSpec;
 use php_pool::fastcgi::{Event, Input, ProtocolError};
+use php_pool::scoreboard::monotonic_ns;
 
 /// Room for what is read at once: a whole request in the common case.
 pub const BUFFER: usize = 64 << 10;
@@ -174,13 +175,18 @@ impl Conn {
         self.input.is_drained()
     }
 
-    /// Skips what is at hand of the answered request's body, and nothing of what follows it. Whether that was all of it.
-    pub fn skip_body(&mut self) -> bool {
+    /// Its request has been answered, and the next one has all of its time before it. Skips what is at hand of the old one's body, and
+    /// nothing of what follows it. Whether that was all of it: who is still to send a body that nobody wants is of no use to another.
+    pub fn answered(&mut self) -> bool {
+        (self.kept, self.began, self.owed_since) = (true, 0, 0);
         while self.input.is_owed_a_body() && self.has_unread() {
             // A header or so at a time.
             if self.next_within(0).is_err() {
                 break;
             }
+        }
+        if self.has_unread() {
+            self.began = monotonic_ns();
         }
         !self.input.is_owed_a_body()
     }

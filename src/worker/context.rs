@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::Epoll;
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
-use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, ToWorker};
+use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, ToWorker, from_bytes, unsealed};
 use php_pool::log::Level;
 use php_pool::request_id;
 use php_pool::scoreboard::{Control, Scoreboard, Slot, realtime_us};
@@ -68,8 +68,8 @@ pub struct Worker {
     pub access: RefCell<Option<Access>>,
     /// What the master said while something else was awaited.
     pub told: RefCell<Vec<ToWorker>>,
-    /// Connections that a script let go of before it ended.
-    pub released: RefCell<Vec<Conn>>,
+    /// A connection that the script under way let go of, and that could not go elsewhere yet.
+    pub released: RefCell<Option<Conn>>,
     /// Memory of closed connections.
     pub spare: RefCell<Vec<conn::Memory>>,
     /// The master is gone.
@@ -110,7 +110,7 @@ impl Worker {
         let released = self.released.try_borrow().ok();
         let released: Vec<i32> = released
             .iter()
-            .flat_map(|all| all.iter())
+            .flat_map(|one| one.iter())
             .map(|conn| conn.as_fd().as_raw_fd())
             .collect();
         let listeners = self.listeners.iter().map(AsRawFd::as_raw_fd);
@@ -135,6 +135,13 @@ impl Worker {
             let received = self.link.receive(false).ok()?;
             match received.message {
                 ToWorker::Status(snapshot) => return Some(*snapshot),
+                ToWorker::LongStatus => {
+                    let bytes = unsealed(received.fds.first()?, usize::MAX)?;
+                    match from_bytes(&bytes).ok()? {
+                        ToWorker::Status(snapshot) => return Some(*snapshot),
+                        _ => return None,
+                    }
+                }
                 other => self.told.borrow_mut().push(other),
             }
         }
@@ -199,19 +206,24 @@ impl Worker {
         }
     }
 
-    /// A script works on, its client is served: the connection goes back, or is closed as far as can be.
+    /// A script works on, its client is served: the connection goes to the master, or is closed as far as can be. What can do
+    /// neither waits for the script's end.
     pub fn release(&self, mut conn: Conn, lost: Option<Lost>, keep: bool) {
         if lost.is_some() {
             return;
         }
-        if keep {
-            if let Some(conn) = self.hand_over(conn, false) {
-                self.released.borrow_mut().push(conn);
+        let left = if keep {
+            match conn.answered() {
+                true => self.hand_over(conn, false),
+                false => Some(conn),
             }
-        } else if !conn.is_over() {
+        } else if conn.is_over() {
+            None
+        } else {
             conn.shut_down();
-            self.released.borrow_mut().push(conn);
-        }
+            Some(conn)
+        };
+        *self.released.borrow_mut() = left;
     }
 
     /// Keeps the memory of a connection for the next ones.

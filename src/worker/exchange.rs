@@ -2,14 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::Location;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 
-use php_pool::control::{FromWorker, LOG_BYTES, LOG_INLINE, LogMessage, PoolSettings};
+use php_pool::control::{FromWorker, LOG_BYTES, LOG_INLINE, LogMessage, PoolSettings, sealed};
 use php_pool::fastcgi::{
     Begin, Event, ProtocolStatus, RecordType, append_end_request, append_get_values_result, append_unknown_type,
 };
@@ -621,19 +621,6 @@ fn parts(text: &[u8]) -> impl Iterator<Item = &[u8]> {
         rest = more;
         (!part.is_empty()).then_some(part)
     })
-}
-
-/// A text that nobody can change any more.
-fn sealed(text: &[u8]) -> std::io::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    let mut file = File::from(memfd_create(
-        c"php-pool-message",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?);
-    file.write_all(text)?;
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    fcntl_add_seals(&file, seals)?;
-    Ok(file.into())
 }
 
 /// Records that have nothing to do with the request under way.

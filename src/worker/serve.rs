@@ -366,7 +366,7 @@ impl Loop {
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) => {}
+            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) | ToWorker::LongStatus => {}
         }
     }
 
@@ -484,30 +484,24 @@ impl Loop {
                     }
                 }
                 Ok(Event::Request(begin)) => {
-                    let Some((back, lost, keep)) = self.serve(conn, begin, token) else {
+                    let Some((back, lost, keep)) = self.serve(conn, begin) else {
                         return;
                     };
                     conn = back;
                     if lost.is_some() {
                         return self.close(conn, token);
                     }
-                    between = Between::default();
-                    (conn.began, conn.owed_since) = (0, 0);
-                    conn.kept = true;
                     if !keep {
                         return self.finish(conn, token);
                     }
+                    let all = conn.answered();
                     if self.must_leave() {
-                        // Who is still to send a body that nobody wants is of no use to another.
-                        return match conn.skip_body() {
+                        return match all {
                             true => self.give_away(conn, token),
                             false => self.finish(conn, token),
                         };
                     }
-                    answered = true;
-                    if conn.has_unread() {
-                        conn.began = monotonic_ns();
-                    }
+                    (answered, between) = (true, Between::default());
                 }
                 Ok(Event::Stdin(_) | Event::StdinEnd) => {}
                 Ok(event) => {
@@ -534,7 +528,7 @@ impl Loop {
     }
 
     /// Runs one request; None: its script let go of the connection.
-    fn serve(&mut self, mut conn: Conn, begin: Begin, token: Option<u64>) -> Option<(Conn, Option<Lost>, bool)> {
+    fn serve(&mut self, mut conn: Conn, begin: Begin) -> Option<(Conn, Option<Lost>, bool)> {
         let (worker, header) = (self.worker, self.worker.board.header());
         // What waits here would wait for as long as this request takes.
         if !self.parked.is_empty() {
@@ -581,10 +575,8 @@ impl Loop {
 
         let Over { conn, keep, memory } = exchange.over();
         self.memory = memory;
-        for conn in worker.released.take() {
-            self.finish(conn, token);
-        }
-        conn.map(|(conn, lost)| (conn, lost, keep))
+        let released = worker.released.take().map(|conn| (conn, None));
+        conn.or(released).map(|(conn, lost)| (conn, lost, keep))
     }
 
     /// Whether the private memory is beyond `worker.recycle_memory`.

@@ -12,7 +12,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     let mut columns: Vec<(String, Calls)> = Vec::new();
     for kind in [Kind::PhpFpm, Kind::PhpPool] {
         let subject = Subject::start(kind, root.path())?;
-        for (how, label) in [(How::New, "new"), (How::Queued, "new, queued"), (How::Kept, "kept")] {
+        for (how, label) in [(How::New, "new"), (How::Kept, "kept"), (How::Queued, "new, queued")] {
             columns.push((format!("{} {label}", kind.name()), subject.calls(how)?));
         }
     }

@@ -1,12 +1,17 @@
 //! `./dev bench trace`: what it costs a worker to be looked at.
 //!
 //! The stand-still is measured by the worker itself: a script that does nothing but read the clock notes each gap between
-//! two readings. The tracer notes when it read the worker's memory, by the same clock. A gap that overlaps a look is the most
-//! that the look can have cost. The price of a profile is that of the requests served while one is taken: rounds with and
-//! without one alternate.
+//! two readings, and how long of it the kernel let it wait for a core. The tracer notes when it read the worker's memory, by
+//! the same clock. A gap that overlaps a look is the most that the look can have cost. Every second look is left out: the
+//! tracer then only spends as much time. What happens in gaps there is the machine's doing, and would have happened to looks.
+//!
+//! The price of a profile is that of the requests served while one is taken: rounds with and without one alternate.
 
 use std::error::Error;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -19,22 +24,44 @@ use crate::scripts;
 use crate::support::server::{Kind, Server, Setup, www};
 use crate::support::wiki;
 
-/// Looks a second at the worker that notes its gaps.
-const LOOKS_PER_SECOND: u64 = 99;
-/// Shortest gap that is noted, ns: some hundred readings of the clock.
-const GAP: u64 = 10_000;
+/// Looks a second at the worker that notes its gaps, those that are left out among them.
+const LOOKS_PER_SECOND: u64 = 198;
+/// Shortest gap that is noted, ns: some hundred readings of the clock, and more than one copy below takes.
+const GAP: u64 = 30_000;
 
+/// `{step}` is what it does between two readings of the clock.
 const GAPS: &str = "set_time_limit(0);
+$small = fopen(__FILE__, 'r'); $null = fopen('/dev/null', 'w');
+function waited() { return (int) explode(' ', file_get_contents('/proc/self/schedstat'))[1]; }
 function nested($depth, $end) {
     if ($depth) return nested($depth - 1, $end);
+    global $small, $null;
     $gaps = [];
+    $before = waited();
     for ($last = hrtime(true); $last < $end; $last = $now) {
+        {step}
         $now = hrtime(true);
-        if ($now - $last > 10000) $gaps[] = [$last, $now];
+        if ($now - $last > {gap}) {
+            $after = waited();
+            $gaps[] = [$last, $now, $after - $before];
+            $before = $after;
+            $now = hrtime(true);
+        }
     }
     return $gaps;
 }
 echo json_encode(nested(20, hrtime(true) + (int) ($_SERVER['CONTENT_TYPE'] * 1e9)));";
+
+/// What the script does, and what it is called. A copy maps the file and takes it out of memory again, for which it needs
+/// the lock that whoever reads its memory has, too.
+const STEPS: [(&str, &str, &str); 2] = [
+    ("gaps.php", "", "reads the clock"),
+    (
+        "maps.php",
+        "rewind($small); stream_copy_to_stream($small, $null);",
+        "maps and unmaps memory",
+    ),
+];
 
 pub fn run(rounds: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     println!("## What it costs to be looked at\n");
@@ -45,10 +72,22 @@ pub fn run(rounds: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     }));
     let www = www(root.path(), setup);
     scripts::write(&www)?;
-    std::fs::write(www.join("gaps.php"), format!("<?php\n{GAPS}\n"))?;
+    for (name, step, _) in STEPS {
+        let script = GAPS.replace("{step}", step).replace("{gap}", &GAP.to_string());
+        std::fs::write(www.join(name), format!("<?php\n{script}\n"))?;
+    }
     let server = Server::start(Kind::PhpPool, setup, root.path())?;
     let script = |name: &str| www.join(name).display().to_string();
-    stand_still(&server, &script("gaps.php"), 10.0)?;
+    println!(
+        "| the script | cores | a look takes, µs: median, longest | looks | longest gap, µs: at a look, where one was left out | without waiting for a core |\n\
+         |---|---|---:|---:|---:|---:|"
+    );
+    for (name, _, what) in STEPS {
+        for busy in [false, true] {
+            stand_still(&server, &script(name), what, busy, 4.0 * seconds)?;
+        }
+    }
+    println!();
     for name in ["hello.php", "json.php", "cpu.php"] {
         profile(&server, &script(name), name, rounds, seconds)?;
     }
@@ -67,17 +106,43 @@ fn only(core: usize) -> nix::Result<CpuSet> {
     Ok(set)
 }
 
-fn stand_still(server: &Server, script: &str, seconds: f64) -> Result<(), Box<dyn Error>> {
-    // The reader must not take the worker's core: that would be a gap, but no stand-still of being read.
-    let everywhere = sched_getaffinity(Pid::from_raw(0))?;
-    let cores: Vec<usize> = (0..CpuSet::count())
-        .filter(|core| everywhere.is_set(*core).unwrap_or(false))
-        .collect();
-    let (first, last) = (cores[0], *cores.last().expect("there is one"));
-    sched_setaffinity(Pid::from_raw(0), &only(first)?)?;
-    for pid in server.workers() {
-        sched_setaffinity(Pid::from_raw(pid), &only(last)?)?;
+/// Keeps every core busy until it is dropped.
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn every_core() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            let over = over.clone();
+            std::thread::spawn(move || while !over.load(Relaxed) {});
+        }
+        Self(over)
     }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// From, to, and how long of it the script waited for a core, ns.
+type Gap = (u64, u64, u64);
+
+fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f64) -> Result<(), Box<dyn Error>> {
+    let everywhere = sched_getaffinity(Pid::from_raw(0))?;
+    if !busy {
+        // The reader must not take the worker's core: that would be a gap, but no stand-still of being read.
+        let cores: Vec<usize> = (0..CpuSet::count())
+            .filter(|core| everywhere.is_set(*core).unwrap_or(false))
+            .collect();
+        let (first, last) = (cores[0], *cores.last().expect("there is one"));
+        sched_setaffinity(Pid::from_raw(0), &only(first)?)?;
+        for pid in server.workers() {
+            sched_setaffinity(Pid::from_raw(pid), &only(last)?)?;
+        }
+    }
+    let _burners = busy.then(Busy::every_core);
     let request = Request::new(script, false, "GET", &seconds.to_string(), b"", false);
     let mut connection = server.connect();
     connection.send(&request.bytes);
@@ -91,57 +156,59 @@ fn stand_still(server: &Server, script: &str, seconds: f64) -> Result<(), Box<dy
             break worker;
         }
     };
-    let (begin, mut looks) = (now(), Vec::new());
+    let begin = now();
     let end = begin + ((seconds - 1.0) * 1e9) as u64;
+    let (mut looks, mut left_out) = (Vec::new(), Vec::new());
     let period = 1_000_000_000 / LOOKS_PER_SECOND;
     for moment in (begin..end).step_by(period as usize) {
         std::thread::sleep(Duration::from_nanos(moment.saturating_sub(now())));
         let from = now();
+        if looks.len() > left_out.len() {
+            let (last_from, last_to) = looks[looks.len() - 1];
+            while now() - from < last_to - last_from {}
+            left_out.push((from, now()));
+            continue;
+        }
         let trace = worker.backtrace(Limits::to_show(20, true))?;
         looks.push((from, now()));
         assert!(
-            trace.frames.len() > 20,
+            trace.frames.len() > 10,
             "a look that has not read the stack measures nothing"
         );
     }
     let reply = String::from_utf8_lossy(&connection.reply(1).stdout).into_owned();
     let json = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let gaps: Vec<(u64, u64)> = serde_json::from_str(json).map_err(|error| format!("{error}: {reply}"))?;
+    let gaps: Vec<Gap> = serde_json::from_str(json).map_err(|error| format!("{error}: {reply}"))?;
     sched_setaffinity(Pid::from_raw(0), &everywhere)?;
     for pid in server.workers() {
         sched_setaffinity(Pid::from_raw(pid), &everywhere)?;
     }
-    let micros = |span: &(u64, u64)| (span.1 - span.0) as f64 / 1e3;
-    let sorted = |spans: &[(u64, u64)]| {
-        let mut all: Vec<f64> = spans.iter().map(micros).collect();
-        all.sort_by(f64::total_cmp);
-        all
+    let micros = |nanos: u64| nanos as f64 / 1e3;
+    let mut times: Vec<u64> = looks.iter().map(|look| look.1 - look.0).collect();
+    times.sort_unstable();
+    let longest = |during: &[(u64, u64)], of: fn(&Gap) -> u64| {
+        let gaps = gaps
+            .iter()
+            .filter(|gap| during.iter().any(|look| look.0 < gap.1 && gap.0 < look.1));
+        micros(gaps.map(of).max().unwrap_or(GAP))
     };
-    let looked_at = |gap: &&(u64, u64)| looks.iter().any(|look| look.0 < gap.1 && gap.0 < look.1);
-    let during: Vec<_> = gaps.iter().filter(looked_at).copied().collect();
-    let apart: Vec<_> = gaps
-        .iter()
-        .filter(|gap| gap.0 >= begin && gap.1 <= end && !looked_at(gap))
-        .copied()
-        .collect();
-    let times = sorted(&looks);
-    let largest = |spans: &[(u64, u64)]| sorted(spans).last().copied().unwrap_or(GAP as f64 / 1e3);
+    let whole = |gap: &Gap| gap.1 - gap.0;
+    let awake = |gap: &Gap| (gap.1 - gap.0).saturating_sub(gap.2).max(GAP);
     println!(
-        "{} looks at 22 frames, {LOOKS_PER_SECOND} a second; a look takes {:.0} µs (median), {:.0} µs (longest).\n",
+        "| {what} | {} | {:.0}, {:.0} | {} | {:.0}, {:.0} | {:.0}, {:.0} |",
+        if busy {
+            "busy with something else"
+        } else {
+            "one for each of the two"
+        },
+        micros(times[times.len() / 2]),
+        micros(times[times.len() - 1]),
         looks.len(),
-        times[times.len() / 2],
-        times[times.len() - 1]
+        longest(&looks, whole),
+        longest(&left_out, whole),
+        longest(&looks, awake),
+        longest(&left_out, awake),
     );
-    println!(
-        "| stand-still of the worker | gaps above {} µs | longest, µs |\n|---|---:|---:|",
-        GAP / 1000
-    );
-    println!(
-        "| while it was looked at | {} | {:.0} |",
-        during.len(),
-        largest(&during)
-    );
-    println!("| while it was not | {} | {:.0} |\n", apart.len(), largest(&apart));
     Ok(())
 }
 

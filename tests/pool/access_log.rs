@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 
-use crate::harness::{Master, Place, wait_for};
+use crate::harness::{Master, Place, body, wait_for};
+use crate::support::process::{spawn, that_dies_with_us};
 use crate::support::{Case, fcgi};
 
 pub const CASES: &[Case] = &[
@@ -31,6 +32,10 @@ pub const CASES: &[Case] = &[
     ),
     ("access_log::a_full_disk_is_said_once", a_full_disk_is_said_once),
     ("access_log::stderr_takes_it_and_outlives_a_rotation", stderr_takes_it),
+    (
+        "access_log::a_file_that_is_stderr_takes_it_beside_the_log",
+        a_file_that_is_stderr_takes_both,
+    ),
     (
         "access_log::a_pipe_without_a_reader_is_an_error",
         a_pipe_without_a_reader_is_an_error,
@@ -227,6 +232,42 @@ fn a_stalled_reader_holds_nobody_up() {
     let lost: usize = lost.split(' ').find_map(|word| word.parse().ok()).unwrap();
     assert_eq!(text.lines().count() + lost, asked);
     assert!(text.lines().all(|line| line.ends_with(&format!("{long}.-"))));
+}
+
+/// The shell's `2>FILE`, to which both write.
+fn a_file_that_is_stderr_takes_both() {
+    for error_log in ["", "error_log = /dev/stderr\n"] {
+        let place = Place::new();
+        place.write("x.php", "<?php echo 'x';");
+        place.configure(&format!(
+            "{error_log}[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\naccess.log = /dev/stderr\naccess.format = \"%q.\"\n"
+        ));
+        let said = place.path("said");
+        let mut command = that_dies_with_us("KILL", place.path("php-fpm"));
+        command.args(["-F", "-n", "-y"]).arg(place.path("pool.conf"));
+        command.args(if error_log.is_empty() { &["-O"][..] } else { &[] });
+        let mut master = spawn({
+            command.stderr(File::create(&said).unwrap());
+            command
+        })
+        .unwrap();
+        let text = || fs::read_to_string(&said).unwrap();
+        wait_for("it serves", || text().contains("ready to handle connections"));
+        for n in 0..50 {
+            let mut connection = place.connect("sock");
+            place.ask(&mut connection, &format!("/x.php?{n}"), 0);
+            assert_eq!(body(&connection.reply(1)), "x");
+        }
+        kill(Pid::from_raw(master.id() as i32), Signal::SIGQUIT).unwrap();
+        assert!(master.wait().unwrap().success());
+        let text = text();
+        let lines = (0..50).map(|n| format!("{n}."));
+        let notices = ["ready to handle connections", "exiting, bye-bye!"].map(|text| format!("NOTICE: {text}"));
+        for line in lines.chain(notices) {
+            let is = |found: &str| found == line || found.ends_with(&format!("] {line}"));
+            assert_eq!(text.lines().filter(|found| is(found)).count(), 1, "{line} in {text}");
+        }
+    }
 }
 
 fn stderr_takes_it() {

@@ -318,6 +318,16 @@ impl Master {
         self.place.ask(connection, uri, flags);
     }
 
+    /// What `php-pool status POOL` prints, of one with a control socket.
+    pub fn status(&self, pool: &str) -> String {
+        let mut command = Command::new(executable());
+        command
+            .args(["status", pool, "--control"])
+            .arg(self.place.path("control"));
+        let output = command.output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Asks again and again on a kept connection.
     pub fn ask_kept(&self, connection: &mut Connection, uri: &str) -> String {
         self.ask(connection, uri, KEEP_CONN);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Place, exists, lives, sleeps, wait_for};
+use crate::harness::{Place, body, exists, lives, sleeps, wait_for};
 use crate::support::Case;
 use crate::support::fcgi::Connection;
 
@@ -14,6 +14,11 @@ pub const CASES: &[Case] = &[
         "processes::a_kept_connection_outlives_scripts_that_let_go_of_it",
         let_go_of,
     ),
+    (
+        "processes::a_connection_that_was_let_go_of_has_all_of_its_time",
+        has_all_of_its_time_when_let_go_of,
+    ),
+    ("processes::the_status_of_many_busy_workers_is_whole", full_status),
     (
         "processes::a_dead_worker_is_replaced_and_its_request_named",
         a_dead_worker_is_replaced,
@@ -304,12 +309,56 @@ fn let_go_of() {
     }
 }
 
+/// What each of them did last takes more than a message between processes can be.
+fn full_status() {
+    let place = Place::new();
+    place.write(
+        "all.php",
+        "<?php touch(__DIR__ . '/here-' . getmypid()); while (count(glob(__DIR__ . '/here-*')) < 140) usleep(10000);",
+    );
+    place.write(
+        "count.php",
+        "<?php $all = fpm_get_status()['procs']; echo count($all), ' ', strlen(json_encode($all)) > 256 << 10 ? 'long' : 'short';",
+    );
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 140\npm.status_path = /status\n",
+    );
+    let master = place.serve_with(140);
+    master.at_once(140, &format!("/all.php?{}", "q".repeat(2000)));
+    assert_eq!(master.get("/count.php"), "140 long");
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/status?full", 0);
+    assert_eq!(body(&connection.reply(1)).matches("\npid:").count(), 140);
+}
+
+/// Its limit is that of an idle one, however long its script took before.
+fn has_all_of_its_time_when_let_go_of() {
+    let place = Place::new();
+    place.write("plain.php", "<?php echo 'plain';");
+    place.write(
+        "slow.php",
+        "<?php usleep(1100000); echo 'slow'; fastcgi_finish_request();",
+    );
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\nrequest_header_timeout = 1s\n",
+    );
+    let master = place.serve();
+    let mut connection = master.connect("sock");
+    for _ in 0..2 {
+        assert_eq!(master.ask_kept(&mut connection, "/slow.php"), "slow");
+        // The client's time.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(master.ask_kept(&mut connection, "/plain.php"), "plain");
+    }
+}
+
 /// The kernel lets a user have so many descriptors under way between processes. More kept connections than that stay where they are.
 fn cannot_be_handed_over() {
     // More than may be under way; and more than the way to the master has room for.
     for (files, connections) in [(64, 64 + 25), (4096, 2500)] {
         let place = Place::new();
         place.write("hello.php", "<?php echo 'hello';");
+        place.write("finish.php", "<?php echo 'bye'; fastcgi_finish_request();");
         place.configure(&format!(
             "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 1\nrlimit_files = {files}\n"
         ));
@@ -324,6 +373,11 @@ fn cannot_be_handed_over() {
             connection
         };
         let mut kept: Vec<Connection> = (0..connections).map(one).collect();
+        // Nor does it end one that its script has let go of.
+        let mut last = master.connect("sock");
+        assert_eq!(master.ask_kept(&mut last, "/finish.php"), "bye");
+        hello(&mut last);
+        kept.push(last);
         master.signal(Signal::SIGCONT);
         kept.iter_mut().for_each(hello);
     }

@@ -139,15 +139,18 @@ fn serves_on(master: &Master, before: &[i32]) {
 }
 
 fn a_broken_configuration_changes_nothing() {
-    let master = place().serve_with(3);
+    let master = place().start_with_control();
+    wait_for("all workers", || master.workers("www").len() == 3);
     let before = master.workers("www");
-    for (text, said) in [
+    for (text, said, shown) in [
         (
             "[www]\n{user}\nlisten = {dir}/sock\npm = nosuch\n",
             "invalid process manager",
+            "pm: 'nosuch' is not allowed",
         ),
         (
             "[www]\n{user}\nlisten = /nosuch/folder/sock\npm = static\npm.max_children = 1\n",
+            "unable to bind listening socket",
             "unable to bind listening socket",
         ),
     ] {
@@ -155,6 +158,11 @@ fn a_broken_configuration_changes_nothing() {
         master.signal(Signal::SIGUSR2);
         let line = master.said(said);
         assert!(line.contains("ERROR"), "{line}");
+        wait_for("its status names the reason", || {
+            let status = master.status("www");
+            let failure = status.lines().find(|line| line.starts_with("last failure:"));
+            failure.is_some_and(|line| line.contains(shown))
+        });
         serves_on(&master, &before);
     }
     master.said_often(
@@ -164,6 +172,7 @@ fn a_broken_configuration_changes_nothing() {
     master.place.configure(POOL);
     master.signal(Signal::SIGUSR2);
     master.said_often("ready to handle connections", 2);
+    wait_for("it is forgotten", || !master.status("www").contains("last failure:"));
 }
 
 fn a_bad_zygote_changes_nothing() {

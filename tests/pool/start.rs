@@ -22,6 +22,7 @@ pub const CASES: &[Case] = &[
         "start::what_cannot_be_started_says_why",
         what_cannot_be_started_says_why,
     ),
+    ("start::why_php_does_not_start_is_told_in_its_own_words", last_words),
     (
         "start::a_pool_that_cannot_start_does_not_take_the_others_down",
         one_bad_pool,
@@ -131,6 +132,31 @@ fn one_bad_pool() {
     let master = place.serve();
     master.said("[pool bad] PHP cannot start: its zygote");
     assert_eq!(master.get("/x.php"), "good");
+}
+
+/// Also when its end is seen before its last words are read; and whoever asks for the status is not sent to a log.
+fn last_words() {
+    let place = Place::new();
+    let mut pools = "[good]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n".to_owned();
+    for n in 0..5 {
+        pools += &format!(
+            "[bad{n}]\n{{user}}\nlisten = {{dir}}/bad{n}\npm = static\npm.max_children = 1\nphp.ini = {{dir}}/bad.ini\n"
+        );
+    }
+    place.configure(&pools);
+    place.write(
+        "bad.ini",
+        "zend_extension = opcache\nlog_errors = 1\nopcache.preload = /nowhere/preload.php\n",
+    );
+    let master = place.start_with_control();
+    let words = "PHP module start-up failed: PHP Fatal error:  Failed opening required '/nowhere/preload.php'";
+    for n in 0..5 {
+        master.said(&format!("[pool bad{n}] PHP cannot start: {words}"));
+    }
+    assert_eq!(master.count("PHP cannot start: its zygote"), 0);
+    wait_for("its status", || master.status("bad0").contains("state:"));
+    let text = master.status("bad0");
+    assert!(text.contains(&format!("last failure:         {words}")), "{text}");
 }
 
 fn in_the_background() {

@@ -87,6 +87,7 @@ impl Daemon {
             systemd,
             desk,
             asked: Vec::new(),
+            unread: None,
             taken_over: Some(if saved.force { Scope::All } else { Scope::Changed }),
             successor: None,
             ctx,

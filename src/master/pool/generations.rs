@@ -15,7 +15,7 @@ use crate::control::{Exit, ToZygote};
 use crate::log::{Level, MessageId};
 use crate::master::access_log::AccessLog;
 use crate::master::daemon::Scope;
-use crate::master::generation::{Generation, Life};
+use crate::master::generation::{Generation, LAST_WORDS, Life};
 use crate::master::listen::are_same;
 use crate::master::stamp::{Files, only_roots};
 use crate::master::systemd::LONGEST_START;
@@ -42,7 +42,7 @@ impl Pool {
         if let Some(abandoned) = self.next.take() {
             self.retire(abandoned);
         }
-        (self.restart_at, self.failed, self.reason) = (None, None, None);
+        (self.restart_at, self.failed, self.reason, self.fallen) = (None, None, None, None);
         let Wanted {
             global,
             config,
@@ -186,13 +186,8 @@ impl Pool {
             generation.zygote().pid(),
             generation.quit.is_some() || generation.drain.is_some(),
         );
-        if let Some(next) = self.next.take_if(|next| next.place.generation == id) {
-            self.old.push(next);
-            let reason = self
-                .reason
-                .take()
-                .unwrap_or_else(|| format!("its zygote {pid} exited {}", describe(Some(exit))));
-            self.start_failed(reason);
+        if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
+            self.fallen = Some((exit, watch::now() + LAST_WORDS));
         } else if !told
             && self
                 .current
@@ -212,6 +207,17 @@ impl Pool {
     /// Ends a start that comes to nothing.
     pub(super) fn check_start(&mut self, now: Duration) {
         let Some(next) = &self.next else { return };
+        if let Some((exit, until)) = self.fallen {
+            if self.reason.is_none() && !next.is_silent() && until > now {
+                return self.wake_at(until);
+            }
+            let pid = next.zygote().pid();
+            let reason = self.reason.take();
+            self.old.extend(self.next.take());
+            self.fallen = None;
+            return self
+                .start_failed(reason.unwrap_or_else(|| format!("its zygote {pid} exited {}", describe(Some(exit)))));
+        }
         let (slow, over) = (next.begun + SLOW_START, next.begun + LONGEST_START);
         if over <= now {
             self.reason = Some(format!(

@@ -7,8 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
 use crate::config::or_never;
-use crate::control::{ChannelError, FromWorker, FromZygote, LOG_BYTES, LogMessage, ToWorker};
-use crate::master::foreign::sealed_text;
+use crate::control::{ChannelError, FromWorker, FromZygote, LOG_BYTES, LogMessage, unsealed};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
 use crate::master::worker::fields_of;
@@ -30,9 +29,9 @@ impl Pool {
                     generation.exited(WorkerId(worker), exit);
                 }
                 Ok(Heard {
-                    message: FromZygote::Failed { .. },
+                    message: FromZygote::Failed { reason },
                     ..
-                }) => {}
+                }) => self.gave_reason(id, reason),
                 _ => generation.hang_up(),
             }
             return;
@@ -43,11 +42,7 @@ impl Pool {
                     generation.break_off("it is ready once more");
                 }
                 FromZygote::Ready { php, mapped } => self.ready(id, php, mapped),
-                FromZygote::Failed { reason } => {
-                    if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
-                        self.reason = Some(reason);
-                    }
-                }
+                FromZygote::Failed { reason } => self.gave_reason(id, reason),
                 FromZygote::Spawned { worker } => generation.spawned(WorkerId(worker), fds),
                 FromZygote::NotSpawned { worker, errno } => {
                     generation.not_spawned(WorkerId(worker), errno);
@@ -66,7 +61,16 @@ impl Pool {
             },
             Err(ChannelError::Malformed(what)) => generation.break_off(what),
             // Its end is known from its process; one that only hung up is of no more use.
-            Err(_) => generation.zygote().signal(Signal::SIGKILL),
+            Err(_) => {
+                generation.hang_up();
+                generation.zygote().signal(Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn gave_reason(&mut self, id: GenerationId, reason: String) {
+        if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
+            self.reason = Some(reason);
         }
     }
 
@@ -128,20 +132,20 @@ impl Pool {
                 message: FromWorker::Status,
                 ..
             }) => {
-                let snapshot = ToWorker::Status(Box::new(self.snapshot()));
+                let snapshot = self.snapshot();
                 if let Some(worker) = self
                     .generation(id)
                     .and_then(|generation| generation.workers.get(&worker))
                 {
-                    worker.tell(&snapshot, &[]);
+                    worker.tell_status(snapshot);
                 }
             }
             Ok(Heard {
                 message: FromWorker::Log(mut message),
                 fds,
             }) => {
-                if let Some(text) = fds.first().and_then(|fd| sealed_text(fd, LOG_BYTES)) {
-                    message.text = text;
+                if let Some(text) = fds.first().and_then(|fd| unsealed(fd, LOG_BYTES)) {
+                    message.text = String::from_utf8_lossy(&text).into_owned();
                 }
                 let pid = self.pid_of(id, worker);
                 self.log_for(pid, *message);

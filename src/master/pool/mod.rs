@@ -28,6 +28,7 @@ use super::status_server::StatusServer;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
+use crate::control::Exit;
 use crate::log::{About, errno};
 use crate::pm::{self, Backoff};
 use crate::scoreboard::realtime_us;
@@ -89,6 +90,8 @@ pub struct Pool {
     pub failed: Option<String>,
     /// The reason a starting zygote gave.
     reason: Option<String>,
+    /// How it ended, and until when its reason may still be on its way.
+    fallen: Option<(Exit, Duration)>,
     /// The current generation has its first workers.
     up: bool,
     stopping: bool,
@@ -153,6 +156,7 @@ impl Pool {
             idle_since: None,
             failed: None,
             reason: None,
+            fallen: None,
             up: false,
             stopping: false,
             crashes: VecDeque::new(),

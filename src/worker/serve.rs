@@ -90,6 +90,9 @@ impl Between {
 /// Connections that are accepted before the kept ones are looked at.
 const MOST_ROUNDS: u32 = 8;
 
+/// With more kept connections than workers each of them has others all the time.
+const STEP_EVERY: Duration = Duration::from_millis(10);
+
 /// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
 const LOOK_EVERY: u32 = 4;
 
@@ -122,6 +125,8 @@ pub struct Loop {
     last: bool,
     /// The listener whose turn it is.
     turn: usize,
+    /// When it went to the end of those that wait.
+    last_step: Option<Instant>,
     /// `listen.allowed_clients` has been looked at.
     clients_checked: bool,
 }
@@ -150,6 +155,7 @@ impl Loop {
             leaving: false,
             last: false,
             turn: 0,
+            last_step: None,
             clients_checked: false,
         })
     }
@@ -164,11 +170,7 @@ impl Loop {
             return Ok(()); // a spare that nobody needs
         }
         let (worker, slot) = (self.worker, self.worker.slot());
-        let exclusive = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
-        for listener in &worker.listeners {
-            worker.epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
-        }
-        worker.epoll.add(&worker.queue, EpollEvent::new(exclusive, QUEUE))?;
+        self.queue_up()?;
         self.born = Some(Instant::now());
         slot.set_stage(Stage::Idle, monotonic_ns());
         self.count_down();
@@ -214,10 +216,7 @@ impl Loop {
             new.for_each(|parked| parked.deadline = parked.deadline.into_iter().chain([until]).min());
         }
         self.clear_waiting_room();
-        for listener in &worker.listeners {
-            let _ = worker.epoll.delete(listener);
-        }
-        let _ = worker.epoll.delete(&worker.queue);
+        self.step_out();
         let _ = worker.epoll.delete(&worker.link);
         self.pass_on();
         // Replies that are still on their way to a slow reader, as closing now could reset them; and the last to be heard.
@@ -225,6 +224,36 @@ impl Loop {
             self.wait();
         }
         Ok(())
+    }
+
+    /// Begins to wait for connections, behind whoever does so already: the kernel wakes the first of them that is idle.
+    fn queue_up(&self) -> Result<(), Errno> {
+        let (epoll, exclusive) = (&self.worker.epoll, EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE);
+        for listener in &self.worker.listeners {
+            epoll.add(listener, EpollEvent::new(exclusive, LISTENER))?;
+        }
+        epoll.add(&self.worker.queue, EpollEvent::new(exclusive, QUEUE))
+    }
+
+    fn step_out(&self) {
+        for listener in &self.worker.listeners {
+            let _ = self.worker.epoll.delete(listener);
+        }
+        let _ = self.worker.epoll.delete(&self.worker.queue);
+    }
+
+    /// Who has a kept connection goes to the end, so that the next one comes to who has none. Else the first in line would take them
+    /// all, and send them all to the master with each request on one of them.
+    fn step_back(&mut self) {
+        let now = Instant::now();
+        if self.last_step.is_some_and(|at| now < at + STEP_EVERY) {
+            return;
+        }
+        self.last_step = Some(now);
+        self.step_out();
+        if let Err(error) = self.queue_up() {
+            give_up(&format!("epoll: {error}"));
+        }
     }
 
     /// A spare is ready and accepts nothing, until the place of a worker that leaves is free.
@@ -636,6 +665,9 @@ impl Loop {
                 let token = self.next_token;
                 self.next_token += 1;
                 let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+                if matches!(wait, Wait::Request) && conn.kept {
+                    self.step_back();
+                }
                 if self.worker.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
                     return; // out of memory: the connection is closed
                 }

@@ -1,5 +1,6 @@
 //! Workers, zygotes and the master die.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -241,20 +242,51 @@ fn requests_do_not_wake_the_master() {
     wait_for("four workers", || master.workers("www").len() == 4);
     master.get("/pid.php");
     // What it has to do with the new workers is done a moment after they have come.
-    let mut seen = (0, Instant::now());
-    wait_for("the master to be at rest", || {
-        let now = sleeps(master.pid());
-        if now != seen.0 {
-            seen = (now, Instant::now());
-        }
-        seen.1.elapsed() > Duration::from_millis(300)
-    });
-    let before = sleeps(master.pid());
+    let rests = || {
+        let mut seen = (0, Instant::now());
+        wait_for("the master to be at rest", || {
+            let now = sleeps(master.pid());
+            if now != seen.0 {
+                seen = (now, Instant::now());
+            }
+            seen.1.elapsed() > Duration::from_millis(300)
+        });
+        seen.0
+    };
+    let before = rests();
     for _ in 0..1000 {
         master.get("/pid.php");
     }
     let woken = sleeps(master.pid()) - before;
     assert!(woken <= 5, "1,000 requests woke the master {woken} times");
+
+    // As many kept connections as workers: each goes to a worker that has none, though all of them are idle.
+    let workers = master.workers("www");
+    let asleep =
+        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") S "));
+    let one = |_| {
+        wait_for("the workers to be at rest", || workers.iter().all(asleep));
+        let mut connection = master.connect("sock");
+        master.ask_kept(&mut connection, "/pid.php");
+        connection
+    };
+    let mut kept: Vec<_> = (0..4).map(one).collect();
+    let mut round = || {
+        let pids = kept
+            .iter_mut()
+            .map(|connection| master.ask_kept(connection, "/pid.php"));
+        pids.collect::<BTreeSet<_>>()
+    };
+    assert_eq!(round().len(), 4);
+    let before = rests();
+    for _ in 0..250 {
+        assert_eq!(round().len(), 4);
+    }
+    let woken = sleeps(master.pid()) - before;
+    assert!(
+        woken <= 5,
+        "1,000 requests on kept connections woke the master {woken} times"
+    );
 }
 
 fn idle_kept_connections() {

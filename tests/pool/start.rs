@@ -154,7 +154,7 @@ fn last_words() {
         master.said(&format!("[pool bad{n}] PHP cannot start: {words}"));
     }
     assert_eq!(master.count("PHP cannot start: its zygote"), 0);
-    wait_for("its status", || master.status("bad0").contains("state:"));
+    wait_for("its status", || master.status("bad0").contains("last failure:"));
     let text = master.status("bad0");
     assert!(text.contains(&format!("last failure:         {words}")), "{text}");
 }

@@ -85,7 +85,12 @@ impl Pool {
         }
         let waiting = self.queue.waiting();
         if let Some(current) = &self.current {
-            current.board.header().line.store(waiting, SeqCst);
+            // Whoever is idle has been woken for them, and a worker that is not need not look for them first.
+            current
+                .board
+                .header()
+                .line
+                .store(if busy { waiting } else { 0 }, SeqCst);
         }
         if waiting > 0 {
             // The one that was woken for it may have taken something else instead, and nobody else was.

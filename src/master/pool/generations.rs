@@ -42,7 +42,7 @@ impl Pool {
         if let Some(abandoned) = self.next.take() {
             self.retire(abandoned);
         }
-        (self.restart_at, self.failed, self.reason, self.fallen) = (None, None, None, None);
+        (self.restart_at, self.reason, self.fallen) = (None, None, None);
         let Wanted {
             global,
             config,
@@ -150,7 +150,7 @@ impl Pool {
             format_args!("zygote {} is ready, PHP {}", next.zygote().pid(), next.php),
         );
         self.restart.worked();
-        self.restart_at = None;
+        (self.restart_at, self.failed) = (None, None);
         if self
             .current
             .as_ref()

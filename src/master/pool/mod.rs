@@ -86,7 +86,7 @@ pub struct Pool {
     ping_at: Duration,
     /// Since when there has been nothing to do: no worker, or no zygote either.
     idle_since: Option<Duration>,
-    /// Why the last start failed; None while one is under way, or when it did not.
+    /// Why the last start failed, until one succeeds.
     pub failed: Option<String>,
     /// The reason a starting zygote gave.
     reason: Option<String>,

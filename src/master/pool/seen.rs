@@ -25,9 +25,9 @@ impl Pool {
         }
     }
 
-    /// Why the last start failed, with its name.
+    /// Why the last start failed, with its name; None while there is another.
     pub fn failure(&self) -> Option<String> {
-        let reason = self.failed.as_ref()?;
+        let reason = self.failed.as_ref().filter(|_| self.is_settled())?;
         Some(format!("pool {}: {reason}", self.wanted.config.name))
     }
 

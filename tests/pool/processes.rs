@@ -49,6 +49,7 @@ pub const CASES: &[Case] = &[
         requests_do_not_wake_the_master,
     ),
     ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
+    ("processes::who_leaves_hands_over_when_it_can", waits_to_hand_over),
     (
         "processes::a_connection_that_cannot_be_handed_over_stays",
         cannot_be_handed_over,
@@ -382,6 +383,44 @@ fn has_all_of_its_time_when_let_go_of() {
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(master.ask_kept(&mut connection, "/plain.php"), "plain");
     }
+}
+
+/// Another pool of the same user has too many descriptors under way between its processes, and keeps them there for a while. A worker
+/// that leaves meanwhile tries again.
+fn waits_to_hand_over() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "hold.php",
+        "<?php socket_create_pair(AF_UNIX, SOCK_DGRAM, 0, $pair);
+         for ($n = 0; $n < 150; $n++) {
+             $rights = ['level' => SOL_SOCKET, 'type' => SCM_RIGHTS, 'data' => [$pair[0]]];
+             if (!socket_sendmsg($pair[$n % 2], ['iov' => ['x'], 'control' => [$rights]], MSG_DONTWAIT)) break;
+         }
+         echo $n; fastcgi_finish_request();
+         while (!file_exists(__DIR__ . '/enough')) { usleep(1000); clearstatcache(); }",
+    );
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\nrlimit_files = 64\n\
+         [other]\n{user}\nlisten = {dir}/other\npm = static\npm.max_children = 1\n",
+    );
+    let master = place.start(&["-d", "extension=sockets"]);
+    wait_for("both pools", || {
+        master.workers("www").len() == 1 && master.workers("other").len() == 1
+    });
+    let mut connection = master.connect("sock");
+    let before = master.ask_kept(&mut connection, "/pid.php");
+    let held = master.get_on("other", "/hold.php");
+    assert!(held.parse::<u32>().unwrap() > 64, "only {held} are under way");
+    master.signal(Signal::SIGUSR2);
+    // It has a try, and another after a pause.
+    wait_for("the worker's pause", || {
+        let call = std::fs::read_to_string(format!("/proc/{before}/wchan"));
+        call.is_ok_and(|call| call.contains("nanosleep"))
+    });
+    master.place.write("enough", "");
+    assert_ne!(master.ask_kept(&mut connection, "/pid.php"), before);
+    wait_for("its end", || !lives(before.parse().unwrap()));
 }
 
 /// The kernel lets a user have so many descriptors under way between processes. More kept connections than that stay where they are.

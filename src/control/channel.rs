@@ -121,8 +121,7 @@ pub fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ChannelError> 
 }
 
 impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
-    /// Sends one message and says how many bytes it has. With `wait` false it never blocks. With `wait`, descriptors that are too
-    /// many under way for this user, whoever sent the others, wait for [`CROWDED`] until some have been received.
+    /// Sends one message and says how many bytes it has. With `wait` false it never blocks.
     ///
     /// # Errors
     /// [`ChannelError::WouldBlock`] when the other end does not read, [`ChannelError::Closed`] when it is gone, EMSGSIZE when it is
@@ -141,20 +140,30 @@ impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
             } else {
                 MsgFlags::MSG_DONTWAIT
             };
-        let mut tries = 0..if wait {
-            CROWDED.as_millis() / TRY_AGAIN.as_millis()
-        } else {
-            0
-        };
         loop {
             match sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None) {
                 Ok(length) => return Ok(length),
                 Err(Errno::EINTR) => {}
-                // A worker that leaves would otherwise close its clients' connections.
-                Err(Errno::ETOOMANYREFS) if tries.next().is_some() => std::thread::sleep(TRY_AGAIN),
                 Err(Errno::EAGAIN) => return Err(ChannelError::WouldBlock),
                 Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => return Err(ChannelError::Closed),
                 Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sends one message whose descriptors nobody else can care for: while too many are under way for this user, whoever sent the
+    /// others, it waits for [`CROWDED`] until some have been received.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn deliver(&self, message: &S, fds: &[BorrowedFd]) -> Result<usize, ChannelError> {
+        let mut tries = 0..CROWDED.as_millis() / TRY_AGAIN.as_millis();
+        loop {
+            match self.send(message, fds, true) {
+                Err(ChannelError::System(Errno::ETOOMANYREFS)) if tries.next().is_some() => {
+                    std::thread::sleep(TRY_AGAIN)
+                }
+                sent => return sent,
             }
         }
     }

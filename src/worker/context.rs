@@ -251,7 +251,11 @@ impl Worker {
                 queued: 0,
             };
             let message = FromWorker::Keep(handover);
-            match self.link.send(&message, &[conn.as_fd()], must) {
+            let sent = match must {
+                true => self.link.deliver(&message, &[conn.as_fd()]),
+                false => self.link.send(&message, &[conn.as_fd()], false),
+            };
+            match sent {
                 Ok(_) => {}
                 Err(ChannelError::WouldBlock) => return Some(conn),
                 Err(error) => {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::Location;
 use std::path::PathBuf;
@@ -443,25 +443,27 @@ impl Exchange {
         let field = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(FIELD)]).into_owned();
         let get = |name| self.params.get(name).unwrap_or_default();
         let query = if self.script.named { get("QUERY_STRING") } else { b"" };
-        for part in parts(text) {
-            let aside = (part.len() > LOG_INLINE).then(|| sealed(part).ok()).flatten();
-            let inline = if aside.is_some() {
-                b""
-            } else {
-                &part[..part.len().min(LOG_INLINE)]
-            };
+        let send = |text: &[u8], aside: &[BorrowedFd]| {
             let message = LogMessage {
                 level,
                 from_php,
-                text: String::from_utf8_lossy(inline).into_owned(),
+                text: String::from_utf8_lossy(text).into_owned(),
                 script: field(self.script.path.as_deref().unwrap_or_default()),
                 uri: field(self.script.uri.as_deref().unwrap_or_default()),
                 query: field(query),
                 id: field(self.id.as_bytes()),
             };
-            let fds: Vec<_> = aside.iter().map(AsFd::as_fd).collect();
-            // Without a master there is no log.
-            let _ = self.worker.link.send(&FromWorker::Log(Box::new(message)), &fds, true);
+            self.worker.link.send(&FromWorker::Log(Box::new(message)), aside, true)
+        };
+        for part in parts(text, LOG_BYTES) {
+            let aside = (part.len() > LOG_INLINE).then(|| sealed(part).ok()).flatten();
+            // Too many descriptors may be under way, for which no request waits.
+            if aside.is_none_or(|aside| send(b"", &[aside.as_fd()]).is_err()) {
+                for piece in parts(part, LOG_INLINE) {
+                    // Without a master there is no log.
+                    let _ = send(piece, &[]);
+                }
+            }
         }
     }
 
@@ -606,11 +608,11 @@ impl Exchange {
     }
 }
 
-/// A message in parts of [`LOG_BYTES`] at most, each of whole characters.
-fn parts(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// A message in parts of so many bytes at most, each of whole characters.
+fn parts(text: &[u8], most: usize) -> impl Iterator<Item = &[u8]> {
     let mut rest = text;
     std::iter::from_fn(move || {
-        let mut end = rest.len().min(LOG_BYTES);
+        let mut end = rest.len().min(most);
         // A character has four bytes at most; what is none is cut anywhere.
         for _ in 0..3 {
             if rest.get(end).is_some_and(|byte| byte & 0xc0 == 0x80) {
@@ -700,7 +702,7 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_between_characters() {
         let text = format!("x{}", "é€😀".repeat(LOG_BYTES / 4));
-        let cut: Vec<_> = parts(text.as_bytes()).collect();
+        let cut: Vec<_> = parts(text.as_bytes(), LOG_BYTES).collect();
         assert!(
             cut.len() > 2
                 && cut
@@ -710,8 +712,8 @@ mod tests {
         assert_eq!(cut.concat(), text.as_bytes());
         // What is no text is cut, too.
         let none = vec![0x80; 2 * LOG_BYTES];
-        assert_eq!(parts(&none).collect::<Vec<_>>().concat(), none);
-        assert_eq!(parts(b"").count(), 0);
+        assert_eq!(parts(&none, LOG_BYTES).collect::<Vec<_>>().concat(), none);
+        assert_eq!(parts(b"", LOG_BYTES).count(), 0);
     }
 
     #[test]

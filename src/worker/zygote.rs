@@ -233,7 +233,7 @@ fn announce(control: &Control, worker: u64, child: Pid) {
         Ok(fd) => {
             // SAFETY: the kernel has just made this descriptor.
             let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-            let _ = control.send(&FromZygote::Spawned { worker }, &[pidfd.as_fd()], true);
+            let _ = control.deliver(&FromZygote::Spawned { worker }, &[pidfd.as_fd()]);
         }
         Err(error) => {
             let _ = kill(child, Signal::SIGKILL);

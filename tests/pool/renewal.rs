@@ -253,6 +253,8 @@ fn oldest_first() {
     let master = place.serve_with(2);
     let mut busy = Vec::new();
     for round in 2..=4 {
+        // Each limit is so much later than the one before.
+        std::thread::sleep(std::time::Duration::from_millis(500));
         let mut connection = master.connect("sock");
         master.ask(&mut connection, "/long.php", 0);
         let first = connection.next_record().expect("the pid comes first").content;

@@ -60,7 +60,7 @@ END
     equal "${#whole}" $((13 + 6 + 20000 + 4))
     # Longer than any packet between our processes, and than a datagram to journald.
     equal "$(entry long "start é" | jq -r '.MESSAGE | length')" $((13 + 6 + 150000 + 5))
-    contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(5): deep()\n#4 {main}\n  thrown in /srv/long.php'
+    contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(6): deep()\n#4 {main}\n  thrown in /srv/long.php on line 5'
 }
 
 test_what_a_request_sends_forges_no_entry() {

@@ -1,53 +1,53 @@
 # Walls between pools, where control groups hold them: what a tenant starts stays his, in number and in memory.
 
-# without: sed -i 's/ "cgroup.pids_max = 40"//' /tests/walls.sh
-test_a_fork_bomb_stays_in_its_pool() {
-    pool bomb "pm.max_children = 2" "cgroup.pids_max = 40"
+# goes_off FULL LINE…: what /srv/bomb.php of a pool with these lines starts comes to its limit, which FULL sees; neither its
+# neighbour (whose worker is $before), nor the machine, nor its own master notice.
+goes_off() {
+    local full=$1
+    shift
+    pool bomb "$@"
     pool neighbour
-    # Each child forks for as long as it may, and none ever leaves by itself.
-    script bomb.php <<<'<?php file_put_contents("/srv/state/bomb.sh", "#!/bin/sh\nwhile :; do \"\$0\" & done\nwait\n");
-chmod("/srv/state/bomb.sh", 0755); exec("/srv/state/bomb.sh >/dev/null 2>&1 &"); echo "lit";'
     script pid.php <<<'<?php echo getmypid();'
     start bomb
     start neighbour
     before=$(request neighbour pid.php)
     equal "$(request bomb bomb.php)" lit
-    until_true 60 is_full bomb
-    equal "$(request neighbour pid.php)" "$before"
-    # The machine can still start something, and root can end it.
-    systemd-run --quiet --wait true
-    equal "$(systemctl show -P NRestarts php-pool@bomb)" 0
-    timeout 60 systemctl stop php-pool@bomb.socket php-pool@bomb.service
-    until_true 60 no_more_bombs
-    equal "$(request neighbour pid.php)" "$before"
-}
-is_full() { [ "$(cut -d' ' -f2 "$(group "$1")/workers/pids.events")" -gt 0 ]; }
-no_more_bombs() { ! pgrep -f /srv/state/bomb.sh >/dev/null; }
-
-# without: sed -i 's/ "cgroup.memory_max = 150M"//' /tests/walls.sh
-test_a_memory_bomb_stays_in_its_pool() {
-    pool bomb "pm.max_children = 4" "cgroup.memory_max = 150M" "php_admin_value[memory_limit] = -1"
-    pool neighbour
-    # In processes of its own, and in memory that belongs to none.
-    script bomb.php <<<'<?php file_put_contents("/srv/state/bomb.php", "<?php for (;;) { \$all[] = str_repeat(\"x\", 1 << 20); }");
-for ($i = 0; $i < 4; $i++) exec("while :; do php -n -d memory_limit=-1 /srv/state/bomb.php; done >/dev/null 2>&1 &");
-exec("dd if=/dev/zero of=/dev/shm/bomb bs=1M count=1000 >/dev/null 2>&1 &"); echo "lit";'
-    script pid.php <<<'<?php echo getmypid();'
-    start bomb
-    start neighbour
-    before=$(request neighbour pid.php)
-    equal "$(request bomb bomb.php)" lit
-    until_true 120 has_killed bomb
+    until_true 120 "$full" bomb
     for _ in 1 2 3; do
         equal "$(request neighbour pid.php)" "$before"
     done
     systemd-run --quiet --wait true
-    equal "$(sed -n 's/^oom_kill //p' "$(group neighbour)/memory.events")" 0
     equal "$(systemctl show -P NRestarts php-pool@bomb) $(systemctl is-active php-pool@bomb)" "0 active"
-    [ "$(cat "$(group bomb)/workers/memory.peak" 2>/dev/null || echo 0)" -le $((150 << 20)) ]
+}
+# root_ends PATTERN: a stop of the pool leaves no process whose command line is this.
+root_ends() {
     timeout 60 systemctl stop php-pool@bomb.socket php-pool@bomb.service
-    rm -f /dev/shm/bomb
+    until_true 60 no_more "$1"
     equal "$(request neighbour pid.php)" "$before"
+}
+no_more() { ! pgrep -f "$1" >/dev/null; }
+
+# without: sed -i 's/ "cgroup.pids_max = 40"//' /tests/walls.sh
+test_a_fork_bomb_stays_in_its_pool() {
+    # Each child forks for as long as it may, and none ever leaves by itself.
+    script bomb.php <<<'<?php file_put_contents("/srv/state/bomb.sh", "#!/bin/sh\nwhile :; do \"\$0\" & done\nwait\n");
+chmod("/srv/state/bomb.sh", 0755); exec("/srv/state/bomb.sh >/dev/null 2>&1 &"); echo "lit";'
+    goes_off is_full "pm.max_children = 2" "cgroup.pids_max = 40"
+    root_ends /srv/state/bomb.sh
+}
+is_full() { [ "$(cut -d' ' -f2 "$(group "$1")/workers/pids.events")" -gt 0 ]; }
+
+# without: sed -i 's/ "cgroup.memory_max = 150M"//' /tests/walls.sh
+test_a_memory_bomb_stays_in_its_pool() {
+    # In processes of its own, and in memory that belongs to none.
+    script bomb.php <<<'<?php file_put_contents("/srv/state/bomb.php", "<?php for (;;) { \$all[] = str_repeat(\"x\", 1 << 20); }");
+for ($i = 0; $i < 4; $i++) exec("while :; do php -n -d memory_limit=-1 /srv/state/bomb.php; done >/dev/null 2>&1 &");
+exec("dd if=/dev/zero of=/dev/shm/bomb bs=1M count=1000 >/dev/null 2>&1 &"); echo "lit";'
+    goes_off has_killed "pm.max_children = 4" "cgroup.memory_max = 150M" "php_admin_value[memory_limit] = -1"
+    equal "$(sed -n 's/^oom_kill //p' "$(group neighbour)/memory.events")" 0
+    [ "$(cat "$(group bomb)/workers/memory.peak")" -le $((150 << 20)) ]
+    root_ends /srv/state/bomb.php
+    rm -f /dev/shm/bomb
     equal "$(journalctl -k -b --no-pager -o cat --grep 'Out of memory:' | wc -l)" 0
 }
 has_killed() { [ "$(sed -n 's/^oom_kill //p' "$(group "$1")/workers/memory.events")" -ge 3 ]; }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
-use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, recv, send, sendmsg};
+use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, send, sendmsg, shutdown};
 use nix::sys::time::TimeSpec;
 use php_pool::fastcgi::{Event, Input, ProtocolError};
 use php_pool::scoreboard::monotonic_ns;
@@ -77,6 +77,8 @@ pub struct Conn {
     pub kept: bool,
     /// With the body of the request under way.
     patience: Patience,
+    /// Others have had it, and may not have closed it yet.
+    shared: bool,
     /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
     pub owed_since: u64,
 }
@@ -99,6 +101,7 @@ impl Conn {
             began: 0,
             kept: false,
             patience: Patience::default(),
+            shared: false,
             owed_since: 0,
         }
     }
@@ -108,8 +111,11 @@ impl Conn {
         self.patience = Patience::default();
     }
 
-    /// Closes it.
+    /// Closes it, for everybody.
     pub fn into_memory(self) -> Memory {
+        if self.shared {
+            let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+        }
         self.into_parts().1
     }
 
@@ -145,7 +151,7 @@ impl Conn {
         if kept {
             self.input = Input::resumed();
         }
-        self.kept = kept;
+        (self.kept, self.shared) = (kept, true);
         self.buffer.resize(BUFFER.max(bytes.len()), 0);
         self.buffer[..bytes.len()].copy_from_slice(bytes);
         (self.start, self.end) = (0, bytes.len());
@@ -350,7 +356,7 @@ impl Conn {
 
     /// Ends our side, so that the peer sees the end of the reply while we go on reading.
     pub fn shut_down(&self) {
-        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
     }
 
     /// Throws away what the peer still sends, without waiting. Ok(count): more may come.

@@ -267,7 +267,7 @@ impl Worker {
         }
         // Others have it, so that it stays open here as well as there, and would its registration.
         let _ = self.epoll.delete(&conn);
-        self.put_by(conn.into_memory());
+        self.put_by(conn.into_parts().1);
         None
     }
 }

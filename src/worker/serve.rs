@@ -195,7 +195,10 @@ impl Loop {
             }
         }
         // Those in the queue have been taken from the listener: nobody would find them there. Who comes later finds others, if
-        // this worker alone was told to stop.
+        // this worker alone was told to stop. What it has given to the master itself comes back there.
+        if self.is_last() {
+            worker.ask_to_be_heard();
+        }
         let end = monotonic_ns();
         while self.is_last()
             && let Some((conn, queued)) = self.next_in_queue()
@@ -395,7 +398,7 @@ impl Loop {
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) | ToWorker::LongStatus => {}
+            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) | ToWorker::LongStatus | ToWorker::Heard => {}
         }
     }
 

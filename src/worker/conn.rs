@@ -185,9 +185,10 @@ impl Conn {
     /// nothing of what follows it. Whether that was all of it: who is still to send a body that nobody wants is of no use to another.
     pub fn answered(&mut self) -> bool {
         (self.kept, self.began, self.owed_since) = (true, 0, 0);
-        while self.input.is_owed_a_body() && self.has_unread() {
-            // A header or so at a time.
-            if self.next_within(0).is_err() {
+        while self.input.is_owed_a_body() {
+            let before = self.start;
+            // The rest of the record under way, or the next one's header, whole.
+            if self.next_within(self.input.stdin_left()).is_err() || self.start == before {
                 break;
             }
         }
@@ -389,5 +390,59 @@ fn receive(fd: BorrowedFd, target: &mut [u8]) -> Result<Option<usize>, Lost> {
             Err(Errno::EAGAIN) => Ok(None),
             Err(_) => Err(Lost::Closed),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use php_pool::fastcgi::{Header, RecordType, append_record};
+
+    use super::*;
+
+    /// A request whose body has 12 bytes, in two records.
+    fn request() -> Vec<u8> {
+        let mut bytes = Header::bytes(RecordType::BeginRequest, 1, 8, 0).to_vec();
+        bytes.extend([0, 1, 1, 0, 0, 0, 0, 0]);
+        for (kind, content) in [
+            (RecordType::Params, &b"\x01\x01ab"[..]),
+            (RecordType::Params, b""),
+            (RecordType::Stdin, b"first "),
+            (RecordType::Stdin, b"second"),
+            (RecordType::Stdin, b""),
+        ] {
+            append_record(&mut bytes, kind, 1, content);
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_is_left_of_a_body_is_skipped_as_far_as_it_is_there_and_nothing_of_what_follows() {
+        let whole = request();
+        let both = [&whole[..], &whole].concat();
+        let body = whole.len() - 40;
+        // Answered when so much of both requests was there.
+        for there in body..both.len() {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&both[..there]).unwrap();
+            let mut conn = Conn::new(ours.into(), Memory::default());
+            conn.fill().unwrap();
+            assert!(matches!(conn.next(), Ok(Event::Request(_))), "{there}");
+            conn.input.finish();
+            assert_eq!(conn.answered(), there >= whole.len(), "{there}");
+            assert_eq!(conn.began != 0, conn.has_unread(), "{there}");
+            // The rest comes, and the second request is read.
+            theirs.write_all(&both[there..]).unwrap();
+            let second = loop {
+                match conn.next().unwrap() {
+                    Event::Request(begin) => break begin,
+                    Event::NeedMore => assert!(conn.fill().unwrap().is_some(), "{there}"),
+                    _ => {}
+                }
+            };
+            assert_eq!(second.id, 1);
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! A worker: accepts, waits, and never lets a connection that has nothing to say stand in its way.
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
 use php_pool::control::{ChannelError, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
@@ -96,6 +97,9 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 /// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
 const LOOK_EVERY: u32 = 4;
 
+/// How long, ms, a worker waits for the master to take connections before it looks after those that it has.
+const CATCH_UP: u8 = 20;
+
 const LISTENER: u64 = 0;
 const QUEUE: u64 = 1;
 const LINK: u64 = 2;
@@ -106,6 +110,8 @@ const CONNECTIONS: u64 = 16;
 pub struct Loop {
     worker: &'static Worker,
     parked: HashMap<u64, Parked>,
+    /// Most of them: the other descriptors are for the script.
+    most_parked: usize,
     next_token: u64,
     memory: Memory,
     aside: Output,
@@ -142,6 +148,7 @@ impl Loop {
         Ok(Self {
             worker,
             parked: HashMap::new(),
+            most_parked: most_parked(),
             next_token: CONNECTIONS,
             memory: Memory::default(),
             aside: Output::default(),
@@ -324,6 +331,9 @@ impl Loop {
     /// waits there.
     fn next_in_queue(&mut self) -> Option<(Conn, u64)> {
         loop {
+            if !self.has_room() {
+                return None;
+            }
             let received = match self.worker.queue.receive(false) {
                 Ok(received) => received,
                 Err(ChannelError::Closed) => {
@@ -403,6 +413,9 @@ impl Loop {
     }
 
     fn accept(&mut self) -> Option<Conn> {
+        if !self.has_room() {
+            return None;
+        }
         let worker: &'static Worker = self.worker;
         let listeners = &worker.listeners;
         // Under load none of several may starve another.
@@ -412,6 +425,21 @@ impl Loop {
             .iter()
             .chain(later)
             .find_map(|listener| self.accept_from(listener))
+    }
+
+    /// Whether another connection may wait here.
+    fn has_room(&mut self) -> bool {
+        if self.parked.len() < self.most_parked {
+            return true;
+        }
+        self.clear_waiting_room();
+        if self.parked.len() >= self.most_parked {
+            // The master is behind, and may catch up.
+            let mut link = [PollFd::new(self.worker.link.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut link, CATCH_UP);
+            self.clear_waiting_room();
+        }
+        self.parked.len() < self.most_parked
     }
 
     fn accept_from(&mut self, listener: &OwnedFd) -> Option<Conn> {
@@ -805,6 +833,12 @@ impl Loop {
             }
         }
     }
+}
+
+/// Half of the descriptors that this process may have.
+fn most_parked() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map_or(usize::MAX, |most| (most as usize / 2).max(1))
 }
 
 const _: () = assert!(BUFFER <= QUEUE_BYTES);

@@ -164,15 +164,13 @@ fn kept(c: &mut Cases) {
                 .method("PUT")
                 .keep();
             let mut connection = t.connect();
-            let mut n = 0;
             // Also within a header of the body's records, and within a record.
-            for left in [1, 3, 8, 9, 20, 38, 41, 46] {
+            for (n, left) in [1, 3, 8, 9, 20, 38, 41, 46].into_iter().enumerate() {
                 let bytes = request.clone().query(&format!("n={n}")).bytes();
                 let (first, rest) = bytes.split_at(bytes.len() - left);
                 connection.send(first);
                 assert_eq!(t.reply(&mut connection, 1).text(), n.to_string(), "{left} bytes left");
                 connection.send(rest);
-                n += 1;
             }
         },
     );

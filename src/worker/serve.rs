@@ -1,20 +1,22 @@
 //! A worker: accepts, waits, and never lets a connection that has nothing to say stand in its way.
 
+mod waiting;
+
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
-use php_pool::control::{ChannelError, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
+use php_pool::control::{ChannelError, Handover, PoolSettings, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
 use php_pool::scoreboard::{SIZES, STOPPING, Stage, TIMES, Wear, monotonic_ns, realtime_us};
 
-use super::conn::{BUFFER, Conn, Lost};
+use self::waiting::{Parked, Wait, most_parked};
+use super::conn::{Conn, Lost};
 use super::context::Worker;
 use super::cpu::CpuMeter;
 use super::exchange::{Exchange, Memory, Over, answer_aside};
@@ -30,27 +32,6 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
-
-/// Why a connection is in the waiting room.
-enum Wait {
-    /// For a request, or for the rest of one.
-    Request,
-    /// For its peer to close; so many bytes are still put up with.
-    Close(usize),
-}
-
-struct Parked {
-    conn: Conn,
-    wait: Wait,
-    deadline: Option<Instant>,
-}
-
-impl Parked {
-    /// Whether its first request is awaited, or the rest of one.
-    fn is_new(&self) -> bool {
-        matches!(self.wait, Wait::Request) && (!self.conn.kept || self.conn.began != 0)
-    }
-}
 
 /// What comes in one go while no request runs: parameters; the rest of a body that nobody wants any more; questions that are no
 /// requests. As long as something is there nobody waits, and no other limit is looked at.
@@ -96,9 +77,6 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 
 /// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
 const LOOK_EVERY: u32 = 4;
-
-/// How long, ms, a worker waits for the master to take connections before it looks after those that it has.
-const CATCH_UP: u8 = 20;
 
 const LISTENER: u64 = 0;
 const QUEUE: u64 = 1;
@@ -427,21 +405,6 @@ impl Loop {
             .find_map(|listener| self.accept_from(listener))
     }
 
-    /// Whether another connection may wait here.
-    fn has_room(&mut self) -> bool {
-        if self.parked.len() < self.most_parked {
-            return true;
-        }
-        self.clear_waiting_room();
-        if self.parked.len() >= self.most_parked {
-            // The master is behind, and may catch up.
-            let mut link = [PollFd::new(self.worker.link.as_fd(), PollFlags::POLLOUT)];
-            let _ = poll(&mut link, CATCH_UP);
-            self.clear_waiting_room();
-        }
-        self.parked.len() < self.most_parked
-    }
-
     fn accept_from(&mut self, listener: &OwnedFd) -> Option<Conn> {
         use std::os::fd::FromRawFd;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -652,99 +615,6 @@ impl Loop {
         private > limit
     }
 
-    /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
-    fn finish(&mut self, mut conn: Conn, token: Option<u64>) {
-        if conn.is_over() {
-            return self.close(conn, token);
-        }
-        conn.shut_down();
-        self.park(conn, token, Wait::Close(LINGER_BYTES));
-    }
-
-    fn close(&mut self, conn: Conn, token: Option<u64>) {
-        if token.is_some() {
-            let _ = self.worker.epoll.delete(&conn);
-        }
-        self.worker.put_by(conn.into_memory());
-    }
-
-    /// Puts a connection into the waiting room.
-    fn park(&mut self, conn: Conn, token: Option<u64>, wait: Wait) {
-        let pool = &self.worker.pool;
-        let limit = match wait {
-            Wait::Close(_) => Some(pool.linger_timeout),
-            Wait::Request if conn.owed_since != 0 => Some(pool.linger_timeout),
-            Wait::Request if conn.kept && conn.began == 0 => {
-                (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
-            }
-            Wait::Request => Some(pool.request_header_timeout),
-        };
-        let since = match wait {
-            Wait::Close(_) => 0,
-            Wait::Request if conn.owed_since != 0 => conn.owed_since,
-            Wait::Request => conn.began,
-        };
-        let spent = if since == 0 {
-            0
-        } else {
-            monotonic_ns().saturating_sub(since)
-        };
-        let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
-        let token = match token {
-            Some(token) => token,
-            None => {
-                let token = self.next_token;
-                self.next_token += 1;
-                let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-                if matches!(wait, Wait::Request) && conn.kept {
-                    self.step_back();
-                }
-                if self.worker.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
-                    return; // out of memory: the connection is closed
-                }
-                token
-            }
-        };
-        self.parked.insert(token, Parked { conn, wait, deadline });
-    }
-
-    /// To the master, or nobody.
-    fn give_away(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(conn) = self.worker.hand_over(conn, true) {
-            self.close(conn, token);
-        }
-    }
-
-    /// Gives what waits for a request to the master, before a request of unknown length runs here.
-    fn clear_waiting_room(&mut self) {
-        let leaves = self.must_leave();
-        let last = leaves && self.is_last();
-        let waiting: Vec<u64> = self
-            .parked
-            .iter()
-            // Very long parameters that are half read have to stay, and who is still to send a body that nobody wants.
-            .filter(|(_, p)| {
-                matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
-            })
-            .filter(|(_, p)| !last || !p.is_new())
-            .map(|(token, _)| *token)
-            .collect();
-        for token in waiting {
-            let Some(parked) = self.parked.remove(&token) else {
-                continue;
-            };
-            match self.worker.hand_over(parked.conn, leaves) {
-                None => {}
-                Some(conn) if leaves => self.close(conn, Some(token)),
-                // It waits here, then, and so do the others.
-                Some(conn) => {
-                    self.parked.insert(token, Parked { conn, ..parked });
-                    return;
-                }
-            }
-        }
-    }
-
     /// Waits for anything.
     fn wait(&mut self) {
         let busy = self.rounds >= MOST_ROUNDS;
@@ -834,11 +704,3 @@ impl Loop {
         }
     }
 }
-
-/// Half of the descriptors that this process may have.
-fn most_parked() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current.map_or(usize::MAX, |most| (most as usize / 2).max(1))
-}
-
-const _: () = assert!(BUFFER <= QUEUE_BYTES);

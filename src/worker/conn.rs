@@ -180,9 +180,13 @@ impl Conn {
     pub fn answered(&mut self) -> bool {
         (self.kept, self.began, self.owed_since) = (true, 0, 0);
         while self.input.is_owed_a_body() && self.has_unread() {
-            // A header or so at a time.
-            if self.next_within(0).is_err() {
-                break;
+            // What is left of the record under way, else a header or so: never a byte of what follows the body.
+            let before = self.start;
+            match self.next_within(self.input.stdin_left()) {
+                // A part of a header is all that is at hand.
+                Ok(Event::NeedMore) if self.start == before => break,
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
         if self.has_unread() {

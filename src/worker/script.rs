@@ -161,10 +161,12 @@ impl Fixing<'_> {
             .unwrap_or_default();
         let mut name = self.facts.name.clone();
         // Apache's mod_action: SCRIPT_FILENAME is the program, PATH_TRANSLATED the script.
+        let mut path_is_translated = false;
         if !self.facts.apache
             && let (Some(translated), Some(url)) = (&self.facts.translated, &redirect)
             && *translated != path
         {
+            path_is_translated = true;
             path = translated.clone();
             name = Some(url.clone());
         }
@@ -185,6 +187,10 @@ impl Fixing<'_> {
                         self.move_away(parameter, value);
                         self.params.remove(parameter);
                     }
+                }
+                if path_is_translated {
+                    // Where the name stays the same, too.
+                    self.move_away("SCRIPT_NAME", self.facts.name.clone());
                 }
             }
             self.set_name(name);

@@ -254,6 +254,18 @@ fn types(c: &mut Cases) {
         "http_response_code(304); header('ETag: \"x\"');",
         &["Status: 304 Not Modified", POWERED, "ETag: \"x\""],
     );
+    same(
+        c,
+        "an_http_line_of_not_modified_has_no_type_whatever_code_follows",
+        "header('HTTP/1.1 304 Not Modified'); http_response_code(404);",
+        &["Status: 304 Not Modified", POWERED],
+    );
+    same(
+        c,
+        "an_http_line_that_is_not_of_304_has_its_type_whatever_code_follows",
+        "header('HTTP/1.1 404 Nope'); http_response_code(304); header('Content-Type: text/x');",
+        &["Status: 404 Nope", POWERED, "Content-type: text/x;charset=UTF-8"],
+    );
     c.same("a_body_of_not_modified_is_left_to_the_web_server", &Setup::BASE, |t| {
         assert_eq!(
             t.php("http_response_code(304); header('Content-Type: text/css'); echo 'body';")

@@ -534,6 +534,17 @@ static ROWS: &[Row] = &[
         unfixed: "200 SN=/cgi-bin/php PI=/info.php PT=W/info.php SELF=/info.php SF=/usr/lib/cgi-bin/php",
     },
     Row {
+        name: "a_handler_whose_redirected_url_is_its_own_name_still_keeps_it",
+        params: &[
+            ("SCRIPT_FILENAME", "/usr/lib/cgi-bin/php"),
+            ("SCRIPT_NAME", "/info.php"),
+            ("PATH_TRANSLATED", "W/info.php"),
+            ("REDIRECT_URL", "/info.php"),
+        ],
+        fixed: "200 SN=/info.php SELF=/info.php SF=W/info.php oSN=/info.php oPT=W/info.php oSF=/usr/lib/cgi-bin/php",
+        unfixed: "200 SN=/info.php PT=W/info.php SELF=/info.php SF=/usr/lib/cgi-bin/php",
+    },
+    Row {
         name: "a_redirected_url_removes_path_info_of_a_script_that_is_there",
         params: &[
             ("SCRIPT_FILENAME", "W/info.php"),

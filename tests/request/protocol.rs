@@ -621,6 +621,26 @@ fn kept(c: &mut Cases) {
             }
         },
     );
+    c.same(
+        "the_end_of_a_body_may_come_in_pieces_after_the_answer",
+        &Setup::BASE,
+        |t| {
+            let request = t
+                .page("echo file_get_contents('php://input');")
+                .post("text/plain", "body")
+                .keep();
+            let mut connection = t.connect();
+            let bytes = request.bytes();
+            // All of the body, and a part of the header of the empty STDIN record.
+            for missing in 1..8 {
+                let (first, rest) = bytes.split_at(bytes.len() - missing);
+                connection.send(first);
+                assert_eq!(t.reply(&mut connection, 1).text(), "body", "{missing} bytes later");
+                connection.send(&[rest, &bytes].concat());
+                assert_eq!(t.reply(&mut connection, 1).text(), "body", "{missing} bytes came");
+            }
+        },
+    );
     c.same("an_unread_form_is_skipped_before_the_next_request", &Setup::BASE, |t| {
         // Not found: nobody reads the body.
         let request = t.get("/nope.php").post("text/plain", vec![b'x'; 100_000]).keep();

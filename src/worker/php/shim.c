@@ -131,6 +131,7 @@ static int send_headers(sapi_headers_struct *headers)
             write_line(line, strlen(line));
             status_sent = true;
         } else if (space && space - line >= 5 && begins_with(line, "HTTP/")) {
+            status = atoi(space + 1); /* what the client sees, whatever http_response_code() was told later */
             int length = snprintf(text, sizeof text, "Status:%s", space);
             write_line(text, length < (int) sizeof text ? (size_t) length : sizeof text - 1);
             status_sent = true;

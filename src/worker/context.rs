@@ -232,6 +232,7 @@ impl Worker {
                 false => Some(conn),
             }
         } else if conn.is_over() {
+            self.put_by(conn.into_memory());
             None
         } else {
             conn.shut_down();

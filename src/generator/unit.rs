@@ -196,11 +196,13 @@ pub fn service(pool: &Pool, source: &Path, status: bool) -> String {
     unit
 }
 
-/// A drop-in that lets a service fail with the reason: `php-pool check` finds it again and says it to the journal.
+/// A drop-in that lets a service fail with the reason: `php-pool check` finds it again and says it to the journal. It needs no
+/// folder of its own, and systemd 257 starts nothing whose RuntimeDirectory= has a backslash, as that of an escaped name has.
 pub fn broken(source: &Path) -> String {
     let mut unit = head(source);
     unit.push_str(
-        "Description=PHP pool whose file is wrong\n\n[Service]\nType=oneshot\nRestart=no\nSockets=\nExecReload=\n",
+        "Description=PHP pool whose file is wrong\n\n[Service]\nType=oneshot\nRestart=no\nSockets=\nRuntimeDirectory=\n\
+         ExecReload=\n",
     );
     let path = word(&source.display().to_string());
     write!(unit, "ExecStart=\nExecStart=/usr/bin/php-pool check --pool {path}\n").expect("a String takes everything");

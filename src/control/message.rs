@@ -229,6 +229,8 @@ pub enum ToWorker {
     Status(Box<crate::status::Snapshot>),
     /// The same, too long for a message: it is in the sealed memory beside it.
     LongStatus,
+    /// Answer to [`FromWorker::Leaving`].
+    Heard,
 }
 
 /// A connection on its way from one process to another; its descriptor comes with it.
@@ -254,6 +256,8 @@ pub enum FromWorker {
     Status,
     /// A message for the log, where that keeps messages whole.
     Log(Box<LogMessage>),
+    /// It has accepted its last connection. The answer says that all which it has said before has been heard.
+    Leaving,
 }
 
 /// A message of a worker, or of PHP in it, about its request.

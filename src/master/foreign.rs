@@ -5,16 +5,14 @@
 //! anything. The loop therefore closes none of them itself, and uses only what has been seen to be a connection.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 use rustix::net::{AddressFamily, SocketType, sockopt};
@@ -24,13 +22,21 @@ use super::saved::{Kept, Restorer, Saver};
 /// Descriptors of one pool that are being closed; with more, nothing is read from the pool's processes any more.
 const MOST_CLOSING: usize = 256;
 
-/// Closes the descriptors of one pool: a pool whose own do not close waits for nobody but itself. Its thread begins with
-/// the first of them.
+/// The thread is woken once for all that comes within so long, or when there are so many: it would else be woken for each.
+const GATHER: Duration = Duration::from_millis(5);
+const MANY: usize = 64;
+
+/// Closes the descriptors of one pool: a pool whose own do not close waits for nobody but itself.
 #[derive(Clone, Debug, Default)]
 pub struct Closer {
-    thread: Rc<RefCell<Option<Sender<OwnedFd>>>>,
-    closing: Arc<AtomicUsize>,
+    thread: Rc<Thread>,
+}
+
+/// It begins with the first descriptor, and ends when the pool has gone and all are closed.
+#[derive(Debug, Default)]
+struct Thread {
     queue: Arc<Queue>,
+    runs: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -42,14 +48,79 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Waiting {
     /// Those that the thread has not begun with.
-    fds: BTreeSet<RawFd>,
+    fds: VecDeque<OwnedFd>,
+    /// It is at one.
+    closing: bool,
+    /// It is to be told of the next one.
+    sleeps: bool,
     /// It begins with none.
     paused: bool,
+    /// No more will come.
+    over: bool,
 }
 
 impl Queue {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close_all(&self) {
+        let mut waiting = self.waiting();
+        loop {
+            let gathers = |waiting: &mut Waiting| waiting.fds.len() < MANY && !waiting.over;
+            let gathered = self.goes_on.wait_timeout_while(waiting, GATHER, gathers);
+            waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
+            let mut idle = true;
+            while !waiting.paused
+                && let Some(fd) = waiting.fds.pop_front()
+            {
+                (idle, waiting.closing) = (false, true);
+                drop(waiting);
+                drop(fd);
+                waiting = self.waiting();
+                waiting.closing = false;
+            }
+            if idle {
+                waiting.sleeps = true;
+                let rests = |waiting: &mut Waiting| waiting.paused || (waiting.fds.is_empty() && !waiting.over);
+                let rested = self.goes_on.wait_while(waiting, rests);
+                waiting = rested.unwrap_or_else(PoisonError::into_inner);
+                waiting.sleeps = false;
+                if waiting.fds.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Thread {
+    fn close(&self, fd: OwnedFd) {
+        if !self.runs.get() {
+            let queue = Arc::clone(&self.queue);
+            let work = move || {
+                // They are the loop's, which an exec must not lose.
+                let _ = SigSet::all().thread_block();
+                queue.close_all();
+            };
+            // Without memory for a thread this one has to wait, if there is anything to wait for.
+            if thread::Builder::new().name("closer".to_owned()).spawn(work).is_err() {
+                return;
+            }
+            self.runs.set(true);
+        }
+        let mut waiting = self.queue.waiting();
+        waiting.fds.push_back(fd);
+        if waiting.sleeps || waiting.fds.len() == MANY {
+            self.queue.goes_on.notify_all();
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.queue.waiting().over = true;
+        self.queue.goes_on.notify_all();
     }
 }
 
@@ -64,19 +135,26 @@ impl Closer {
 
     /// Whether it has too much to do to be given more.
     pub fn is_busy(&self) -> bool {
-        self.closing.load(SeqCst) >= MOST_CLOSING
+        let waiting = self.thread.queue.waiting();
+        waiting.fds.len() + usize::from(waiting.closing) >= MOST_CLOSING
     }
 
     /// Begins with no other descriptor, or goes on. What is saved must still be open when the successor comes to it, and its
     /// number no other's.
     pub fn pause(&self, paused: bool) {
-        self.queue.waiting().paused = paused;
-        self.queue.goes_on.notify_all();
+        self.thread.queue.waiting().paused = paused;
+        self.thread.queue.goes_on.notify_all();
     }
 
     /// What is still to be closed: the exec itself would wait for it.
     pub fn save(&self, saver: &mut Saver) -> Vec<Kept> {
-        self.queue.waiting().fds.iter().map(|fd| saver.keep(fd)).collect()
+        self.thread
+            .queue
+            .waiting()
+            .fds
+            .iter()
+            .map(|fd| saver.keep(fd))
+            .collect()
     }
 
     /// Goes on with it.
@@ -85,39 +163,9 @@ impl Closer {
     /// When a descriptor is missing.
     pub fn restore(&self, saved: Vec<Kept>, fds: &mut Restorer) -> io::Result<()> {
         saved.into_iter().try_for_each(|fd| {
-            self.close(fds.take(fd)?);
+            self.thread.close(fds.take(fd)?);
             Ok(())
         })
-    }
-
-    fn close(&self, fd: OwnedFd) {
-        let mut thread = self.thread.borrow_mut();
-        if thread.is_none() {
-            let (sender, descriptors) = channel::<OwnedFd>();
-            let (closing, queue) = (Arc::clone(&self.closing), Arc::clone(&self.queue));
-            let work = move || {
-                // They are the loop's, which an exec must not lose.
-                let _ = SigSet::all().thread_block();
-                for fd in descriptors {
-                    let waiting = queue.goes_on.wait_while(queue.waiting(), |waiting| waiting.paused);
-                    let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-                    waiting.fds.remove(&fd.as_raw_fd());
-                    drop(waiting);
-                    drop(fd);
-                    closing.fetch_sub(1, SeqCst);
-                }
-            };
-            // Without memory for a thread this one has to wait, if there is anything to wait for.
-            if thread::Builder::new().name("closer".to_owned()).spawn(work).is_ok() {
-                *thread = Some(sender);
-            }
-        }
-        if let Some(sender) = &*thread {
-            self.closing.fetch_add(1, SeqCst);
-            self.queue.waiting().fds.insert(fd.as_raw_fd());
-            // It ends only with this.
-            let _ = sender.send(fd);
-        }
     }
 }
 
@@ -155,7 +203,7 @@ impl AsRawFd for Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
-            self.closer.close(fd);
+            self.closer.thread.close(fd);
         }
     }
 }
@@ -166,7 +214,7 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::{UnixListener, UnixStream};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 

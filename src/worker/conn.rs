@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
-use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, recv, send, sendmsg};
+use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, send, sendmsg, shutdown};
 use nix::sys::time::TimeSpec;
 use php_pool::fastcgi::{Event, Input, ProtocolError};
 use php_pool::scoreboard::monotonic_ns;
@@ -77,6 +77,8 @@ pub struct Conn {
     pub kept: bool,
     /// With the body of the request under way.
     patience: Patience,
+    /// Others have had it, and may not have closed it yet.
+    shared: bool,
     /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
     pub owed_since: u64,
 }
@@ -99,6 +101,7 @@ impl Conn {
             began: 0,
             kept: false,
             patience: Patience::default(),
+            shared: false,
             owed_since: 0,
         }
     }
@@ -108,8 +111,11 @@ impl Conn {
         self.patience = Patience::default();
     }
 
-    /// Closes it.
+    /// Closes it, for everybody.
     pub fn into_memory(self) -> Memory {
+        if self.shared {
+            let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
+        }
         self.into_parts().1
     }
 
@@ -145,7 +151,7 @@ impl Conn {
         if kept {
             self.input = Input::resumed();
         }
-        self.kept = kept;
+        (self.kept, self.shared) = (kept, true);
         self.buffer.resize(BUFFER.max(bytes.len()), 0);
         self.buffer[..bytes.len()].copy_from_slice(bytes);
         (self.start, self.end) = (0, bytes.len());
@@ -179,14 +185,11 @@ impl Conn {
     /// nothing of what follows it. Whether that was all of it: who is still to send a body that nobody wants is of no use to another.
     pub fn answered(&mut self) -> bool {
         (self.kept, self.began, self.owed_since) = (true, 0, 0);
-        while self.input.is_owed_a_body() && self.has_unread() {
-            // What is left of the record under way, else a header or so: never a byte of what follows the body.
+        while self.input.is_owed_a_body() {
             let before = self.start;
-            match self.next_within(self.input.stdin_left()) {
-                // A part of a header is all that is at hand.
-                Ok(Event::NeedMore) if self.start == before => break,
-                Ok(_) => {}
-                Err(_) => break,
+            // The rest of the record under way, or the next one's header, whole.
+            if self.next_within(self.input.stdin_left()).is_err() || self.start == before {
+                break;
             }
         }
         if self.has_unread() {
@@ -354,7 +357,7 @@ impl Conn {
 
     /// Ends our side, so that the peer sees the end of the reply while we go on reading.
     pub fn shut_down(&self) {
-        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Write);
     }
 
     /// Throws away what the peer still sends, without waiting. Ok(count): more may come.
@@ -387,5 +390,59 @@ fn receive(fd: BorrowedFd, target: &mut [u8]) -> Result<Option<usize>, Lost> {
             Err(Errno::EAGAIN) => Ok(None),
             Err(_) => Err(Lost::Closed),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use php_pool::fastcgi::{Header, RecordType, append_record};
+
+    use super::*;
+
+    /// A request whose body has 12 bytes, in two records.
+    fn request() -> Vec<u8> {
+        let mut bytes = Header::bytes(RecordType::BeginRequest, 1, 8, 0).to_vec();
+        bytes.extend([0, 1, 1, 0, 0, 0, 0, 0]);
+        for (kind, content) in [
+            (RecordType::Params, &b"\x01\x01ab"[..]),
+            (RecordType::Params, b""),
+            (RecordType::Stdin, b"first "),
+            (RecordType::Stdin, b"second"),
+            (RecordType::Stdin, b""),
+        ] {
+            append_record(&mut bytes, kind, 1, content);
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_is_left_of_a_body_is_skipped_as_far_as_it_is_there_and_nothing_of_what_follows() {
+        let whole = request();
+        let both = [&whole[..], &whole].concat();
+        let body = whole.len() - 40;
+        // Answered when so much of both requests was there.
+        for there in body..both.len() {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&both[..there]).unwrap();
+            let mut conn = Conn::new(ours.into(), Memory::default());
+            conn.fill().unwrap();
+            assert!(matches!(conn.next(), Ok(Event::Request(_))), "{there}");
+            conn.input.finish();
+            assert_eq!(conn.answered(), there >= whole.len(), "{there}");
+            assert_eq!(conn.began != 0, conn.has_unread(), "{there}");
+            // The rest comes, and the second request is read.
+            theirs.write_all(&both[there..]).unwrap();
+            let second = loop {
+                match conn.next().unwrap() {
+                    Event::Request(begin) => break begin,
+                    Event::NeedMore => assert!(conn.fill().unwrap().is_some(), "{there}"),
+                    _ => {}
+                }
+            };
+            assert_eq!(second.id, 1);
+        }
     }
 }

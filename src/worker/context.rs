@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::Epoll;
 use php_pool::access_log::Entry;
 use php_pool::config::IniEntry;
-use php_pool::control::{Channel, ChannelError, FromWorker, Handover, PoolSettings, ToWorker, from_bytes, unsealed};
+use php_pool::control::{
+    Channel, ChannelError, FromWorker, Handover, PoolSettings, Received, ToWorker, from_bytes, unsealed,
+};
 use php_pool::log::Level;
 use php_pool::request_id;
 use php_pool::scoreboard::{Control, Scoreboard, Slot, realtime_us};
@@ -125,7 +127,26 @@ impl Worker {
 
     /// The pool's state, from the master; None when it does not answer.
     pub fn ask_status(&self) -> Option<Snapshot> {
-        self.link.send(&FromWorker::Status, &[], true).ok()?;
+        let answer = self.ask(&FromWorker::Status, |answer| {
+            matches!(answer, ToWorker::Status(_) | ToWorker::LongStatus)
+        })?;
+        let message = match answer.message {
+            ToWorker::LongStatus => from_bytes(&unsealed(answer.fds.first()?, usize::MAX)?).ok()?,
+            message => message,
+        };
+        match message {
+            ToWorker::Status(snapshot) => Some(*snapshot),
+            _ => None,
+        }
+    }
+
+    /// Waits until the master has heard all that this worker has said.
+    pub fn ask_to_be_heard(&self) {
+        self.ask(&FromWorker::Leaving, |answer| matches!(answer, ToWorker::Heard));
+    }
+
+    fn ask(&self, question: &FromWorker, answers: impl Fn(&ToWorker) -> bool) -> Option<Received<ToWorker>> {
+        self.link.send(question, &[], true).ok()?;
         let deadline = Instant::now() + MASTER_ANSWERS;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -133,17 +154,10 @@ impl Worker {
                 return None;
             }
             let received = self.link.receive(false).ok()?;
-            match received.message {
-                ToWorker::Status(snapshot) => return Some(*snapshot),
-                ToWorker::LongStatus => {
-                    let bytes = unsealed(received.fds.first()?, usize::MAX)?;
-                    match from_bytes(&bytes).ok()? {
-                        ToWorker::Status(snapshot) => return Some(*snapshot),
-                        _ => return None,
-                    }
-                }
-                other => self.told.borrow_mut().push(other),
+            if answers(&received.message) {
+                return Some(received);
             }
+            self.told.borrow_mut().push(received.message);
         }
     }
 
@@ -218,6 +232,7 @@ impl Worker {
                 false => Some(conn),
             }
         } else if conn.is_over() {
+            self.put_by(conn.into_memory());
             None
         } else {
             conn.shut_down();
@@ -267,7 +282,7 @@ impl Worker {
         }
         // Others have it, so that it stays open here as well as there, and would its registration.
         let _ = self.epoll.delete(&conn);
-        self.put_by(conn.into_memory());
+        self.put_by(conn.into_parts().1);
         None
     }
 }

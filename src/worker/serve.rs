@@ -1,5 +1,7 @@
 //! A worker: accepts, waits, and never lets a connection that has nothing to say stand in its way.
 
+mod waiting;
+
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -8,12 +10,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
-use php_pool::control::{ChannelError, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
+use php_pool::control::{ChannelError, Handover, PoolSettings, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
 use php_pool::scoreboard::{SIZES, STOPPING, Stage, TIMES, Wear, monotonic_ns, realtime_us};
 
-use super::conn::{BUFFER, Conn, Lost};
+use self::waiting::{Parked, Wait, most_parked};
+use super::conn::{Conn, Lost};
 use super::context::Worker;
 use super::cpu::CpuMeter;
 use super::exchange::{Exchange, Memory, Over, answer_aside};
@@ -29,27 +32,6 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
 const LINGER_BYTES: usize = 16 << 20;
-
-/// Why a connection is in the waiting room.
-enum Wait {
-    /// For a request, or for the rest of one.
-    Request,
-    /// For its peer to close; so many bytes are still put up with.
-    Close(usize),
-}
-
-struct Parked {
-    conn: Conn,
-    wait: Wait,
-    deadline: Option<Instant>,
-}
-
-impl Parked {
-    /// Whether its first request is awaited, or the rest of one.
-    fn is_new(&self) -> bool {
-        matches!(self.wait, Wait::Request) && (!self.conn.kept || self.conn.began != 0)
-    }
-}
 
 /// What comes in one go while no request runs: parameters; the rest of a body that nobody wants any more; questions that are no
 /// requests. As long as something is there nobody waits, and no other limit is looked at.
@@ -106,6 +88,8 @@ const CONNECTIONS: u64 = 16;
 pub struct Loop {
     worker: &'static Worker,
     parked: HashMap<u64, Parked>,
+    /// Most of them: the other descriptors are for the script.
+    most_parked: usize,
     next_token: u64,
     memory: Memory,
     aside: Output,
@@ -142,6 +126,7 @@ impl Loop {
         Ok(Self {
             worker,
             parked: HashMap::new(),
+            most_parked: most_parked(),
             next_token: CONNECTIONS,
             memory: Memory::default(),
             aside: Output::default(),
@@ -195,7 +180,10 @@ impl Loop {
             }
         }
         // Those in the queue have been taken from the listener: nobody would find them there. Who comes later finds others, if
-        // this worker alone was told to stop.
+        // this worker alone was told to stop. What it has given to the master itself comes back there.
+        if self.is_last() {
+            worker.ask_to_be_heard();
+        }
         let end = monotonic_ns();
         while self.is_last()
             && let Some((conn, queued)) = self.next_in_queue()
@@ -321,6 +309,9 @@ impl Loop {
     /// waits there.
     fn next_in_queue(&mut self) -> Option<(Conn, u64)> {
         loop {
+            if !self.has_room() {
+                return None;
+            }
             let received = match self.worker.queue.receive(false) {
                 Ok(received) => received,
                 Err(ChannelError::Closed) => {
@@ -395,11 +386,14 @@ impl Loop {
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Drain => self.leaving = true,
-            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) | ToWorker::LongStatus => {}
+            ToWorker::Go | ToWorker::Serve | ToWorker::Status(_) | ToWorker::LongStatus | ToWorker::Heard => {}
         }
     }
 
     fn accept(&mut self) -> Option<Conn> {
+        if !self.has_room() {
+            return None;
+        }
         let worker: &'static Worker = self.worker;
         let listeners = &worker.listeners;
         // Under load none of several may starve another.
@@ -621,99 +615,6 @@ impl Loop {
         private > limit
     }
 
-    /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
-    fn finish(&mut self, mut conn: Conn, token: Option<u64>) {
-        if conn.is_over() {
-            return self.close(conn, token);
-        }
-        conn.shut_down();
-        self.park(conn, token, Wait::Close(LINGER_BYTES));
-    }
-
-    fn close(&mut self, conn: Conn, token: Option<u64>) {
-        if token.is_some() {
-            let _ = self.worker.epoll.delete(&conn);
-        }
-        self.worker.put_by(conn.into_memory());
-    }
-
-    /// Puts a connection into the waiting room.
-    fn park(&mut self, conn: Conn, token: Option<u64>, wait: Wait) {
-        let pool = &self.worker.pool;
-        let limit = match wait {
-            Wait::Close(_) => Some(pool.linger_timeout),
-            Wait::Request if conn.owed_since != 0 => Some(pool.linger_timeout),
-            Wait::Request if conn.kept && conn.began == 0 => {
-                (!pool.connection_idle_timeout.is_zero()).then_some(pool.connection_idle_timeout)
-            }
-            Wait::Request => Some(pool.request_header_timeout),
-        };
-        let since = match wait {
-            Wait::Close(_) => 0,
-            Wait::Request if conn.owed_since != 0 => conn.owed_since,
-            Wait::Request => conn.began,
-        };
-        let spent = if since == 0 {
-            0
-        } else {
-            monotonic_ns().saturating_sub(since)
-        };
-        let deadline = limit.map(|limit| Instant::now() + limit.saturating_sub(Duration::from_nanos(spent)));
-        let token = match token {
-            Some(token) => token,
-            None => {
-                let token = self.next_token;
-                self.next_token += 1;
-                let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-                if matches!(wait, Wait::Request) && conn.kept {
-                    self.step_back();
-                }
-                if self.worker.epoll.add(&conn, EpollEvent::new(interest, token)).is_err() {
-                    return; // out of memory: the connection is closed
-                }
-                token
-            }
-        };
-        self.parked.insert(token, Parked { conn, wait, deadline });
-    }
-
-    /// To the master, or nobody.
-    fn give_away(&mut self, conn: Conn, token: Option<u64>) {
-        if let Some(conn) = self.worker.hand_over(conn, true) {
-            self.close(conn, token);
-        }
-    }
-
-    /// Gives what waits for a request to the master, before a request of unknown length runs here.
-    fn clear_waiting_room(&mut self) {
-        let leaves = self.must_leave();
-        let last = leaves && self.is_last();
-        let waiting: Vec<u64> = self
-            .parked
-            .iter()
-            // Very long parameters that are half read have to stay, and who is still to send a body that nobody wants.
-            .filter(|(_, p)| {
-                matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
-            })
-            .filter(|(_, p)| !last || !p.is_new())
-            .map(|(token, _)| *token)
-            .collect();
-        for token in waiting {
-            let Some(parked) = self.parked.remove(&token) else {
-                continue;
-            };
-            match self.worker.hand_over(parked.conn, leaves) {
-                None => {}
-                Some(conn) if leaves => self.close(conn, Some(token)),
-                // It waits here, then, and so do the others.
-                Some(conn) => {
-                    self.parked.insert(token, Parked { conn, ..parked });
-                    return;
-                }
-            }
-        }
-    }
-
     /// Waits for anything.
     fn wait(&mut self) {
         let busy = self.rounds >= MOST_ROUNDS;
@@ -803,5 +704,3 @@ impl Loop {
         }
     }
 }
-
-const _: () = assert!(BUFFER <= QUEUE_BYTES);

@@ -154,6 +154,26 @@ fn kept(c: &mut Cases) {
             }
         },
     );
+    c.same(
+        "on_a_kept_connection_the_rest_of_a_body_may_come_after_the_answer",
+        &Setup::BASE,
+        |t| {
+            let request = t
+                .page("echo $_GET['n']; fastcgi_finish_request();")
+                .post("text/plain", vec![b'x'; 30])
+                .method("PUT")
+                .keep();
+            let mut connection = t.connect();
+            // Also within a header of the body's records, and within a record.
+            for (n, left) in [1, 3, 8, 9, 20, 38, 41, 46].into_iter().enumerate() {
+                let bytes = request.clone().query(&format!("n={n}")).bytes();
+                let (first, rest) = bytes.split_at(bytes.len() - left);
+                connection.send(first);
+                assert_eq!(t.reply(&mut connection, 1).text(), n.to_string(), "{left} bytes left");
+                connection.send(rest);
+            }
+        },
+    );
     c.differs(
         "on_a_kept_connection_nothing_follows_the_end_of_the_answer",
         &Setup::BASE,

@@ -166,6 +166,7 @@ test_a_stuck_journald_blocks_no_request() {
     until_true 60 logged stuck "entries are lost: journald did not take them"
 }
 
+# without: sed -i '/^    printf .*error_log/d' /tests/journal.sh
 test_error_log_names_a_file_for_php_fpms_text_log() {
     pool text "catch_workers_output = yes"
     printf '[global]\nerror_log = /srv/state/text.log\n' >>/etc/php-pool/pool.d/text.conf
@@ -182,6 +183,7 @@ test_error_log_names_a_file_for_php_fpms_text_log() {
     lacks "$(journal text)" "PHP message"
 }
 
+# without: sed -i 's/ "request_slowlog_timeout = 300ms"//' /tests/journal.sh
 test_a_slow_request_is_one_entry_with_its_stack() {
     pool slow "slowlog = /var/log/php-pool-slow.log" "request_slowlog_timeout = 300ms"
     script slow.php <<<'<?php
@@ -211,6 +213,7 @@ wait(2, []); echo "done";'
 }
 has_entry() { [ -n "$(journalctl "$@" -o cat --no-pager)" ]; }
 
+# without: sed -i 's/ "access.log = .dev.stderr"//' /tests/journal.sh
 test_the_access_log_may_be_the_journal() {
     pool lines "access.log = /dev/stderr" 'access.format = "%m %r%Q%q %s %L"'
     script hello.php <<<'<?php echo "hello";'

@@ -171,8 +171,9 @@ test_a_throttled_pool_is_neither_restarted_nor_is_its_zygote_replaced() {
 }
 
 # without: setting php-pool@.service NoSuchKey=1
+# without: setting php-pool-exporter.service NoSuchKey=1
 test_unit_files_are_clean() {
-    out=$(systemd-analyze verify php-pool@www.service php-pool@www.socket php-pool-status@www.socket php-pool.target 2>&1 |
-        grep -v 'man php-pool' || true)
+    out=$(systemd-analyze verify php-pool@www.{service,socket} php-pool-status@www.socket php-pool.{target,slice} \
+        php-pool-{bus,exporter}.{service,socket} 2>&1 | grep -v 'man php-pool' || true)
     equal "$out" ""
 }

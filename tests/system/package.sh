@@ -1,5 +1,6 @@
 # The packages, as they are right after installation.
 
+# without: rm /etc/nginx/snippets/php-pool.conf
 test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
     until_true 60 systemctl is-active php-pool@www.service
     mkdir -p /var/www/html
@@ -68,6 +69,7 @@ test_an_upgrade_of_an_extension_or_of_libphp_reloads_the_pools() {
     equal "$(generation www)" "$before"
 }
 
+# without: rm /lib/systemd/system-generators/php-pool-generator
 test_names_with_dashes_and_dots_are_pools_and_others_are_refused() {
     for name in my-shop shop.example.org _x; do
         pool "$name"
@@ -98,6 +100,7 @@ test_bash_completes_commands_and_pools() {
     contains "$(completed tr)" trace
 }
 
+# without: rm /lib/systemd/system-generators/php-pool-generator
 test_a_new_file_is_a_new_pool_and_its_removal_the_end_of_it() {
     pool extra
     systemctl start php-pool.target
@@ -108,6 +111,7 @@ test_a_new_file_is_a_new_pool_and_its_removal_the_end_of_it() {
     lacks "$(ls /run/systemd/generator/php-pool.target.wants)" extra
 }
 
+# without: rm /lib/systemd/system-generators/php-pool-generator
 test_a_bad_file_is_a_failing_unit_with_the_reason_and_disturbs_no_other() {
     printf '[other]\nlisten = 9000\n' >/etc/php-pool/pool.d/odd.conf
     printf '[café]\nlisten = 9000\n' >/etc/php-pool/pool.d/café.conf
@@ -209,6 +213,7 @@ test_an_upgrade_is_not_noticed_by_visitors() {
 }
 all_new() { ! readlink $(printf '/proc/%s/exe ' $(worker_pids www)) | grep -v "^/usr/lib/php-pool/.*/php-pool-worker$"; }
 
+# without: echo '#!/bin/sh' >/var/lib/dpkg/info/php-pool.prerm
 test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
     echo 'env[KEPT] = still here' >>/etc/php-pool/pool.d/www.conf
     version=$(phpquery -V | tail -n 1)
@@ -223,6 +228,7 @@ test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
     equal "$(request www kept.php)" "still here"
 }
 
+# without: echo '#!/bin/sh' >/var/lib/dpkg/info/php-pool.postrm
 test_a_purge_leaves_nothing() {
     version=$(phpquery -V | tail -n 1)
     rm -rf /etc/php-pool/pool.d/[!w]*.conf

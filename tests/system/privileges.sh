@@ -127,6 +127,7 @@ test_a_pool_may_live_in_a_root_of_its_own() {
     contains "$answer" ". .. where.php $(id -u www-data) /where.php"
 }
 
+# without: truncate -s 0 /usr/share/doc/php-pool/examples/strict.conf
 test_the_strict_example_starts_and_serves() {
     pool strict
     mkdir -p /etc/systemd/system/php-pool@strict.service.d

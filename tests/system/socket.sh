@@ -47,6 +47,7 @@ test_further_addresses_of_the_socket_unit_serve_too() {
     contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET timeout 120 cgi-fcgi -bind -connect 127.0.0.1:9124)" "hello from fpm-fcgi"
 }
 
+# without: systemctl mask php-pool-status@watched.socket
 test_the_status_socket_is_systemds_and_answers_while_every_worker_is_busy() {
     pool watched "pm.status_listen = /run/php-pool/\$pool.status" "pm.status_path = /status" "listen.mode = 0600"
     script slow.php <<<'<?php file_put_contents("/srv/state/watched-begun", ""); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'

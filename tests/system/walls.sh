@@ -33,7 +33,10 @@ test_a_fork_bomb_stays_in_its_pool() {
     script bomb.php <<<'<?php file_put_contents("/srv/state/bomb.sh", "#!/bin/sh\nwhile :; do \"\$0\" & done\nwait\n");
 chmod("/srv/state/bomb.sh", 0755); exec("/srv/state/bomb.sh >/dev/null 2>&1 &"); echo "lit";'
     goes_off is_full "pm.max_children = 2" "cgroup.pids_max = 40"
+    tasks=$(cat "$(group bomb)/workers/pids.current")
     root_ends /srv/state/bomb.sh
+    # What has held it is the pool's limit, not systemd's own (TasksMax=).
+    [ "$tasks" -le 40 ] || fail "$tasks tasks"
 }
 is_full() { [ "$(cut -d' ' -f2 "$(group "$1")/workers/pids.events")" -gt 0 ]; }
 
@@ -45,7 +48,8 @@ for ($i = 0; $i < 4; $i++) exec("while :; do php -n -d memory_limit=-1 /srv/stat
 exec("dd if=/dev/zero of=/dev/shm/bomb bs=1M count=1000 >/dev/null 2>&1 &"); echo "lit";'
     goes_off has_killed "pm.max_children = 4" "cgroup.memory_max = 150M" "php_admin_value[memory_limit] = -1"
     equal "$(sed -n 's/^oom_kill //p' "$(group neighbour)/memory.events")" 0
-    [ "$(cat "$(group bomb)/workers/memory.peak")" -le $((150 << 20)) ]
+    peak=$(cat "$(group bomb)/workers/memory.peak")
+    [ "$peak" -le $((150 << 20)) ] || fail "$peak bytes"
     root_ends /srv/state/bomb.php
     rm -f /dev/shm/bomb
     equal "$(journalctl -k -b --no-pager -o cat --grep 'Out of memory:' | wc -l)" 0

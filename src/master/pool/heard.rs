@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{PING_EVERY, Pool};
 use crate::config::or_never;
-use crate::control::{ChannelError, FromWorker, FromZygote, LOG_BYTES, LogMessage, unsealed};
+use crate::control::{ChannelError, FromWorker, FromZygote, LOG_BYTES, LogMessage, ToWorker, unsealed};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
 use crate::master::worker::fields_of;
@@ -138,6 +138,18 @@ impl Pool {
                     .and_then(|generation| generation.workers.get(&worker))
                 {
                     worker.tell_status(snapshot);
+                }
+            }
+            // What it has handed over, and nobody comes after it, is in the queue by now.
+            Ok(Heard {
+                message: FromWorker::Leaving,
+                ..
+            }) => {
+                if let Some(worker) = self
+                    .generation(id)
+                    .and_then(|generation| generation.workers.get(&worker))
+                {
+                    worker.tell(&ToWorker::Heard, &[]);
                 }
             }
             Ok(Heard {

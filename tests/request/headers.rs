@@ -256,6 +256,12 @@ fn types(c: &mut Cases) {
     );
     same(
         c,
+        "an_empty_type_of_not_modified_is_passed_on",
+        "http_response_code(304); header('Content-Type:');",
+        &["Status: 304 Not Modified", POWERED, "Content-Type:"],
+    );
+    same(
+        c,
         "an_http_line_of_not_modified_has_no_type_whatever_code_follows",
         "header('HTTP/1.1 304 Not Modified'); http_response_code(404);",
         &["Status: 304 Not Modified", POWERED],

@@ -195,6 +195,23 @@ fn superglobals(c: &mut Cases) {
         },
     );
     c.differs(
+        "a_name_or_value_ends_at_its_nul_everywhere",
+        &Setup::BASE,
+        "No web server passes a NUL on. php-fpm cuts a name or value there in $_SERVER, and shows it whole in getallheaders() and in \
+         getenv() without a name; we cut it there, too, so that what is checked is what is used.",
+        |t| {
+            let request = t
+                .page("echo json_encode([$_SERVER['HTTP_X_A'], getallheaders()['X-A'], getenv()['HTTP_X_A']]);")
+                .set("HTTP_X_A", "one\0two");
+            let wanted = if t.is_php_pool() {
+                r#"["one","one","one"]"#
+            } else {
+                r#"["one","one\u0000two","one\u0000two"]"#
+            };
+            assert_eq!(t.send(&request).text(), wanted);
+        },
+    );
+    c.differs(
         "a_script_of_apaches_proxy_is_cut_to_its_length_everywhere",
         &Setup::BASE,
         "Apache's SetHandler and ProxyPass name the script as proxy:fcgi://HOST/PATH. php-fpm shows the path; in getenv() without a \

@@ -159,7 +159,8 @@ static int send_headers(sapi_headers_struct *headers)
                 continue;
             }
             status_sent = true;
-        } else if (status == 304 && begins_with(header->header, "Content-Type:")) {
+        } else if (status == 304 && header->header_len > sizeof "Content-Type:" - 1 &&
+                   begins_with(header->header, "Content-Type:")) {
             continue;
         }
         rust->write(header->header, header->header_len);

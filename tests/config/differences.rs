@@ -74,9 +74,15 @@ static DIFFERENCES: &[Difference] = &[
     },
     Difference {
         what: "`listen.mode`",
-        php_fpm: "What is not octal ends the number: `abc` and an empty mode are 0, and nobody can connect.",
-        ours: "It is refused.",
-        cases: &["differs-mode-word", "differs-mode-digits", "differs-mode-empty"],
+        php_fpm: "What is not octal ends the number: `abc` and an empty mode are 0, and nobody can connect. Bits that no socket \
+                  needs (`1777`) are set.",
+        ours: "Both are refused.",
+        cases: &[
+            "differs-mode-word",
+            "differs-mode-digits",
+            "differs-mode-empty",
+            "differs-mode-sticky",
+        ],
     },
     Difference {
         what: "Long paths of unix sockets",

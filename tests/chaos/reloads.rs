@@ -60,9 +60,9 @@ impl Stage {
         self.server.stop().unwrap_or_else(|e| panic!("{e}"));
     }
 
-    /// Does something again and again, `most` times or for 12 seconds (longer where few requests are answered), while clients of all kinds are served: none may lose a
-    /// request or be stalled. Returns how often it was done, which must be more than `least`, and how many descriptors the master
-    /// had before.
+    /// Does something again and again, `most` times or for 12 seconds (longer where few requests are answered), while clients of all
+    /// kinds are served: none may lose a request or be stalled. Returns how often it was done, which must be more than `least`, and
+    /// how many descriptors the master had before.
     pub fn under_load(&self, phases: [&'static str; 2], most: u32, least: u32, act: impl Fn(&Server)) -> (u32, usize) {
         let shared = Shared::new(self.script.clone(), 1, phases);
         let mut load = Load::new(shared.clone());

@@ -245,12 +245,11 @@ fn a_file_that_is_stderr_takes_both() {
         let said = place.path("said");
         let mut command = that_dies_with_us("KILL", place.path("php-fpm"));
         command.args(["-F", "-n", "-y"]).arg(place.path("pool.conf"));
-        command.args(if error_log.is_empty() { &["-O"][..] } else { &[] });
-        let mut master = spawn({
-            command.stderr(File::create(&said).unwrap());
-            command
-        })
-        .unwrap();
+        command.stderr(File::create(&said).unwrap());
+        if error_log.is_empty() {
+            command.arg("-O");
+        }
+        let mut master = spawn(command).unwrap();
         let text = || fs::read_to_string(&said).unwrap();
         wait_for("it serves", || text().contains("ready to handle connections"));
         for n in 0..50 {

@@ -211,12 +211,11 @@ impl Pool {
             if self.reason.is_none() && !next.is_silent() && until > now {
                 return self.wake_at(until);
             }
-            let pid = next.zygote().pid();
-            let reason = self.reason.take();
+            let end = format!("its zygote {} exited {}", next.zygote().pid(), describe(Some(exit)));
+            let reason = self.reason.take().unwrap_or(end);
             self.old.extend(self.next.take());
             self.fallen = None;
-            return self
-                .start_failed(reason.unwrap_or_else(|| format!("its zygote {pid} exited {}", describe(Some(exit)))));
+            return self.start_failed(reason);
         }
         let (slow, over) = (next.begun + SLOW_START, next.begun + LONGEST_START);
         if over <= now {

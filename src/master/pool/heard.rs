@@ -10,7 +10,7 @@ use crate::config::or_never;
 use crate::control::{ChannelError, FromWorker, FromZygote, LOG_BYTES, LogMessage, ToWorker, unsealed};
 use crate::master::generation::Life;
 use crate::master::watch::{self, GenerationId, Heard};
-use crate::master::worker::fields_of;
+use crate::master::worker::{Worker, fields_of};
 use crate::pm::WorkerId;
 use crate::scoreboard::{TextView, monotonic_ns};
 
@@ -74,10 +74,14 @@ impl Pool {
         }
     }
 
+    fn worker(&mut self, id: GenerationId, worker: WorkerId) -> Option<&mut Worker> {
+        self.generation(id)?.workers.get_mut(&worker)
+    }
+
     fn pid_of(&mut self, id: GenerationId, worker: WorkerId) -> i32 {
-        let generation = self.generation(id);
-        let pid = generation.and_then(|generation| generation.workers.get(&worker)?.pid());
-        pid.unwrap_or_default()
+        self.worker(id, worker)
+            .and_then(|worker| worker.pid())
+            .unwrap_or_default()
     }
 
     /// Logs what a worker has to say about its request.
@@ -133,10 +137,7 @@ impl Pool {
                 ..
             }) => {
                 let snapshot = self.snapshot();
-                if let Some(worker) = self
-                    .generation(id)
-                    .and_then(|generation| generation.workers.get(&worker))
-                {
+                if let Some(worker) = self.worker(id, worker) {
                     worker.tell_status(snapshot);
                 }
             }
@@ -145,10 +146,7 @@ impl Pool {
                 message: FromWorker::Leaving,
                 ..
             }) => {
-                if let Some(worker) = self
-                    .generation(id)
-                    .and_then(|generation| generation.workers.get(&worker))
-                {
+                if let Some(worker) = self.worker(id, worker) {
                     worker.tell(&ToWorker::Heard, &[]);
                 }
             }
@@ -163,11 +161,8 @@ impl Pool {
                 self.log_for(pid, *message);
             }
             Err(ChannelError::Malformed(what)) => {
-                let said = self
-                    .generation(id)
-                    .and_then(|generation| generation.workers.get_mut(&worker));
                 // Once: a worker that sends nothing else would fill the log.
-                if let Some(said) = said
+                if let Some(said) = self.worker(id, worker)
                     && !std::mem::replace(&mut said.malformed, true)
                 {
                     let pid = said.pid().unwrap_or_default();

@@ -29,8 +29,15 @@ fn main() {
     let mut build = cc::Build::new();
     build
         .files(
-            ["shim.c", "aside.c", "directory_ini.c", "heap.c", "trace_layout.c"]
-                .map(|file| format!("src/worker/php/{file}")),
+            [
+                "shim.c",
+                "aside.c",
+                "body.c",
+                "directory_ini.c",
+                "heap.c",
+                "trace_layout.c",
+            ]
+            .map(|file| format!("src/worker/php/{file}")),
         )
         .pic(true)
         .std("gnu11")

@@ -78,11 +78,12 @@ fn parse_host(text: &str) -> Option<String> {
     (!text.is_empty() && text.bytes().all(is_name)).then(|| text.to_owned())
 }
 
-/// Reads `listen.allowed_clients`: its networks, and the words that are none.
+/// Reads `listen.allowed_clients`: its networks, and the words that are none. An empty word is none either: a list that is empty,
+/// as a variable may be that was not set, allows nobody.
 pub fn parse_networks(text: &str) -> (Vec<Network>, Vec<String>) {
     let mut networks = Vec::new();
     let mut wrong = Vec::new();
-    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+    for word in text.split(',').map(str::trim) {
         match parse_network(word) {
             Some(network) => networks.push(network),
             None => wrong.push(word.to_owned()),
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn networks_are_read() {
-        let (networks, wrong) = parse_networks("127.0.0.1, 10.0.0.0/8,::1 ,2001:db8::/32,::ffff:192.0.2.1,");
+        let (networks, wrong) = parse_networks("127.0.0.1, 10.0.0.0/8,::1 ,2001:db8::/32,::ffff:192.0.2.1");
         let network = |address: &str, prefix| Network {
             address: address.parse().unwrap(),
             prefix,
@@ -176,5 +177,6 @@ mod tests {
         let (networks, wrong) = parse_networks("xxx,10.0.0.0/33,::1/129,1.2.3");
         assert!(networks.is_empty());
         assert_eq!(wrong, ["xxx", "10.0.0.0/33", "::1/129", "1.2.3"]);
+        assert_eq!(parse_networks(""), (vec![], vec![String::new()]));
     }
 }

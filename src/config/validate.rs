@@ -407,12 +407,7 @@ impl Check<'_, Pool> {
                 Err(error) => self.bad_address("pm.status_listen", &error),
             },
         }
-        if let Some(text) = self
-            .draft
-            .section
-            .text_of("listen.allowed_clients")
-            .filter(|text| !text.is_empty())
-        {
+        if let Some(text) = self.draft.section.text_of("listen.allowed_clients") {
             let (networks, wrong) = address::parse_networks(text);
             for word in &wrong {
                 notices.push(Notice {

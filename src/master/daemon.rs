@@ -99,6 +99,8 @@ struct Signals {
     reload: Signal,
     hang_up: Signal,
     child: Signal,
+    /// Nothing comes of it: a file that may not grow (RLIMIT_FSIZE) is an error of the write, as a full disk is.
+    _too_large: Signal,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,7 @@ impl Signals {
             reload: signal(SignalKind::user_defined2())?,
             hang_up: signal(SignalKind::hangup())?,
             child: signal(SignalKind::child())?,
+            _too_large: signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?,
         })
     }
 

@@ -5,4 +5,4 @@ mod ahead;
 mod title;
 
 pub use ahead::Ahead;
-pub use title::set_title;
+pub use title::{set_title, take_name_of};

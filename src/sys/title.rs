@@ -1,5 +1,6 @@
 //! What `ps` shows for a process.
 
+use std::ffi::CString;
 use std::io;
 use std::sync::OnceLock;
 
@@ -57,6 +58,17 @@ pub fn set_title(title: &str) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Called as php-fpm, all processes have the name by which `parent` is found, whatever the version in it: `ps -C php-fpm8.2`,
+/// `pgrep php-fpm`. What is executed from now on has its own.
+pub fn take_name_of(parent: u32) {
+    let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
+    if name.starts_with("php-fpm")
+        && let Ok(name) = CString::new(name.trim_end())
+    {
+        let _ = nix::sys::prctl::set_name(&name);
     }
 }
 

@@ -89,6 +89,7 @@ fn start(control: &Control) -> Result<Generation, String> {
     // Before a chroot hides /etc. A title is no more than a help.
     php_pool::log::read_time_zone();
     let _ = php_pool::sys::set_title(&format!("php-fpm: zygote {}", config.pool.name));
+    php_pool::sys::take_name_of(master);
     confine::enter(&config.confinement, complain).map_err(|e| e.to_string())?;
     // Until it serves it hears nothing of the master's end, and what is started up may take its time, or for ever. (A change
     // of the user would undo this.)

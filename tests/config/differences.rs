@@ -235,7 +235,7 @@ static DIFFERENCES: &[Difference] = &[
 ];
 
 /// Differences that `-t` does not show; the first half is what php-fpm does.
-const UNSEEN: [(&str, &str, &str); 6] = [
+const UNSEEN: [(&str, &str, &str); 7] = [
     (
         "Number of errors",
         "It stops at the first one.",
@@ -256,6 +256,14 @@ const UNSEEN: [(&str, &str, &str); 6] = [
         "It knows single addresses, and a blank after a comma makes an entry wrong.",
         "It knows networks as well, and blanks do not count. A wrong entry is warned of at once and not only by each \
          worker.",
+    ),
+    (
+        "`php_value` and `php_admin_value`",
+        "They are set when PHP has started: what counts at its start (`opcache.memory_consumption`, `opcache.preload`, \
+         `apc.shm_size`, `browscap`) has no effect in them.",
+        "They count from PHP's start on, as php.ini's do; so a value with which PHP cannot start keeps the pool from \
+         starting, and one that PHP refuses leaves PHP's default and not php.ini's. `extension_dir` is where the pool's own \
+         `extension` is looked for, in both.",
     ),
     (
         "`access.format = json`",

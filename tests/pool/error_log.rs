@@ -3,11 +3,18 @@
 use std::fs;
 
 use nix::sys::signal::Signal;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::harness::{Place, exists, wait_for};
 use crate::support::Case;
 
-pub const CASES: &[Case] = &[("error_log::a_full_disk_holds_up_nobody_and_is_told", full_disk)];
+pub const CASES: &[Case] = &[
+    ("error_log::a_full_disk_holds_up_nobody_and_is_told", full_disk),
+    (
+        "error_log::a_log_at_its_largest_holds_up_nobody_and_is_told",
+        at_its_largest,
+    ),
+];
 
 fn full_disk() {
     let place = Place::new();
@@ -54,4 +61,29 @@ fn full_disk() {
     assert!(lost.is_some_and(|lost| lost > 100), "{}", log());
     master.get("/say.php?n=at+last");
     wait_for("what is said now", || log().contains("said at last"));
+}
+
+/// The kernel says so by a signal, too, by which php-fpm ends.
+fn at_its_largest() {
+    let place = Place::new();
+    place.write("say.php", "<?php error_log(\"said {$_GET['n']}\"); echo 'answered';");
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 2\ncatch_workers_output = yes\n",
+    );
+    let master = place.start_as_configured();
+    let log = || fs::read_to_string(master.place.path("error.log")).unwrap_or_default();
+    wait_for("the start", || log().contains("ready to handle connections"));
+    let limit = |current| {
+        let new = Rlimit { current, maximum: None };
+        prlimit(Pid::from_raw(master.pid()), Resource::Fsize, new).unwrap();
+    };
+    limit(Some(log().len() as u64));
+    for n in 0..50 {
+        assert_eq!(master.get(&format!("/say.php?n={n}")), "answered");
+    }
+    master.said("error.log cannot be written: File too large");
+    limit(None);
+    assert_eq!(master.get("/say.php?n=at+last"), "answered");
+    wait_for("what is said now", || log().contains("said at last"));
+    assert!(log().contains(" lines could not be written to "), "{}", log());
 }

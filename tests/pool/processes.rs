@@ -321,8 +321,10 @@ fn titles() {
     }
     assert_eq!(title(master.zygote("www")), "php-fpm: zygote www");
     // As `ps` and `pgrep` name them without their arguments.
-    let name = std::fs::read_to_string(format!("/proc/{}/comm", master.pid())).unwrap();
-    assert_eq!(name.trim_end(), "php-fpm");
+    for pid in [vec![master.pid(), master.zygote("www")], master.workers("www")].concat() {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        assert_eq!(name.trim_end(), "php-fpm");
+    }
 }
 
 /// It goes to the master while the script works on, and comes back to the same worker.

@@ -59,6 +59,14 @@ static REFUSED: Setup = Setup {
     ..Setup::BASE
 };
 
+/// As a variable is that was not set.
+static NOBODY: Setup = Setup {
+    name: "clients-nobody",
+    listen: Listen::Tcp("127.0.0.1"),
+    pool: "listen.allowed_clients = ${CLIENTS_THAT_NOBODY_HAS_SET}\n",
+    ..Setup::BASE
+};
+
 static ALLOWED_6: Setup = Setup {
     name: "clients-allowed-6",
     listen: Listen::Tcp("::1"),
@@ -485,6 +493,7 @@ fn allowed(c: &mut Cases) {
     served(c, "a_client_that_is_allowed_is_served", &ALLOWED);
     served(c, "a_client_that_is_allowed_is_served_over_ip_version_6", &ALLOWED_6);
     refused(c, "a_client_that_is_not_allowed_gets_no_answer", &REFUSED);
+    refused(c, "a_list_that_is_empty_allows_nobody", &NOBODY);
     refused(
         c,
         "a_client_that_is_not_allowed_gets_no_answer_over_ip_version_6",

@@ -35,6 +35,12 @@ static EXTENSION: Setup = Setup {
     ..Setup::BASE
 };
 
+static EXTENSION_DIR: Setup = Setup {
+    name: "pool-extension-dir",
+    pool: "php_admin_value[extension_dir] = /nonexistent\n",
+    ..Setup::BASE
+};
+
 static USER_INI: Setup = Setup {
     name: "user-ini",
     // Nothing is remembered, so that every case finds its own files.
@@ -216,6 +222,14 @@ fn pool(c: &mut Cases) {
         let reply = t.php("var_dump(extension_loaded('calendar'), jdtogregorian(2460000));");
         assert_eq!(reply.text(), "bool(true)\nstring(9) \"2/24/2023\"\n");
     });
+    c.same(
+        "a_folder_of_extensions_of_the_pool_hides_none_of_php_ini",
+        &EXTENSION_DIR,
+        |t| {
+            let reply = t.php("var_dump(extension_loaded('posix'), ini_get('extension_dir'));");
+            assert_eq!(reply.text(), "bool(true)\nstring(12) \"/nonexistent\"\n");
+        },
+    );
     c.same("host_sections_of_php_ini_apply_to_their_server_name", &SECTIONS, |t| {
         let request = t.page("echo ini_get('precision');");
         assert_eq!(t.send(&request).text(), "4");

@@ -33,6 +33,7 @@ pub fn handled() -> SigSet {
         Signal::SIGUSR2,
         Signal::SIGHUP,
         Signal::SIGCHLD,
+        Signal::SIGXFSZ,
     ])
 }
 

@@ -216,7 +216,7 @@ pub fn start(settings: &PhpSettings) -> Result<(), String> {
         .values
         .iter()
         .chain(&settings.admin_values)
-        .filter(|entry| !is_special(&entry.key))
+        .filter(|entry| !is_special(&entry.key) && entry.key != EXTENSION_DIR)
     {
         entries += &format!(
             "{}=\"{}\"\n",
@@ -255,6 +255,9 @@ pub fn start(settings: &PhpSettings) -> Result<(), String> {
         words => format!("PHP module start-up failed: {words}"),
     })
 }
+
+/// Where the pool's extensions are. At start-up it is php.ini's, or those that php.ini names would not be found.
+const EXTENSION_DIR: &str = "extension_dir";
 
 /// Settings that are no php.ini entries when the pool names them.
 fn is_special(key: &str) -> bool {

@@ -100,8 +100,8 @@ setting() {
 
 # code FILE EDIT: programs in which a part of the code has been taken out (see `run`). For `# without:` lines.
 code() {
-    install /code/php-pool /usr/bin
-    install /code/php-pool-worker /usr/lib/php-pool/*
+    install -t /usr/bin /code/php-pool
+    install -t /usr/lib/php-pool/*/ /code/php-pool-worker
 }
 
 # mail_is_delivered: a mail that PHP sends to a user of this machine arrives.

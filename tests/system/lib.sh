@@ -135,7 +135,7 @@ for test in "$@"; do
     echo "---- $test"
     # A shell of its own: `set -e` holds in all of it, and what it leaves behind is only what is on disk. What ends it is said.
     if bash -euo pipefail -c '. /tests/lib.sh; . "/tests/$1"
-        trap '"'"'[ $? = 0 ] || [ "$BASH_COMMAND" = "exit 1" ] || echo "FAILED: $BASH_COMMAND" >&2'"'"' EXIT
+        trap '"'"'[ $? = 0 ] || [[ $BASH_COMMAND =~ ^(exit|return)" 1"$ ]] || echo "FAILED: $BASH_COMMAND" >&2'"'"' EXIT
         "$2"' "$test" "$file" "$test"; then
         printf '\nok %s\n' "$test" # what a test printed last may lack its line end
     else

@@ -25,7 +25,7 @@ test_a_question_starts_the_service_and_it_leaves_again() {
 left() { [ "$(systemctl is-active php-pool-bus.service)" = inactive ]; }
 
 # without: code src/bus/pool.rs 's/check_name(name).is_ok()).collect()/check_name(name).is_ok() \&\& self.control(name).exists()).collect()/'
-# without: code src/bus/pool.rs 's/let path = self.control(name);/& let _ = std::os::unix::net::UnixStream::connect(self.run.join(format!("{name}.sock")));/'
+# without: code src/bus/pool.rs 's/let path = self.control(name);/& let _ = std::os::unix::net::UnixStream::connect(self.run.join(format!("{name}.sock")));/' ; setting php-pool-bus.service CapabilityBoundingSet=CAP_DAC_OVERRIDE
 test_sleeping_stopped_and_failed_pools_are_listed_and_none_is_woken() {
     pool my-app "pm = ondemand"
     pool gone "pm = ondemand"

@@ -21,7 +21,7 @@ test_a_wrong_file_fails_the_start_with_its_line() {
     contains "$status" "pm: 'dynmic' is not allowed"
 }
 
-# without: setting php-pool@.service ExecReload= 'ExecReload=kill -USR2 $MAINPID'
+# without: setting php-pool@.service Type=exec NotifyAccess=none WatchdogSec=0 ExecReload= 'ExecReload=kill -USR2 $MAINPID'
 test_a_reload_takes_the_new_file_and_returns_when_it_serves() {
     pool newer "env[GENERATION] = one"
     script generation.php <<<'<?php echo getenv("GENERATION");'

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use thiserror::Error;
@@ -35,12 +37,12 @@ pub trait Memory {
     /// From now on reads see the memory as it is now, not as it was.
     fn refresh(&mut self);
 
-    /// From now on reads see the memory as it is when they are made.
+    /// From now on reads see the memory as it is when they are made, after the process has had the time to go on.
     fn forget(&mut self);
 }
 
-/// Bytes read at a time: one page, so that a block is there as a whole or not at all. A stack of ten frames takes some ten
-/// system calls this way, and as many each time it is read again.
+/// Bytes read at a time: one page, so that a block is there as a whole or not at all. A stack of thirty frames and the names
+/// in it take some twenty system calls this way, and three each time the stack is read again.
 const BLOCK: usize = 4096;
 
 /// Most blocks that are kept, 16 MiB: twice the stack of a thousand frames with a hundred variables each.
@@ -52,14 +54,19 @@ const MOST_READS: usize = 32 * MOST_BLOCKS;
 /// So many blocks are read ahead of everything else: those of a hundred frames. A worker has no say in how long that takes.
 const AHEAD: usize = 512;
 
+/// For how long a process may go on before it is looked at anew.
+const A_MOMENT: Duration = Duration::from_micros(50);
+
 /// The memory of a process, read while it runs. A worker may map memory that takes for ever to read (a file system of its
 /// own): whoever must not be held up reads on a thread of its own.
 ///
 /// It is the memory that the process had when this was opened, and no other that it has after an exec: what is checked of the
 /// process after that is true of what is read.
 ///
-/// The kernel holds the process's map of its memory while it reads a block, for about a microsecond. A reader that is pushed
-/// off its core just then holds up a process that maps memory, for as long as others take the core: so it goes ahead of them.
+/// The kernel holds the process's map of its memory while it reads a block, for about a microsecond. Were the process to map
+/// memory meanwhile on another core, the two would wait for each other again and again, a block each time; and a reader that
+/// is pushed off its core just then holds it up for as long as others take that core. So the reader goes ahead of all others,
+/// on the core of a process that runs: there is nobody then to wait for.
 #[derive(Debug)]
 pub struct ProcessMemory {
     file: File,
@@ -67,6 +74,8 @@ pub struct ProcessMemory {
     places: HashMap<u64, usize>,
     /// In the order in which they were asked for.
     blocks: Vec<Block>,
+    /// So many of them are read again by each refresh: those that were there at the first one.
+    again: Option<usize>,
     reads: Reads,
 }
 
@@ -105,9 +114,10 @@ impl ProcessMemory {
             file: File::open(format!("/proc/{pid}/mem"))?,
             places: HashMap::new(),
             blocks: Vec::new(),
+            again: None,
             reads: Reads {
                 count: 0,
-                ahead: Ahead::go(),
+                ahead: Ahead::go_in_place_of(pid),
             },
         })
     }
@@ -164,23 +174,29 @@ impl Memory for ProcessMemory {
         Ok(())
     }
 
-    /// Reads all again that was read, one block after another: as near to one moment as it gets.
+    /// Reads again what a stack was walked by, one block after another: as near to one moment as it gets. What else was read,
+    /// names above all, is read when it is asked for again.
     fn refresh(&mut self) {
         let (file, reads) = (&self.file, &mut self.reads);
-        let gone = self
-            .blocks
+        let again = *self.again.get_or_insert(self.blocks.len());
+        let again = again.min(self.blocks.len());
+        let gone = self.blocks[..again]
             .iter_mut()
             .position(|block| block.fill(file, reads).is_err());
-        let there = gone.unwrap_or(self.blocks.len());
         // What is behind is read when it is asked for, and then fails if it must.
-        for block in self.blocks.drain(there..) {
+        for block in self.blocks.drain(gone.unwrap_or(again)..) {
             self.places.remove(&block.start);
         }
     }
 
     fn forget(&mut self) {
+        if !self.blocks.is_empty() {
+            // We may have its core.
+            thread::sleep(A_MOMENT);
+        }
         self.blocks.clear();
         self.places.clear();
+        self.again = None;
     }
 }
 
@@ -230,6 +246,31 @@ mod tests {
     }
 
     #[test]
+    fn a_refresh_reads_only_what_was_there_at_the_first() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 2 * BLOCK], 0).unwrap();
+        let map = memmap2::MmapOptions::new().map_raw(&file).unwrap();
+        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
+        let byte = |memory: &mut ProcessMemory, page: usize| {
+            let mut byte = [0];
+            memory
+                .read((map.as_ptr() as usize + page * BLOCK) as u64, &mut byte)
+                .unwrap();
+            byte[0]
+        };
+        byte(&mut memory, 0);
+        memory.refresh();
+        byte(&mut memory, 1);
+        assert_eq!(memory.reads.count, 3);
+        memory.refresh();
+        assert_eq!(memory.reads.count, 4);
+        file.write_all_at(&[7; 2 * BLOCK], 0).unwrap();
+        assert_eq!([0, 1].map(|page| byte(&mut memory, page)), [1, 7]);
+        memory.forget();
+        assert_eq!(byte(&mut memory, 0), 7);
+    }
+
+    #[test]
     fn reading_has_an_end() {
         let words = vec![7u64; MOST_BLOCKS * BLOCK / 4];
         let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
@@ -238,7 +279,6 @@ mod tests {
         memory.forget();
         let mut read = || {
             memory.refresh();
-            memory.forget();
             memory.read(words.as_ptr() as u64, &mut [0; 8])
         };
         let most = 2 * MOST_READS;

@@ -134,11 +134,13 @@ impl Worker {
         let memory = ProcessMemory::open(self.pid);
         // Looked at after the memory was opened: once the process runs another program, nothing of that memory is there to be
         // read any more.
-        let runs = program(Path::new(&format!("/proc/{}/exe", self.pid)));
+        let runs = self
+            .program
+            .and_then(|_| program(Path::new(&format!("/proc/{}/exe", self.pid))));
         // Its number cannot have passed to another process before it ended; so if it lives, it was opened.
         self.check_alive()?;
         let mut memory = memory.map_err(|error| failed(self.pid, error))?;
-        if self.program.is_some() && self.program != runs {
+        if self.program != runs {
             return Err(TraceError::OtherProgram(self.pid));
         }
         let read = reader::read(&mut memory, &self.layout, limits);

@@ -2,30 +2,40 @@
 //!
 //! The stand-still is measured by the worker itself: a script that does nothing but read the clock notes each gap between
 //! two readings, and how long of it the kernel let it wait for a core. The tracer notes when it read the worker's memory, by
-//! the same clock. A gap that overlaps a look is the most that the look can have cost. Every second look is left out: the
-//! tracer then only spends as much time. What happens in gaps there is the machine's doing, and would have happened to looks.
+//! the same clock, and what processor time that took. A gap that overlaps a look is the most that the look can have cost, less
+//! what the script waited for a core; but for as long as the look took one, it may have been that core. Every second look is
+//! left out: the tracer then only spends as much time. What happens in gaps there is the machine's doing, and would have
+//! happened to looks.
 //!
-//! The price of a profile is that of the requests served while one is taken: rounds with and without one alternate.
+//! The price of a profile is that of the requests that are not served while one is taken. Slices with and without one
+//! alternate many times, so that whatever else the machine does hits both: the profiler is there all the time, and is stopped
+//! in every second slice.
 
 use std::error::Error;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use php_pool::trace::{Limits, Worker};
 
 use crate::load::{self, Request};
 use crate::scripts;
-use crate::support::server::{Kind, Server, Setup, www};
+use crate::support::server::{Kind, Server, Setup, php_pool, www};
 use crate::support::wiki;
 
 /// Looks a second at the worker that notes its gaps, those that are left out among them.
 const LOOKS_PER_SECOND: u64 = 198;
+/// Looks a second of the profile.
+const HERTZ: u32 = 99;
+/// Pairs of slices in a round.
+const PAIRS: usize = 12;
 /// Shortest gap that is noted, ns: some hundred readings of the clock, and more than one copy below takes.
 const GAP: u64 = 30_000;
 
@@ -79,25 +89,35 @@ pub fn run(rounds: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     let server = Server::start(Kind::PhpPool, setup, root.path())?;
     let script = |name: &str| www.join(name).display().to_string();
     println!(
-        "| the script | cores | a look takes, µs: median, longest | looks | longest gap, µs: at a look, where one was left out | without waiting for a core | above 1 ms |\n\
-         |---|---|---:|---:|---:|---:|---:|"
+        "| the script | cores | a look takes, µs: median, longest | looks | longest stand-still, µs: at a look, where one was left out | above 1 ms |\n\
+         |---|---|---:|---:|---:|---:|"
     );
     for (name, _, what) in STEPS {
         for busy in [false, true] {
             stand_still(&server, &script(name), what, busy, 10.0)?;
         }
     }
-    println!();
+    println!(
+        "\nOf {} pairs of slices the median, and its 95 % confidence interval:\n\n\
+         | the script | requests/s: without, with a profile | more time for a request with it, % | processor time of the worker for a request, µs: without, with | more, % | the profiler: % of a core, µs a look |\n\
+         |---|---:|---:|---:|---:|---:|",
+        PAIRS * rounds
+    );
     for name in ["hello.php", "json.php", "cpu.php"] {
-        profile(&server, &script(name), name, rounds, seconds)?;
+        profile(&server, &script(name), name, PAIRS * rounds, seconds)?;
     }
     Ok(())
 }
 
+/// Nanoseconds of a clock.
+fn read(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock).expect("every kernel has this clock");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
 /// Nanoseconds of the clock that PHP's hrtime() reads.
 fn now() -> u64 {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has this clock");
-    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+    read(ClockId::CLOCK_MONOTONIC)
 }
 
 fn only(core: usize) -> nix::Result<CpuSet> {
@@ -129,10 +149,23 @@ impl Drop for Busy {
 /// From, to, and how long of it the script waited for a core, ns.
 type Gap = (u64, u64, u64);
 
+/// From, to, and for how long of it the tracer had a core, ns.
+type Look = (u64, u64, u64);
+
+/// The most for which a script can have stood still because of a look, ns: since the look began.
+fn stood_still(look: &Look, gaps: &[Gap]) -> u64 {
+    let there = gaps.iter().filter(|gap| look.0 < gap.1 && gap.0 < look.1);
+    let still = |gap: &Gap| {
+        let since = gap.1 - gap.0.max(look.0);
+        since.min((gap.1 - gap.0).saturating_sub(gap.2) + look.2)
+    };
+    there.map(still).max().unwrap_or(0)
+}
+
 fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f64) -> Result<(), Box<dyn Error>> {
     let everywhere = sched_getaffinity(Pid::from_raw(0))?;
     if !busy {
-        // The reader must not take the worker's core: that would be a gap, but no stand-still of being read.
+        // The script has a core for itself, but for the looks.
         let cores: Vec<usize> = (0..CpuSet::count())
             .filter(|core| everywhere.is_set(*core).unwrap_or(false))
             .collect();
@@ -160,18 +193,22 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
     let end = begin + ((seconds - 1.0) * 1e9) as u64;
     let (mut looks, mut left_out, mut torn) = (Vec::new(), Vec::new(), 0);
     let period = 1_000_000_000 / LOOKS_PER_SECOND;
-    for moment in (begin..end).step_by(period as usize) {
+    let mut moment = begin;
+    while moment < end {
         std::thread::sleep(Duration::from_nanos(moment.saturating_sub(now())));
         let from = now();
+        // Who comes late does not look again the sooner.
+        moment = from + period;
         if looks.len() > left_out.len() {
-            let (last_from, last_to) = looks[looks.len() - 1];
+            let (last_from, last_to, _) = looks[looks.len() - 1];
             while now() - from < last_to - last_from {}
-            left_out.push((from, now()));
+            left_out.push((from, now(), 0));
             continue;
         }
+        let before = read(ClockId::CLOCK_THREAD_CPUTIME_ID);
         let trace = worker.backtrace(Limits::to_show(20, true))?;
         if trace.frames.len() > 20 {
-            looks.push((from, now()));
+            looks.push((from, now(), read(ClockId::CLOCK_THREAD_CPUTIME_ID) - before));
         } else {
             torn += 1;
         }
@@ -191,16 +228,12 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
     let micros = |nanos: u64| nanos as f64 / 1e3;
     let mut times: Vec<u64> = looks.iter().map(|look| look.1 - look.0).collect();
     times.sort_unstable();
-    let at = |during: &[(u64, u64)], of: fn(&Gap) -> u64| -> Vec<u64> {
-        let overlap = |gap: &&Gap| during.iter().any(|look| look.0 < gap.1 && gap.0 < look.1);
-        gaps.iter().filter(overlap).map(of).collect()
-    };
-    let longest = |during: &[(u64, u64)], of| micros(at(during, of).into_iter().max().unwrap_or(GAP));
-    let whole: fn(&Gap) -> u64 = |gap| gap.1 - gap.0;
-    let awake: fn(&Gap) -> u64 = |gap| (gap.1 - gap.0).saturating_sub(gap.2).max(GAP);
-    let long = |during: &[(u64, u64)]| at(during, awake).into_iter().filter(|gap| *gap > 1_000_000).count();
+    let still = |looks: &[Look]| -> Vec<u64> { looks.iter().map(|look| stood_still(look, &gaps)).collect() };
+    let (at_looks, elsewhere) = (still(&looks), still(&left_out));
+    let longest = |still: &[u64]| micros(still.iter().copied().max().unwrap_or(GAP).max(GAP));
+    let long = |still: &[u64]| still.iter().filter(|time| **time > 1_000_000).count();
     println!(
-        "| {what} | {} | {:.0}, {:.0} | {} | {:.0}, {:.0} | {:.0}, {:.0} | {}, {} |",
+        "| {what} | {} | {:.0}, {:.0} | {} | {:.0}, {:.0} | {}, {} |",
         if busy {
             "busy with something else"
         } else {
@@ -209,79 +242,127 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
         micros(times[times.len() / 2]),
         micros(times[times.len() - 1]),
         looks.len(),
-        longest(&looks, whole),
-        longest(&left_out, whole),
-        longest(&looks, awake),
-        longest(&left_out, awake),
-        long(&looks),
-        long(&left_out),
+        longest(&at_looks),
+        longest(&elsewhere),
+        long(&at_looks),
+        long(&elsewhere),
     );
     Ok(())
 }
 
-fn profile(server: &Server, script: &str, name: &str, rounds: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
+/// What a slice has shown.
+struct Slice {
+    rate: f64,
+    /// Processor time of the workers for a request, µs.
+    worker: f64,
+    /// Processor time of the profiler for a second, µs.
+    profiler: f64,
+}
+
+fn profile(server: &Server, script: &str, name: &str, pairs: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     let request = Request::new(script, true, "GET", "", b"", false);
-    let master = server.pids()[0].to_string();
-    let program = std::env::current_exe()?
-        .ancestors()
-        .nth(2)
-        .ok_or("the build's folder")?
-        .join("php-pool");
-    let output = server.home.join("profile");
-    let serve = |seconds: f64| load::run(&server.address, &request, 2, Duration::from_secs_f64(seconds), None);
-    serve(seconds / 4.0);
-    let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..rounds {
-        let mut rates = [0.0; 2];
-        for profiled in [round % 2 == 1, round % 2 == 0] {
-            let sampler = profiled.then(|| {
-                let mut command = Command::new(&program);
-                command.args(["profile", &master, "--hertz", "99", "--seconds"]);
-                command
-                    .arg(((seconds + 2.0).ceil() as u64).to_string())
-                    .arg("--output")
-                    .arg(&output);
-                command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()
-            });
-            let sampler = sampler.transpose()?;
-            if let Some(sampler) = &sampler {
-                // It samples from when it has found the workers: it has a second thread then.
-                let tasks = format!("/proc/{}/task", sampler.id());
-                while std::fs::read_dir(&tasks)?.count() < 2 {
-                    std::thread::yield_now();
-                }
-            }
-            let outcome = serve(seconds);
-            if let Some(mut sampler) = sampler {
-                sampler.kill()?;
-                sampler.wait()?;
-            }
-            rates[usize::from(profiled)] = outcome.rate;
-        }
-        without.push(rates[0]);
-        with.push(rates[1]);
-        ratios.push(1.0 - rates[1] / rates[0]);
-    }
-    let median = |values: &[f64]| {
-        let mut values = values.to_vec();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+    let workers = server.workers();
+    let mut profiler = Profiler::start(server.pids()[0], &server.home.join("profile"))?;
+    let slice = |profiler: &mut Profiler, profiled: bool| -> Result<Slice, Box<dyn Error>> {
+        profiler.run(profiled)?;
+        let (before, its) = (cores_of(&workers), cores_of(&[profiler.pid()]));
+        let round = load::run(&server.address, &request, 2, Duration::from_secs_f64(seconds), None);
+        let (after, its_after) = (cores_of(&workers), cores_of(&[profiler.pid()]));
+        Ok(Slice {
+            rate: round.rate,
+            worker: (after - before) / 1e3 / round.requests,
+            profiler: (its_after - its) / 1e3 / (round.requests / round.rate),
+        })
     };
-    if name == "hello.php" {
-        println!(
-            "| requests/s of 2 workers | without | profiled at 99 Hz | cost (median of pairs, min–max) |\n|---|---:|---:|---:|"
-        );
+    slice(&mut profiler, false)?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for pair in 0..pairs {
+        for profiled in [pair % 2 == 1, pair % 2 == 0] {
+            let of = if profiled { &mut with } else { &mut without };
+            of.push(slice(&mut profiler, profiled)?);
+        }
     }
-    let (least, most) = ratios.iter().fold((f64::MAX, f64::MIN), |(least, most), ratio| {
-        (least.min(*ratio), most.max(*ratio))
-    });
+    let took = median(&with, |slice| slice.profiler);
     println!(
-        "| {name} | {:.0} | {:.0} | {:.1} % ({:.1} to {:.1}) |",
-        median(&without),
-        median(&with),
-        median(&ratios) * 100.0,
-        least * 100.0,
-        most * 100.0
+        "| {name} | {:.0}, {:.0} | {} | {:.1}, {:.1} | {} | {:.1}, {:.0} |",
+        median(&without, |slice| slice.rate),
+        median(&with, |slice| slice.rate),
+        more(&with, &without, |slice| 1.0 / slice.rate),
+        median(&without, |slice| slice.worker),
+        median(&with, |slice| slice.worker),
+        more(&with, &without, |slice| slice.worker),
+        took / 1e4,
+        took / f64::from(HERTZ) / workers.len() as f64,
     );
     Ok(())
+}
+
+/// By how much there is more of something with a profile, %: the median of the pairs, and its 95 % confidence interval.
+fn more(with: &[Slice], without: &[Slice], of: fn(&Slice) -> f64) -> String {
+    let pairs = with.iter().zip(without);
+    let mut more: Vec<f64> = pairs
+        .map(|(with, without)| 100.0 * (of(with) / of(without) - 1.0))
+        .collect();
+    more.sort_by(f64::total_cmp);
+    let (middle, last) = (more.len() / 2, more.len() - 1);
+    // So many of the sorted ones lie between the median and each end of its interval, by the binomial distribution.
+    let aside = (0.98 * (more.len() as f64).sqrt()).ceil() as usize;
+    let ends = (middle.saturating_sub(aside), (middle + aside).min(last));
+    format!("{:.1} ({:.1} to {:.1})", more[middle], more[ends.0], more[ends.1])
+}
+
+fn median(slices: &[Slice], of: fn(&Slice) -> f64) -> f64 {
+    let mut values: Vec<f64> = slices.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// `php-pool profile` of a pool, which only runs when it shall.
+struct Profiler(Child);
+
+impl Profiler {
+    fn start(master: i32, output: &Path) -> Result<Self, Box<dyn Error>> {
+        let mut command = Command::new(php_pool());
+        command.args(["profile", &master.to_string(), "--hertz", &HERTZ.to_string()]);
+        command.args(["--seconds", "3600", "--output"]).arg(output);
+        let mut profiler = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        // It samples from when it has found the workers: it has a second thread then.
+        while std::fs::read_dir(format!("/proc/{}/task", profiler.pid()))?.count() < 2 {
+            profiler.run(true)?;
+        }
+        Ok(profiler)
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    /// Lets it run or stops it. It must not have ended.
+    fn run(&mut self, run: bool) -> Result<(), Box<dyn Error>> {
+        if let Some(status) = self.0.try_wait()? {
+            return Err(format!("the profiler has ended with {status}").into());
+        }
+        let signal = if run { Signal::SIGCONT } else { Signal::SIGSTOP };
+        Ok(kill(Pid::from_raw(self.pid()), signal)?)
+    }
+}
+
+impl Drop for Profiler {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// For how long the threads of processes have had a core, ns.
+fn cores_of(pids: &[i32]) -> f64 {
+    let tasks = pids
+        .iter()
+        .flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten());
+    let texts = tasks
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
+    texts
+        .filter_map(|text| text.split(' ').next()?.parse::<f64>().ok())
+        .sum()
 }

@@ -28,7 +28,17 @@ fn main() {
 
     let mut build = cc::Build::new();
     build
-        .files(["shim.c", "aside.c", "directory_ini.c", "trace_layout.c"].map(|file| format!("src/worker/php/{file}")))
+        .files(
+            [
+                "shim.c",
+                "aside.c",
+                "body.c",
+                "directory_ini.c",
+                "heap.c",
+                "trace_layout.c",
+            ]
+            .map(|file| format!("src/worker/php/{file}")),
+        )
         .pic(true)
         .std("gnu11")
         .define("_GNU_SOURCE", None)

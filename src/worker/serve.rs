@@ -78,6 +78,9 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 /// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
 const LOOK_EVERY: u32 = 4;
 
+/// A worker that waits for so long has no use for memory that is free.
+const SPARE_MEMORY: Duration = Duration::from_millis(100);
+
 const LISTENER: u64 = 0;
 const QUEUE: u64 = 1;
 const LINK: u64 = 2;
@@ -612,7 +615,8 @@ impl Loop {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let mut pages = statm.split(' ').skip(1).map(|word| word.parse().unwrap_or(0u64));
         let private = pages.next().unwrap_or(0).saturating_sub(pages.next().unwrap_or(0)) * 4096;
-        private > limit
+        // What a script has given back is kept for the next one.
+        private.saturating_sub(php::heap::spare() as u64) > limit
     }
 
     /// Waits for anything.
@@ -626,6 +630,10 @@ impl Loop {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
+        let spare = php::heap::spare() > 0;
+        if spare {
+            timeout = Some(timeout.map_or(SPARE_MEMORY, |timeout| timeout.min(SPARE_MEMORY)));
+        }
         let timeout = match timeout {
             _ if busy => EpollTimeout::ZERO,
             Some(time) => EpollTimeout::try_from(time).unwrap_or(EpollTimeout::NONE),
@@ -636,6 +644,9 @@ impl Loop {
             Err(Errno::EINTR) => 0,
             Err(error) => give_up(&format!("epoll: {error}")),
         };
+        if spare && count == 0 && !busy {
+            php::heap::release();
+        }
         let events = &mut events[..count];
         // Nobody else was woken for what waits there, and a kept connection can be passed on.
         events.sort_unstable_by_key(EpollEvent::data);

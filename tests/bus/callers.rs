@@ -57,7 +57,7 @@ fn impostor() {
     let bus = format!("unix:path={}", site.path("bus").display());
     // Nobody need be able to reach the folder that it was built in.
     let program = site.path("php-pool");
-    std::fs::copy(crate::harness::executable(), &program).unwrap();
+    crate::support::process::copy_program(&crate::harness::executable(), &program);
     let out = std::process::Command::new("setpriv")
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
         .arg(program)

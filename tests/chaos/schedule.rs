@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use crate::ledger::Ledger;
 use crate::random::Random;
+use crate::support::process::copy_program;
 use crate::support::server::{self, Server};
 
 /// What a process of ours is, by its title.
@@ -76,7 +77,7 @@ fn full_disk(server: &Server, log: &str, time: Duration) {
 /// A server that runs a program of its own, which can be replaced.
 pub fn own_program(home: &Path) {
     for copy in ["program.a", "program.b"] {
-        fs::copy(server::php_pool(), home.join(copy)).expect("the server's folder can be written");
+        copy_program(&server::php_pool(), &home.join(copy));
     }
     let worker = server::php_pool().with_file_name("php-pool-worker");
     std::os::unix::fs::symlink(worker, home.join("php-pool-worker")).expect("the server's folder can be written");

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::fcgi::{self, Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, stream};
-use crate::support::process::{spawn, that_dies_with_us};
+use crate::support::process::{copy_program, spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -49,7 +49,7 @@ impl Place {
     /// The same with a program of its own, `php-pool`, that can be replaced.
     pub fn with_own_program(self) -> Self {
         for other in ["php-pool.a", "php-pool.b"] {
-            fs::copy(executable(), self.path(other)).unwrap();
+            copy_program(&executable(), &self.path(other));
         }
         let worker = executable().with_file_name("php-pool-worker");
         std::os::unix::fs::symlink(worker, self.path("php-pool-worker")).unwrap();

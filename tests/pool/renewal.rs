@@ -92,7 +92,7 @@ fn only_what_has_changed() {
     master.place.configure(&with_own);
     assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
     fs::remove_file(&link).unwrap();
-    fs::copy(&worker, &link).unwrap();
+    crate::support::process::copy_program(&worker, &link);
     assert_eq!(changes(&master, || reload(&master, &[])), [true, false]);
     assert_eq!(changes(&master, || reload(&master, &[])), [false, false]);
     // Where it is asked for, everything; and by the signal, for which deployments wait.

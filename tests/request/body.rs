@@ -482,6 +482,35 @@ fn sizes(c: &mut Cases) {
             assert!(t.send(&request).text().starts_with("66000 "), "{record_size}");
         }
     });
+    c.same("bodies_around_what_is_kept_in_memory_arrive_whole", &LARGE, |t| {
+        let page = t.page(
+            "$b = file_get_contents('php://input'); $i = fopen('php://input', 'r'); fseek($i, -5, SEEK_END);
+             echo strlen($b), ' ', md5($b), ' ', fread($i, 10) === substr($b, -5), ' ', count($_POST), ' ', memory_get_usage() < (16 << 20);",
+        );
+        for size in [16_383, 16_384, 16_385, 2_097_151, 2_097_152, 2_097_153, 3_000_000] {
+            let reply = t.send(&page.clone().post("text/plain", noise(size)));
+            assert!(reply.text().starts_with(&format!("{size} ")) && reply.text().ends_with(" 1 0 1"), "{}", reply.text());
+            let form = [b"a=1&b=".to_vec(), vec![b'x'; size - 6]].concat();
+            assert!(t.send(&page.clone().post(FORM, form)).text().ends_with(" 1 2 1"));
+        }
+    });
+    c.differs(
+        "a_body_of_a_megabyte_needs_no_file",
+        &LARGE,
+        "Of a body more than 16 KB goes to a temporary file of php-fpm's, by a system call for every 16 KB, and comes back by one for \
+         every 8 KB. With us up to 2 MB, or the 64th part of memory_limit if that is less, stay in memory (which counts for memory_limit).",
+        |t| {
+            let page = t.page(
+                "$files = array_filter(glob('/proc/self/fd/*'), fn($fd) => preg_match('~/php[A-Za-z0-9]{6}~', (string) @readlink($fd)));
+                 echo count($files);",
+            );
+            for (size, ours) in [(16_000, "0"), (1_000_000, "0"), (2_500_000, "1")] {
+                let files = t.send(&page.clone().post("application/json", vec![b' '; size])).text();
+                let theirs = if size > 16_384 { "1" } else { "0" };
+                assert_eq!(files, if t.is_php_pool() { ours } else { theirs }, "{size}");
+            }
+        },
+    );
     c.same("a_body_in_records_of_one_byte_arrives_whole", &Setup::BASE, |t| {
         let request = t.page(HASH).post("text/plain", noise(5000));
         assert!(

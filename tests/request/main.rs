@@ -18,6 +18,7 @@ mod fuzz;
 mod harness;
 mod headers;
 mod logs;
+mod memory;
 mod output;
 mod path_info;
 mod process;
@@ -73,6 +74,7 @@ fn cases() -> Vec<Case> {
         finish::cases(),
         state::cases(),
         logs::cases(),
+        memory::cases(),
         status::cases(),
         protocol::cases(),
         clients::cases(),

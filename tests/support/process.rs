@@ -197,3 +197,15 @@ impl Drop for Daemon {
         }
     }
 }
+
+/// A copy of a program that can be run at once. Another process makes it: one that a test starts meanwhile would have it open for
+/// writing, and the kernel executes no such file.
+pub fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().expect("cp can be run");
+    assert!(
+        copied.success(),
+        "{} cannot be copied to {}",
+        from.display(),
+        to.display()
+    );
+}

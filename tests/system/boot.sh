@@ -1,6 +1,8 @@
 # cold
 # A machine that boots with the packages.
 
+# without: rm /lib/systemd/system-generators/php-pool-generator
+# without: systemctl disable php-pool.target
 test_the_pools_are_there_after_a_boot() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     equal "$(systemctl is-system-running --wait)" running

@@ -20,6 +20,7 @@ container() {
     first=$(pgrep -P $outside)
 }
 
+# without: code src/master/daemon.rs 's/all(|pool| pool.is_settled() && pool.failed/any(|pool| pool.is_settled() \&\& pool.failed/'
 test_all_pools_serve_and_one_that_cannot_start_harms_nobody() {
     script who.php <<<'<?php echo posix_getppid() > 0 ? file_get_contents("/proc/1/comm") : "";'
     container
@@ -30,6 +31,7 @@ test_all_pools_serve_and_one_that_cannot_start_harms_nobody() {
     wait $outside
 }
 
+# without: code src/master/daemon.rs 's/match waitid(Id::Pid(pid), any) {/return; &/'
 test_strangers_are_reaped() {
     # What a script leaves behind becomes the first process's child.
     script stray.php <<<'<?php exec("setsid sh -c \"sleep 1 & sleep 1 & exit\" >/dev/null 2>&1 &"); echo "left";'
@@ -43,6 +45,7 @@ test_strangers_are_reaped() {
     wait $outside
 }
 
+# without: code src/master/daemon.rs '/fn stop(/,/^    }/s/unwrap_or(pool.wanted.config.stop_timeout)/unwrap_or_default()/'
 test_sigterm_lets_requests_end_and_everything_ends_with_code_0() {
     script slow.php <<<'<?php file_put_contents("/srv/state/container-begun", ""); for ($end = microtime(true) + 3; microtime(true) < $end;) usleep(10000); echo "whole";'
     rm -f /srv/state/container-begun
@@ -57,8 +60,9 @@ test_sigterm_lets_requests_end_and_everything_ends_with_code_0() {
     contains "$(cat /srv/container.log)" "exiting, bye-bye!"
 }
 
+# without: code src/master/daemon.rs '/fn stop(/,/^    }/s/unwrap_or(pool.wanted.config.stop_timeout)/unwrap_or(Duration::from_secs(600))/'
 test_a_stop_has_its_limit() {
-    script endless.php <<<'<?php file_put_contents("/srv/state/container-endless", ""); sleep(600);'
+    script endless.php <<<'<?php file_put_contents("/srv/state/container-endless", ""); for ($end = microtime(true) + 600; microtime(true) < $end;) usleep(10000);'
     rm -f /srv/state/container-endless
     container
     sed -i 's/stop_timeout = 20s/stop_timeout = 1s/' /srv/container.conf
@@ -67,9 +71,11 @@ test_a_stop_has_its_limit() {
     request container-one endless.php >/dev/null &
     until_true 60 test -e /srv/state/container-endless
     kill -TERM "$first"
+    until_true 60 test ! -e "/proc/$outside" # long before the script would
     wait $outside || fail "it ended with $?"
 }
 
+# without: sed -i 's/error_log = syslog/error_log = .srv.log/' /tests/container.sh
 test_the_log_may_be_syslog() {
     mkdir -p /run/php-pool
     ln -sf "$(command -v php-pool)" /srv/php-fpm

@@ -14,7 +14,7 @@ metric() {
 is_above() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b) }'; }
 above() { is_above "$1" "$2" || fail "'$1' is not above '$2'"; }
 
-# without: setting php-pool-exporter.service CapabilityBoundingSet=~
+# without: setting php-pool-exporter.service 'CapabilityBoundingSet=~'
 # without: setting php-pool-exporter.service InaccessiblePaths=/run/php-pool
 test_a_scrape_starts_the_service_which_has_its_walls_and_wakes_no_pool() {
     pool seen

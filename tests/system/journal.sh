@@ -6,6 +6,8 @@ entry() {
     journalctl --all PHP_POOL="$1" -o json --no-pager | jq -c --arg text "$2" 'select((.MESSAGE | tostring) | contains($text))' | head -n 1
 }
 
+# without: code src/log/journal.rs 's/"PHP Warning: ", 4/"PHP Warning: ", 5/'
+# without: code src/log/journal.rs 's/"PHP_REQUEST_ID"/"PHP_OTHER"/'
 test_entries_have_fields_and_true_severities() {
     pool says "catch_workers_output = yes" "php_admin_value[error_reporting] = 32767" "php_admin_flag[log_errors] = on"
     script warn.php <<'END'
@@ -33,6 +35,8 @@ END
     lacks "$(journalctl -u php-pool@says -p 0..4 -o cat --no-pager)" "a notice"
 }
 
+# without: sed -i 's/catch_workers_output = no/catch_workers_output = yes/' /tests/journal.sh
+# without: sed -i 's/"catch_workers_output = no"/& "php_admin_value[error_log] = \/dev\/stderr"/' /tests/journal.sh
 test_messages_of_php_come_without_catch_workers_output_too() {
     pool quiet "catch_workers_output = no"
     script say.php <<<'<?php error_log("heard"); fwrite(fopen("php://stderr", "w"), "not heard\n");'
@@ -42,6 +46,8 @@ test_messages_of_php_come_without_catch_workers_output_too() {
     lacks "$(journal quiet)" "not heard"
 }
 
+# without: code src/log/journal.rs 's/value.contains(&b.\\n.)/false/'
+# without: code src/log/journal.rs 's/== Some(Errno::EMSGSIZE as i32)/== None/'
 test_a_message_of_many_lines_and_of_any_length_is_one_entry() {
     pool long "php_admin_value[log_errors_max_len] = 0"
     script long.php <<'END'
@@ -63,6 +69,7 @@ END
     contains "$(entry long "thrown deep" | jq -r .MESSAGE)" $'#3 /srv/long.php(6): deep()\n#4 {main}\n  thrown in /srv/long.php on line 5'
 }
 
+# without: code src/log/journal.rs 's/value.contains(&b.\\n.)/false/'
 test_what_a_request_sends_forges_no_entry() {
     pool forged "catch_workers_output = yes"
     script die.php <<<'<?php posix_kill(getmypid(), 9);'
@@ -147,6 +154,7 @@ END
     lacks "$(journal loud)" "entries are lost"
 }
 
+# without: code src/log/journal.rs 's/set_nonblocking(true)/set_nonblocking(false)/'
 test_a_stuck_journald_blocks_no_request() {
     pool stuck "catch_workers_output = yes"
     # More than all the buffers on the way take.

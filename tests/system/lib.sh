@@ -98,6 +98,12 @@ setting() {
     systemctl daemon-reload
 }
 
+# code FILE EDIT: programs in which a part of the code has been taken out (see `run`). For `# without:` lines.
+code() {
+    install -t /usr/bin /code/php-pool
+    install -t /usr/lib/php-pool/*/ /code/php-pool-worker
+}
+
 # mail_is_delivered: a mail that PHP sends to a user of this machine arrives.
 mail_is_delivered() {
     id reader >/dev/null 2>&1 || useradd --create-home reader
@@ -115,7 +121,11 @@ mail_is_delivered() {
 # ---- the runner --------------------------------------------------------------------------------------------------------
 
 if [ "$1" = --without ]; then
-    (set -euo pipefail && eval "$2") || exit 125
+    if [ "$VM_BOOT" = 1 ]; then
+        (set -euo pipefail && eval "$2") || exit 125
+        # What is about a boot shows in the next one.
+        ! grep -qx '# cold' "/tests/$3" || { systemctl reboot && exec sleep infinity; }
+    fi
     shift 2
 fi
 file=$1
@@ -123,8 +133,10 @@ shift
 failures=0
 for test in "$@"; do
     echo "---- $test"
-    # A shell of its own: `set -e` holds in all of it, and what it leaves behind is only what is on disk.
-    if bash -euo pipefail -c '. /tests/lib.sh; . "/tests/$1"; "$2"' "$test" "$file" "$test"; then
+    # A shell of its own: `set -e` holds in all of it, and what it leaves behind is only what is on disk. What ends it is said.
+    if bash -euo pipefail -c '. /tests/lib.sh; . "/tests/$1"
+        trap '"'"'[ $? = 0 ] || [[ $BASH_COMMAND =~ ^(exit|return)" 1"$ ]] || echo "FAILED: $BASH_COMMAND" >&2'"'"' EXIT
+        "$2"' "$test" "$file" "$test"; then
         printf '\nok %s\n' "$test" # what a test printed last may lack its line end
     else
         echo "not ok $test ($?)"

@@ -1,5 +1,7 @@
 # From Debian's php-fpm to a pool of systemd's, as the README says it.
 
+# without: code src/migrate/mod.rs 's/create_new(true)/create(true)/; s/if !there.is_empty()/if false/'
+# without: code src/migrate/plan.rs 's/if keep {/if true {/'
 test_a_migrated_pool_serves_beside_php_fpm_and_then_alone() {
     script sapi.php <<<'<?php echo php_ini_loaded_file();'
     fpm=$(echo /etc/php/*/fpm)

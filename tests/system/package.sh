@@ -1,6 +1,8 @@
 # The packages, as they are right after installation.
 
-# without: rm /etc/nginx/snippets/php-pool.conf
+# without: systemctl stop php-pool@www.socket php-pool@www.service
+# without: sed -i '/PATH_INFO/d' /etc/nginx/snippets/php-pool.conf
+# without: rm /etc/php/*/php-pool/php.ini; systemctl reload php-pool@www
 test_the_www_pool_works_right_after_installation_and_nginx_by_the_snippet() {
     until_true 60 systemctl is-active php-pool@www.service
     mkdir -p /var/www/html
@@ -125,6 +127,7 @@ test_a_bad_file_is_a_failing_unit_with_the_reason_and_disturbs_no_other() {
     systemctl daemon-reload
 }
 
+# without: cd /lib/systemd/system-generators; rm php-pool-generator; printf '%s\n' '#!/bin/bash' 'n=$(ls /etc/php-pool/pool.d | wc -l)' 'sleep $((n * n / 20000))' 'exec -a php-pool-generator php-pool "$@"' >php-pool-generator; chmod +x php-pool-generator
 test_a_thousand_pool_files_cost_what_they_should() {
     generator=/lib/systemd/system-generators/php-pool-generator
     cost() {

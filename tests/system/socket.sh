@@ -23,6 +23,7 @@ test_a_connection_starts_the_service() {
     equal "$(systemctl is-active php-pool@wake.service)" active
 }
 
+# without: rm /lib/systemd/system-generators/php-pool-generator
 test_a_tcp_port_works_too() {
     pool port "listen = 127.0.0.1:9123"
     systemctl start php-pool@port.socket
@@ -30,6 +31,7 @@ test_a_tcp_port_works_too() {
     contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET cgi-fcgi -bind -connect 127.0.0.1:9123)" "hello from fpm-fcgi"
 }
 
+# without: setting php-pool@.socket FileDescriptorName=other
 test_further_addresses_of_the_socket_unit_serve_too() {
     pool many "pm.max_children = 2"
     mkdir -p /etc/systemd/system/php-pool@many.socket.d
@@ -95,6 +97,7 @@ test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
 asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }
 
 # without: setting php-pool@.service KillMode=mixed
+# without: setting php-pool@.socket FlushPending=yes
 test_who_waits_in_the_queue_is_served_whatever_becomes_of_master_and_zygote() {
     pool again
     script slow.php <<<'<?php touch("/srv/state/again-begun"); for ($end = microtime(true) + 6; microtime(true) < $end;) usleep(10000); echo "whole";'
@@ -147,6 +150,7 @@ test_a_running_request_survives_the_death_of_the_master_and_new_ones_wait() {
     equal "$(systemctl show -P NRestarts php-pool@dies)" 1
 }
 
+# without: code src/master/pool/generations.rs '/a new generation takes over"/,/^    }/s/self.restart_at = /let _ = /'
 test_a_killed_zygote_costs_no_request() {
     pool zyg "pm.max_children = 2"
     script pid.php <<<'<?php echo getmypid();'

@@ -1,5 +1,7 @@
 # `php-pool top` in a terminal, with each pool a master of its own.
 
+# without: setting php-pool@.service CapabilityBoundingSet=~CAP_SYS_PTRACE
+# without: code src/cli/top.rs 's/whom.ask_all(PATIENCE)/whom.ask_all(PATIENCE).into_iter().take(1)/'
 test_top_shows_all_pools_that_are_awake_and_a_backtrace() {
     pool blog
     pool shop "pm.max_children = 2"

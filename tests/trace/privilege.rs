@@ -67,7 +67,7 @@ fn strangers() {
     let worker = master.workers("www")[0].to_string();
     // A folder of its own: the way to ours may be closed to others.
     let executable = master.place.path("php-pool");
-    fs::copy(php_pool(), &executable).unwrap();
+    crate::support::process::copy_program(&php_pool(), &executable);
     let trace_as = |user: &str| {
         let mut command = Command::new("setpriv");
         command

@@ -91,6 +91,15 @@ pub struct Callbacks {
     pub pool_status: extern "C" fn(*mut usize) -> *const Field,
 }
 
+/// `struct shim_memory`
+#[repr(C)]
+pub struct Memory {
+    pub take: extern "C" fn(usize) -> *mut c_void,
+    pub give_back: extern "C" fn(*mut c_void, usize),
+    pub truncate: extern "C" fn(*mut c_void, usize, usize) -> bool,
+    pub extend: extern "C" fn(*mut c_void, usize, usize) -> bool,
+}
+
 /// `struct shim_start`
 #[repr(C)]
 pub struct Start {
@@ -132,6 +141,7 @@ pub const RETIRE: u32 = 1;
 unsafe extern "C" {
     pub fn shim_init(callbacks: *const Callbacks);
     pub fn shim_start(start: *const Start) -> bool;
+    pub fn shim_use_memory(memory: *const Memory) -> bool;
     pub fn shim_stop();
     pub fn shim_exit_status() -> i32;
     pub fn shim_set_ini(

@@ -5,6 +5,7 @@
 
 mod ffi;
 mod folder;
+pub mod heap;
 mod timer;
 
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -244,6 +245,7 @@ pub fn start(settings: &PhpSettings) -> Result<(), String> {
     let started = unsafe { ffi::shim_start(&start) };
     std::mem::forget((entries, executable));
     if started {
+        heap::install();
         return Ok(());
     }
     let words = LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner);

@@ -76,6 +76,14 @@ struct shim_callbacks {
     const struct shim_field *(*pool_status)(size_t *count);
 };
 
+/* Where PHP's allocator takes memory in large pieces from, aligned to one of its chunks: zend_mm_handlers. */
+struct shim_memory {
+    void *(*take)(size_t size); /* NULL: there is none */
+    void (*give_back)(void *at, size_t size);
+    bool (*truncate)(void *at, size_t old_size, size_t new_size);
+    bool (*extend)(void *at, size_t old_size, size_t new_size); /* in its place, or not at all */
+};
+
 /* How PHP is started. Strings may be NULL. */
 struct shim_start {
     const char *ini_path;
@@ -136,6 +144,8 @@ struct shim_trace_layout {
 void shim_init(const struct shim_callbacks *callbacks);
 /* Module start-up: php.ini, extensions, opcache, preload. */
 bool shim_start(const struct shim_start *start);
+/* From now on PHP's allocator takes from there (for ever); false: it does not. */
+bool shim_use_memory(const struct shim_memory *memory);
 void shim_stop(void);
 /* What exit() was called with; 255 after a fatal error. */
 int shim_exit_status(void);

@@ -606,8 +606,8 @@ fn bind_unix(path: &Path, pool: &Pool) -> Result<OwnedFd, ListenError> {
         return Err(ListenError::Taken(written));
     }
     match std::fs::symlink_metadata(path) {
-        Ok(meta) if !std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
-            // php-fpm removes whatever is there.
+        Ok(meta) if !meta.is_symlink() && !std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
+            // php-fpm removes whatever is there. Of a link nothing is lost that was worth something.
             return Err(bind(io::Error::from_raw_os_error(libc::EADDRINUSE)));
         }
         Ok(_) => std::fs::remove_file(path).map_err(bind)?,

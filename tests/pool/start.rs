@@ -35,6 +35,10 @@ pub const CASES: &[Case] = &[
         "start::the_socket_has_the_mode_that_was_asked_for",
         the_socket_has_its_mode,
     ),
+    (
+        "start::only_a_socket_or_a_link_makes_way_for_the_socket",
+        what_is_in_the_sockets_place,
+    ),
     ("start::serve_writes_the_log_that_the_file_names", the_log_that_is_named),
     ("start::sockets_are_taken_over", sockets_are_taken_over),
     ("start::a_socket_of_systemd_is_taken_over", systemd_socket),
@@ -186,6 +190,34 @@ fn in_the_background() {
 
     let (_place, status) = run("{user}\nworker.path = /nosuch");
     assert_eq!(status, Some(70));
+}
+
+fn what_is_in_the_sockets_place() {
+    let place = || {
+        let place = Place::new();
+        place.write("hello.php", "<?php echo 'hello';");
+        place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+        place
+    };
+    let kept = place();
+    kept.write("sock", "worth something");
+    let mut master = kept.start(&[]);
+    assert_eq!(master.ended().code(), Some(78));
+    master.said("unable to bind listening socket");
+    assert_eq!(fs::read(master.place.path("sock")).unwrap(), b"worth something");
+
+    let dead = place();
+    drop(UnixListener::bind(dead.path("sock")).unwrap());
+    let dangling = place();
+    std::os::unix::fs::symlink("/nosuch/sock", dangling.path("sock")).unwrap();
+    let to_a_file = place();
+    std::os::unix::fs::symlink(to_a_file.write("other", "worth something"), to_a_file.path("sock")).unwrap();
+    for place in [dead, dangling, to_a_file] {
+        let master = place.serve();
+        assert_eq!(master.get("/hello.php"), "hello");
+        let other = fs::read(master.place.path("other"));
+        assert!(other.is_err() || other.unwrap() == b"worth something");
+    }
 }
 
 fn the_socket_has_its_mode() {

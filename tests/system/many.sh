@@ -57,7 +57,7 @@ test_php_fpm_with_the_same_two_hundred_pools() {
     rm "$fpm"/pool.d/p1*.conf
 }
 
-# without: sed -i -e 's/.nexit_idle_time = 4s//' -e 's/1199/1009/; s/" 200/" 10/' /tests/many.sh
+# without: sed -i -e 's/.nexit_idle_time = 4s//' -e 's/1199/1009/; s/" 200/" 10/; s/until_true 300/until_true 60/' /tests/many.sh
 test_two_hundred_pools_wake_serve_and_sleep_again() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     many 1000 1199

@@ -157,7 +157,7 @@ test_a_stopped_zygote_is_replaced_and_its_workers_are_not_touched() {
 another_zygote() { grep -qvx "$2" "$(group "$1")/zygote/cgroup.procs"; }
 
 # without: sed -i 's/ "cgroup.cpu_max = 5%"//' /tests/lifecycle.sh
-# without: code src/master/pool/generations.rs '/PONG_WITHIN: /s/from_secs(15)/from_millis(20)/'
+# without: code src/master/cgroup.rs '/pub fn limit(/,/^    }/s/self.base.join("workers")/self.base.clone()/'
 test_a_throttled_pool_is_neither_restarted_nor_is_its_zygote_replaced() {
     pool crawls "pm.max_children = 4" "cgroup.cpu_max = 5%"
     mkdir -p /etc/systemd/system/php-pool@crawls.service.d

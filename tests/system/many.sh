@@ -57,7 +57,7 @@ test_php_fpm_with_the_same_two_hundred_pools() {
     rm "$fpm"/pool.d/p1*.conf
 }
 
-# without: sed -i -e 's/.nexit_idle_time = 4s//' -e 's/1199/1009/; s/" 200/" 10/' /tests/many.sh
+# without: sed -i -e 's/.nexit_idle_time = 4s//' -e 's/1199/1009/; s/" 200/" 10/; s/until_true 300/until_true 60/' /tests/many.sh
 test_two_hundred_pools_wake_serve_and_sleep_again() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     many 1000 1199
@@ -79,7 +79,7 @@ test_two_hundred_pools_wake_serve_and_sleep_again() {
 }
 
 # without: sed -i -e 's/pm = ondemand/pm = static/' -e 's/1999/1009/; s/ 1000$/ 10/; s/p1500/p1005/' /tests/many.sh
-# without: code src/bus/pool.rs 's/let path = self.control(name);/& let _ = std::os::unix::net::UnixStream::connect(self.run.join(format!("{name}.sock")));/' ; setting php-pool-bus.service CapabilityBoundingSet=CAP_DAC_OVERRIDE
+# without: code src/bus/pool.rs 's/let path = self.control(name);/& let _ = std::os::unix::net::UnixStream::connect(self.run.join(format!("{name}.sock")));/' ; setting php-pool-bus.service CapabilityBoundingSet=CAP_DAC_OVERRIDE; sed -i 's/1999/1009/; s/ 1000$/ 10/; s/p1500/p1005/' /tests/many.sh
 test_a_thousand_sockets_sleep_and_one_request_wakes_one() {
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     many 1000 1999

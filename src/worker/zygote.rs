@@ -146,9 +146,16 @@ fn mapped() -> Vec<PathBuf> {
 fn serve(control: &Control, generation: Generation) -> i32 {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
-    // systemd sends SIGTERM to every process of a service, and a terminal its own to all of a job: when to end is the
-    // master's to say.
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    // systemd sends SIGTERM to every process of a service, a terminal its own to all of a job, and killall what is meant for a
+    // php-fpm to all of its name: when to end is the master's to say.
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
         mask.add(signal);
     }
     let _ = mask.thread_block();

@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
         "signals::a_zygote_that_cannot_start_changes_nothing",
         a_bad_zygote_changes_nothing,
     ),
+    ("signals::what_is_meant_for_the_master_ends_no_zygote", zygote_lives),
     ("signals::a_drain_has_its_limit", a_drain_has_its_limit),
     ("signals::log_rotation_ends_no_worker", log_rotation_ends_no_worker),
     (
@@ -52,6 +53,30 @@ fn place() -> Place {
     );
     place.configure(POOL);
     place
+}
+
+/// A zygote has the master's name, for killall.
+fn zygote_lives() {
+    let master = place().serve_with(3);
+    let zygote = master.zygote("www");
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
+        kill(Pid::from_raw(zygote), signal).unwrap();
+    }
+    // It still forks.
+    let first = master.workers("www")[0];
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    wait_for("another worker", || {
+        let now = master.workers("www");
+        now.len() == 3 && !now.contains(&first)
+    });
+    assert_eq!(master.zygote("www"), zygote);
 }
 
 /// Waits until sleep.php runs: a connection alone may still be in the queue.

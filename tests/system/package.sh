@@ -51,7 +51,7 @@ repacked() {
 generation() { php-pool status "$1" | grep -o 'generation [0-9]*'; }
 
 # without: sed -i '/libphp.*php-pool/d' /var/lib/dpkg/triggers/File
-# without: sed -i '/usr.lib.php.20.*php-pool/d' /var/lib/dpkg/triggers/File
+# without: sed -i /php-pool/d /var/lib/dpkg/triggers/File
 test_an_upgrade_of_an_extension_or_of_libphp_reloads_the_pools() {
     until_true 60 systemctl is-active php-pool@www.service
     version=$(phpquery -V | tail -n 1)

@@ -209,8 +209,12 @@ pub const ATTACKS: &[Attack] = &[
             );
             let file = site.path(&script).display().to_string();
             let request = site.request(&file, "/busy.php", &[], b"");
-            let mut waiting: Vec<_> = (0..4).map(|_| site.connect("villain")).collect();
-            assert!(waiting.iter_mut().all(|connection| connection.send(&request)));
+            let come = || {
+                let mut connection = site.connect("villain");
+                assert!(connection.send(&request));
+                connection
+            };
+            let mut waiting = vec![come(), come()];
             let busy = || fs::read_dir(site.path("villain")).unwrap().flatten();
             let begun = Instant::now();
             while busy()
@@ -222,8 +226,13 @@ pub const ATTACKS: &[Attack] = &[
                     begun.elapsed() < crate::site::PATIENCE,
                     "the villain's workers do not work"
                 );
+                // A worker that waits there has what came before it in its waiting room.
+                if begun.elapsed() > Duration::from_millis(100) * waiting.len() as u32 {
+                    waiting.push(come());
+                }
                 std::thread::sleep(Duration::from_millis(5));
             }
+            waiting.extend([come(), come()]);
             survives(site, Duration::from_secs(1))
         },
     },
@@ -317,11 +326,15 @@ pub const ATTACKS: &[Attack] = &[
     },
 ];
 
-/// Whether the log has more lines with a text than one pool may have: ten seconds' worth at once, and each second as many.
+/// The lines that one pool may have in the log: ten seconds' worth at once, and each second as many.
+fn most_lines(begun: Instant) -> usize {
+    3_000 * (11 + begun.elapsed().as_secs() as usize)
+}
+
+/// Whether the log has more lines with a text than that.
 fn too_many(site: &Site, begun: Instant, text: &str) -> Option<String> {
     let lines = site.log().iter().filter(|line| line.contains(text)).count();
-    let most = 3_000 * (11 + begun.elapsed().as_secs() as usize);
-    (lines > most).then(|| format!("{lines} lines are written in {:?}", begun.elapsed()))
+    (lines > most_lines(begun)).then(|| format!("{lines} lines are written in {:?}", begun.elapsed()))
 }
 
 /// Makes the program of root's.
@@ -363,7 +376,7 @@ fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {
 
 /// Whether all goes on for the others, after the villain has had his time; nor has the master grown, or its log.
 fn survives(site: &mut Site, time: Duration) -> Outcome {
-    let before = resident(site.master());
+    let (before, begun) = (resident(site.master()), Instant::now());
     std::thread::sleep(time);
     let (after, lines) = (resident(site.master()), site.log().len());
     let outcome = well(site, "the neighbour and the master go on");
@@ -371,7 +384,7 @@ fn survives(site: &mut Site, time: Duration) -> Outcome {
         if after > before + (100 << 10) {
             return Broken(format!("the master has grown from {before} to {after} KiB"));
         }
-        if lines > 2000 {
+        if lines > most_lines(begun) {
             return Broken(format!(
                 "the log has {lines} lines: {}",
                 site.log().last().cloned().unwrap_or_default()

@@ -472,8 +472,12 @@ impl Generation {
         }
     }
 
-    /// Has done with a zygote that does not keep to the protocol: it is hostile, or its memory is torn. Its workers go on.
+    /// Has done with a zygote that does not keep to the protocol: it is hostile, or its memory is torn. Its workers go on. That is
+    /// said once: more of the same may have been on its way.
     pub fn break_off(&mut self, what: &str) {
+        if self.is_silent() {
+            return;
+        }
         let zygote = self.zygote.process.pid();
         let text = format!("zygote {zygote} does not keep to the protocol: {what}");
         self.ctx

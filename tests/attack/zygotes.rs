@@ -326,15 +326,11 @@ pub const ATTACKS: &[Attack] = &[
     },
 ];
 
-/// The lines that one pool may have in the log: ten seconds' worth at once, and each second as many.
-fn most_lines(begun: Instant) -> usize {
-    3_000 * (11 + begun.elapsed().as_secs() as usize)
-}
-
-/// Whether the log has more lines with a text than that.
+/// Whether the log has more lines with a text than one pool may have: ten seconds' worth at once, and each second as many.
 fn too_many(site: &Site, begun: Instant, text: &str) -> Option<String> {
     let lines = site.log().iter().filter(|line| line.contains(text)).count();
-    (lines > most_lines(begun)).then(|| format!("{lines} lines are written in {:?}", begun.elapsed()))
+    let most = 3_000 * (11 + begun.elapsed().as_secs() as usize);
+    (lines > most).then(|| format!("{lines} lines are written in {:?}", begun.elapsed()))
 }
 
 /// Makes the program of root's.
@@ -376,7 +372,7 @@ fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {
 
 /// Whether all goes on for the others, after the villain has had his time; nor has the master grown, or its log.
 fn survives(site: &mut Site, time: Duration) -> Outcome {
-    let (before, begun) = (resident(site.master()), Instant::now());
+    let before = resident(site.master());
     std::thread::sleep(time);
     let (after, lines) = (resident(site.master()), site.log().len());
     let outcome = well(site, "the neighbour and the master go on");
@@ -384,7 +380,7 @@ fn survives(site: &mut Site, time: Duration) -> Outcome {
         if after > before + (100 << 10) {
             return Broken(format!("the master has grown from {before} to {after} KiB"));
         }
-        if lines > most_lines(begun) {
+        if lines > 2000 {
             return Broken(format!(
                 "the log has {lines} lines: {}",
                 site.log().last().cloned().unwrap_or_default()

@@ -224,16 +224,23 @@ mod tests {
         }
     }
 
+    /// A file of so many blocks of ones, and where it is mapped.
+    fn mapped(blocks: usize) -> (File, memmap2::MmapRaw) {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![1; blocks * BLOCK], 0).unwrap();
+        let map = memmap2::MmapOptions::new().map_raw(&file).unwrap();
+        (file, map)
+    }
+
+    fn byte(memory: &mut ProcessMemory, address: u64) -> Result<u8, ReadError> {
+        let mut byte = [0];
+        memory.read(address, &mut byte).map(|()| byte[0])
+    }
+
     #[test]
     fn a_refresh_sees_what_has_changed_and_what_has_gone() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[1; 3 * BLOCK], 0).unwrap();
-        let map = memmap2::MmapOptions::new().map_raw(&file).unwrap();
+        let (file, map) = mapped(3);
         let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
-        let byte = |memory: &mut ProcessMemory, address: u64| {
-            let mut byte = [0];
-            memory.read(address, &mut byte).map(|()| byte[0])
-        };
         // The one that goes is not the last that was read.
         let places = [0, 2, 1].map(|page| map.as_ptr() as u64 + page * BLOCK as u64);
         assert_eq!(places.map(|at| byte(&mut memory, at)), [Ok(1); 3]);
@@ -247,27 +254,19 @@ mod tests {
 
     #[test]
     fn a_refresh_reads_only_what_was_there_at_the_first() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[1; 2 * BLOCK], 0).unwrap();
-        let map = memmap2::MmapOptions::new().map_raw(&file).unwrap();
+        let (file, map) = mapped(2);
         let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
-        let byte = |memory: &mut ProcessMemory, page: usize| {
-            let mut byte = [0];
-            memory
-                .read((map.as_ptr() as usize + page * BLOCK) as u64, &mut byte)
-                .unwrap();
-            byte[0]
-        };
-        byte(&mut memory, 0);
+        let places = [0, 1].map(|page| map.as_ptr() as u64 + page * BLOCK as u64);
+        assert_eq!(byte(&mut memory, places[0]), Ok(1));
         memory.refresh();
-        byte(&mut memory, 1);
+        assert_eq!(byte(&mut memory, places[1]), Ok(1));
         assert_eq!(memory.reads.count, 3);
         memory.refresh();
         assert_eq!(memory.reads.count, 4);
         file.write_all_at(&[7; 2 * BLOCK], 0).unwrap();
-        assert_eq!([0, 1].map(|page| byte(&mut memory, page)), [1, 7]);
+        assert_eq!(places.map(|at| byte(&mut memory, at)), [Ok(1), Ok(7)]);
         memory.forget();
-        assert_eq!(byte(&mut memory, 0), 7);
+        assert_eq!(byte(&mut memory, places[0]), Ok(7));
     }
 
     #[test]

@@ -20,6 +20,8 @@ const PIECE: usize = 2 << 20;
 const PIECES: usize = u64::BITS as usize;
 /// Those at the beginning of the range stay when they are free.
 const KEPT: usize = 16;
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FRESH: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 /// The part of a piece that PHP takes for zeroed: its bookkeeping.
 const HEAD: usize = 4096;
 
@@ -71,7 +73,7 @@ fn take_at(first: usize, count: usize) -> bool {
     let (open, end) = (OPEN.load(Relaxed), first + count);
     if open < end {
         // SAFETY: a part of our range that nobody uses yet.
-        let opened = unsafe { libc::mprotect(address(open), (end - open) * PIECE, libc::PROT_READ | libc::PROT_WRITE) };
+        let opened = unsafe { libc::mprotect(address(open), (end - open) * PIECE, READ_WRITE) };
         if opened != 0 {
             return false;
         }
@@ -98,11 +100,10 @@ fn give_back_at(first: usize, count: usize) {
 
 /// Addresses that are aligned to a piece, with these rights; null: the kernel refuses.
 fn map(size: usize, rights: i32) -> *mut c_void {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let whole = size + PIECE - 4096;
     // SAFETY: a new mapping where the kernel likes; what of it is not needed goes back, and nobody knows it yet.
     unsafe {
-        let at = libc::mmap(null_mut(), whole, rights, flags, -1, 0);
+        let at = libc::mmap(null_mut(), whole, rights, FRESH, -1, 0);
         if at == libc::MAP_FAILED {
             return null_mut();
         }
@@ -121,7 +122,7 @@ fn map(size: usize, rights: i32) -> *mut c_void {
 extern "C" fn take(size: usize) -> *mut c_void {
     let count = size.div_ceil(PIECE);
     let Some(first) = find(USED.load(Relaxed), count) else {
-        return map(size, libc::PROT_READ | libc::PROT_WRITE);
+        return map(size, READ_WRITE);
     };
     let again = TOUCHED.load(Relaxed) & 1 << first != 0;
     if !take_at(first, count) {
@@ -159,14 +160,10 @@ extern "C" fn truncate(at: *mut c_void, old: usize, new: usize) -> bool {
 
 extern "C" fn extend(at: *mut c_void, old: usize, new: usize) -> bool {
     let Some((first, count)) = ours(at, old) else {
-        let (rights, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
         // SAFETY: a new mapping behind one of PHP's, if nobody has that place.
         return unsafe {
             let end = at.byte_add(old);
-            libc::mmap(end, new - old, rights, flags | libc::MAP_FIXED_NOREPLACE, -1, 0) == end
+            libc::mmap(end, new - old, READ_WRITE, FRESH | libc::MAP_FIXED_NOREPLACE, -1, 0) == end
         };
     };
     let more = new.div_ceil(PIECE) - count;

@@ -119,6 +119,8 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// What the kernel woke it for, and it left undone.
+    undone: Vec<u64>,
     /// Nobody comes after this worker.
     last: bool,
     /// The listener whose turn it is.
@@ -154,6 +156,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            undone: Vec::new(),
             last: false,
             turn: 0,
             last_step: None,
@@ -298,17 +301,22 @@ impl Loop {
     }
 
     /// The kernel wakes one idle worker for a connection. If it was this one, while it was asked to leave, nobody else will be
-    /// woken for it: the master finds somebody.
+    /// woken for it: the master finds somebody. What nobody was woken for is left to others, who come by in order.
     fn pass_on(&mut self) {
+        let undone = std::mem::take(&mut self.undone);
         let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
         if stopping || self.worker.orphaned.get() {
             return; // nobody is left to pass it to; it waits for the pool's next start, if somebody else holds the socket
         }
-        if let Some(mut conn) = self.accept() {
+        if undone.contains(&LISTENER)
+            && let Some(mut conn) = self.accept()
+        {
             conn.began = monotonic_ns();
             self.give_away(conn, None);
         }
-        if let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got)) {
+        if undone.contains(&QUEUE)
+            && let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got))
+        {
             self.give_away(conn, None);
         }
     }
@@ -714,7 +722,7 @@ impl Loop {
     fn handle(&mut self, token: u64) {
         match token {
             // Once a new generation is said to be ready, no request goes to the old one.
-            LISTENER | QUEUE if self.must_leave() => {}
+            LISTENER | QUEUE if self.must_leave() => self.undone.push(token),
             LISTENER => {
                 if let Some(conn) = self.accept() {
                     self.woken = self.woken.wrapping_add(1);

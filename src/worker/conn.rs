@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, send, sendmsg, shutdown};
-use nix::sys::time::TimeSpec;
 use php_pool::fastcgi::{Event, Input, ProtocolError};
 use php_pool::scoreboard::monotonic_ns;
 
@@ -17,9 +16,6 @@ pub const BUFFER: usize = 64 << 10;
 
 /// How often a worker makes room for the client before it sleeps.
 const YIELDS: u32 = 6;
-
-/// For how long a worker waits for a new connection alone.
-const A_MOMENT: TimeSpec = TimeSpec::new(0, 100_000);
 
 /// Bytes for which a peer has a whole limit: one at a time would stretch it without end.
 const PROGRESS: usize = 16 << 10;
@@ -242,8 +238,7 @@ impl Conn {
         Ok(count)
     }
 
-    /// Reads the first bytes of a new connection: a client that connects is about to write, and a moment of waiting costs less than
-    /// the waiting room. None: nothing came.
+    /// Reads of a new connection, whose client is about to write. None: nothing came.
     pub fn fill_first(&mut self) -> Result<Option<usize>, Lost> {
         for _ in 0..YIELDS {
             if let Some(count) = self.fill()? {
@@ -252,16 +247,14 @@ impl Conn {
             // It is between its connect and its write: on this core, where it needs our place, or on another.
             let _ = nix::sched::sched_yield();
         }
-        match self.fill()? {
-            None if self.readable_within(A_MOMENT) => self.fill(),
-            filled => Ok(filled),
-        }
+        self.fill()
     }
 
-    fn readable_within(&self, moment: TimeSpec) -> bool {
-        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+    /// Waits for bytes, at most so long, and not where one of `others` has something. How many of these and it have.
+    pub fn await_first(&self, moment: Duration, others: [BorrowedFd; 2]) -> usize {
+        let mut polled = [self.fd.as_fd(), others[0], others[1]].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         // Interrupted: somebody wants something else of us.
-        ppoll(&mut polled, Some(moment), None).is_ok_and(|count| count > 0)
+        ppoll(&mut polled, Some(moment.into()), None).map_or(1, |count| count as usize)
     }
 
     /// Body bytes of the request into `target`, at least one; what else arrives is given to `event`. 0: the body has

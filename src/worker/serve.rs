@@ -3,7 +3,7 @@
 mod waiting;
 
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,14 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 /// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
 const LOOK_EVERY: u32 = 4;
 
+/// For so long a worker waits for the first request of a new connection alone. Whoever opens many may write to the first when the last
+/// is open.
+const A_MOMENT: Duration = Duration::from_millis(50);
+
+/// The same where others wait here, or where a moment was in vain less than [`HASTE`] ago: silent connections hold up nobody.
+const AN_INSTANT: Duration = Duration::from_micros(100);
+const HASTE: Duration = Duration::from_millis(400);
+
 /// A worker that waits for so long has no use for memory that is free.
 const SPARE_MEMORY: Duration = Duration::from_millis(100);
 
@@ -113,6 +121,7 @@ const CONNECTIONS: u64 = 16;
 /// The worker's loop.
 pub struct Loop {
     worker: &'static Worker,
+    wake: BorrowedFd<'static>,
     parked: HashMap<u64, Parked>,
     /// Most of them: the other descriptors are for the script.
     most_parked: usize,
@@ -127,11 +136,15 @@ pub struct Loop {
     stint: Stint,
     /// Connections that the kernel woke this worker for.
     woken: u32,
+    /// New connections are waited for an instant only, as one was silent.
+    hasty_until: Option<Instant>,
     /// Since the waiting room was last looked at.
     rounds: u32,
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// What the kernel woke it for, and it left undone.
+    undone: Vec<u64>,
     /// Nobody comes after this worker.
     last: bool,
     /// The listener whose turn it is.
@@ -145,13 +158,14 @@ pub struct Loop {
 impl Loop {
     /// # Errors
     /// When the kernel refuses a registration.
-    pub fn new(worker: &'static Worker, wake: BorrowedFd) -> Result<Self, Errno> {
+    pub fn new(worker: &'static Worker, wake: BorrowedFd<'static>) -> Result<Self, Errno> {
         let readable = EpollFlags::EPOLLIN;
         worker.epoll.add(&worker.link, EpollEvent::new(readable, LINK))?;
         worker.epoll.add(wake, EpollEvent::new(readable, WAKE))?;
         forked::expect(worker)?;
         Ok(Self {
             worker,
+            wake,
             parked: HashMap::new(),
             most_parked: most_parked(),
             next_token: CONNECTIONS,
@@ -163,9 +177,11 @@ impl Loop {
             pressed: true,
             stint: Stint::default(),
             woken: 0,
+            hasty_until: None,
             rounds: 0,
             born: None,
             leaving: false,
+            undone: Vec::new(),
             last: false,
             turn: 0,
             last_step: None,
@@ -312,17 +328,22 @@ impl Loop {
     }
 
     /// The kernel wakes one idle worker for a connection. If it was this one, while it was asked to leave, nobody else will be
-    /// woken for it: the master finds somebody.
+    /// woken for it: the master finds somebody. What nobody was woken for is left to others, who come by in order.
     fn pass_on(&mut self) {
+        let undone = std::mem::take(&mut self.undone);
         let stopping = self.worker.board.header().draining.load(SeqCst) == STOPPING || signals::told_to_stop();
         if stopping || self.worker.orphaned.get() {
             return; // nobody is left to pass it to; it waits for the pool's next start, if somebody else holds the socket
         }
-        if let Some(mut conn) = self.accept() {
+        if undone.contains(&LISTENER)
+            && let Some(mut conn) = self.accept()
+        {
             conn.began = monotonic_ns();
             self.give_away(conn, None);
         }
-        if let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got)) {
+        if undone.contains(&QUEUE)
+            && let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got))
+        {
             self.give_away(conn, None);
         }
     }
@@ -499,7 +520,8 @@ impl Loop {
 
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
-        let (mut new, mut answered) = (token.is_none(), false);
+        let (new, mut answered) = (token.is_none(), false);
+        let mut until = None;
         let mut between = Between::default();
         loop {
             match conn.next() {
@@ -519,8 +541,10 @@ impl Loop {
                         (true, _) => {}
                         (false, _) => conn.owed_since = 0,
                     }
-                    let first = std::mem::take(&mut new);
-                    let filled = if first { conn.fill_first() } else { conn.fill() };
+                    let filled = match new && !answered {
+                        true => self.fill_new(&mut conn, &mut until),
+                        false => conn.fill(),
+                    };
                     match filled {
                         Ok(Some(count)) => {
                             if conn.began == 0 {
@@ -578,6 +602,27 @@ impl Loop {
                 Err(_) => return self.close(conn, token),
             }
         }
+    }
+
+    /// Reads of a new connection's first request. A moment of waiting, which ends at `until`, costs less than the waiting room, from where
+    /// it would cross the master before this worker's next request. None: nothing came.
+    fn fill_new(&mut self, conn: &mut Conn, until: &mut Option<Instant>) -> Result<Option<usize>, Lost> {
+        let filled = conn.fill_first()?;
+        if filled.is_some() {
+            return Ok(filled);
+        }
+        let now = Instant::now();
+        let patient = self.parked.is_empty() && self.hasty_until.is_none_or(|until| until <= now);
+        let until = *until.get_or_insert(now + if patient { A_MOMENT } else { AN_INSTANT });
+        let left = until.saturating_duration_since(now);
+        self.stint = Stint::default();
+        if !left.is_zero() && conn.await_first(left, [self.worker.link.as_fd(), self.wake]) > 0 {
+            return conn.fill();
+        }
+        if patient {
+            self.hasty_until = Some(now + HASTE);
+        }
+        Ok(None)
     }
 
     /// Runs one request; None: its script let go of the connection.
@@ -708,7 +753,7 @@ impl Loop {
     fn handle(&mut self, token: u64) {
         match token {
             // Once a new generation is said to be ready, no request goes to the old one.
-            LISTENER | QUEUE if self.must_leave() => {}
+            LISTENER | QUEUE if self.must_leave() => self.undone.push(token),
             LISTENER => {
                 if let Some(conn) = self.accept() {
                     self.woken = self.woken.wrapping_add(1);

@@ -48,6 +48,10 @@ pub const CASES: &[Case] = &[
         "processes::requests_do_not_wake_the_master",
         requests_do_not_wake_the_master,
     ),
+    (
+        "processes::who_opens_many_before_it_writes_does_not_wake_the_master",
+        writes_late,
+    ),
     ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
     ("processes::who_leaves_hands_over_when_it_can", waits_to_hand_over),
     (
@@ -288,6 +292,31 @@ fn requests_do_not_wake_the_master() {
         woken <= 5,
         "1,000 requests on kept connections woke the master {woken} times"
     );
+}
+
+/// As a client does that makes all of its connections in one turn of its event loop, and writes to them in the next.
+fn writes_late() {
+    let master = place(2, "", "").serve_with(2);
+    let workers = master.workers("www");
+    let asleep =
+        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") S "));
+    let mut in_a_row = 0;
+    // A machine that is busy elsewhere may take longer than the workers wait; and a round may pass without the master by luck.
+    wait_for("ten rounds in which hardly a connection crosses the master", || {
+        let before = sleeps(master.pid());
+        let mut connections: Vec<_> = (0..40).map(|_| master.connect("sock")).collect();
+        wait_for("the workers to wait", || workers.iter().all(asleep));
+        for connection in &mut connections {
+            master.ask(connection, "/pid.php", 0);
+            body(&connection.reply(1));
+        }
+        in_a_row = if sleeps(master.pid()) - before <= 3 {
+            in_a_row + 1
+        } else {
+            0
+        };
+        in_a_row == 10
+    });
 }
 
 fn idle_kept_connections() {

@@ -3,7 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Master, Place, wait_for};
+use crate::harness::{Master, Place, body, wait_for};
 use crate::support::Case;
 
 pub const CASES: &[Case] = &[
@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
         "recycling::who_is_used_up_hands_over_the_connection_that_it_answered_last",
         kept_connection,
     ),
+    ("recycling::who_is_used_up_takes_nobody_out_of_line", in_line),
     ("recycling::an_old_worker_serves_until_it_is_replaced", by_age),
     ("recycling::a_large_worker_serves_until_it_is_replaced", by_memory),
     ("recycling::process_max_leaves_no_room_for_spares", without_room),
@@ -58,6 +59,22 @@ fn kept_connection() {
     let mut kept = master.connect("sock");
     let pids: std::collections::BTreeSet<String> = (0..30).map(|_| master.ask_kept(&mut kept, "/pid.php")).collect();
     assert!(pids.len() >= 10, "{pids:?}");
+}
+
+/// Each request ends its worker, and none is overtaken by one that came later.
+fn in_line() {
+    let master = serve("pm.max_requests = 1");
+    master.place.write("time.php", "<?php echo hrtime(true);");
+    let mut waiting: Vec<_> = (0..40)
+        .map(|_| {
+            let mut connection = master.connect("sock");
+            master.ask(&mut connection, "/time.php", 0);
+            connection
+        })
+        .collect();
+    let answers = waiting.iter_mut().map(|connection| body(&connection.reply(1)));
+    let times: Vec<u64> = answers.map(|time| time.parse().unwrap()).collect();
+    assert!(times.is_sorted(), "{times:?}");
 }
 
 fn replacement_is_ready() {

@@ -85,12 +85,11 @@ impl Pool {
         }
         let waiting = self.queue.waiting();
         if let Some(current) = &self.current {
-            // Whoever is idle has been woken for them, and a worker that is not need not look for them first.
-            current
-                .board
-                .header()
-                .line
-                .store(if busy { waiting } else { 0 }, SeqCst);
+            // Whoever is idle has been woken for them, and a worker that is not need not look for them first. But a line that there
+            // is has an end before who comes later has a turn, also where a worker is free for a moment.
+            let line = &current.board.header().line;
+            let is_line = busy || line.load(SeqCst) != 0;
+            line.store(if is_line { waiting } else { 0 }, SeqCst);
         }
         if waiting > 0 {
             // The one that was woken for it may have taken something else instead, and nobody else was.

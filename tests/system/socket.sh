@@ -31,7 +31,7 @@ test_a_tcp_port_works_too() {
     contains "$(SCRIPT_FILENAME=/srv/hello.php REQUEST_METHOD=GET cgi-fcgi -bind -connect 127.0.0.1:9123)" "hello from fpm-fcgi"
 }
 
-# without: setting php-pool@.socket FileDescriptorName=other
+# without: code src/master/listen.rs 's/(alone && listener.name == "listen")/(alone \&\& false)/'
 test_further_addresses_of_the_socket_unit_serve_too() {
     pool many "pm.max_children = 2"
     mkdir -p /etc/systemd/system/php-pool@many.socket.d

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::ask::{Whom, ask};
 use crate::api::{Answer, ApiError, Question, Traced};
@@ -121,7 +122,7 @@ pub fn trace(args: &TraceArgs) -> i32 {
 
 /// A process, and those below it that have a request.
 fn below(named: i32, depth: u32) -> Result<Vec<Traced>, String> {
-    let limits = Limits::to_show(depth as usize, true);
+    let limits = Limits::to_show(depth as usize);
     let mut all = Vec::new();
     let mut workers = false;
     for pid in family(named) {
@@ -207,6 +208,10 @@ pub fn profile(args: &ProfileArgs) -> i32 {
             return 1;
         }
     };
+    // Each worker takes two.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     let (profile, blocked) = profile::record(find, args.hertz, Duration::from_secs(args.seconds));
     if let Some(pid) = blocked {
         eprintln!("php-pool: {}; the profile ends there", TraceError::HeldUp(pid));

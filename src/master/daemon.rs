@@ -433,7 +433,7 @@ impl Daemon {
                 self.reload(if force { Scope::All } else { Scope::Changed });
             }
             Question::Trace { depth } => {
-                let limits = Limits::to_show(depth.min(MOST_FRAMES) as usize, true);
+                let limits = Limits::to_show(depth.min(MOST_FRAMES) as usize);
                 let traces: Vec<_> = self.pools.iter_mut().flat_map(|pool| pool.trace(limits)).collect();
                 tokio::task::spawn_local(async move {
                     let mut all = Vec::new();

@@ -119,7 +119,7 @@ pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, of: Traceable, 
         ctx.log.notice(format_args!("about to trace {pid}"));
     }
     let done = aside(worker, move || {
-        let trace = target.backtrace(Limits::to_show(depth as usize, true));
+        let trace = target.backtrace(Limits::to_show(depth as usize));
         let time = Clock::new("%d-%b-%Y %H:%M:%S")
             .at((realtime_us() / 1_000_000) as i64)
             .to_owned();

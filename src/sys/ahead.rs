@@ -17,15 +17,21 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Goes ahead, on the core of a process: as long as this thread does not sleep, a process that was running does not run.
-    /// None: it may not, or it is not an ordinary thread.
-    pub fn go_in_place_of(pid: i32) -> Option<Self> {
+    /// Goes ahead. None: it may not, or it is not an ordinary thread.
+    pub fn go() -> Option<Self> {
         // SAFETY: asks for a number of this thread.
         let ordinary = unsafe { libc::sched_getscheduler(0) } == libc::SCHED_OTHER;
-        (ordinary && set(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1)).then(|| Self {
-            cores: go_to_core_of(pid),
+        (ordinary && set(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1)).then_some(Self {
+            cores: None,
             _of_this_thread: PhantomData,
         })
+    }
+
+    /// Goes ahead, on the core of a process: as long as this thread does not sleep, a process that was running does not run.
+    pub fn go_in_place_of(pid: i32) -> Option<Self> {
+        let mut ahead = Self::go()?;
+        ahead.cores = go_to_core_of(pid);
+        Some(ahead)
     }
 }
 

@@ -65,11 +65,10 @@ const A_MOMENT: Duration = Duration::from_micros(50);
 ///
 /// The kernel holds the process's map of its memory while it reads a block, for about a microsecond. Were the process to map
 /// memory meanwhile on another core, the two would wait for each other again and again, a block each time; and a reader that
-/// is pushed off its core just then holds it up for as long as others take that core. So the reader goes ahead of all others,
-/// on the core of a process that runs: there is nobody then to wait for.
+/// is pushed off its core just then holds it up for as long as others take that core. So the reader goes ahead of all others.
 #[derive(Debug)]
-pub struct ProcessMemory {
-    file: File,
+pub struct ProcessMemory<'a> {
+    file: &'a File,
     /// Where each block is in `blocks`.
     places: HashMap<u64, usize>,
     /// In the order in which they were asked for.
@@ -104,22 +103,24 @@ struct Block {
     bytes: Box<[u8; BLOCK]>,
 }
 
-impl ProcessMemory {
-    /// Of a process, to be read by this thread.
-    ///
-    /// # Errors
-    /// When it is gone, or may not be read.
-    pub fn open(pid: i32) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(format!("/proc/{pid}/mem"))?,
+/// Opens the memory of a process.
+///
+/// # Errors
+/// When it is gone, or may not be read.
+pub fn open(pid: i32) -> io::Result<File> {
+    File::open(format!("/proc/{pid}/mem"))
+}
+
+impl<'a> ProcessMemory<'a> {
+    /// Of an open one, to be read by this thread, which is `ahead` of others if it may.
+    pub fn of(file: &'a File, ahead: Option<Ahead>) -> Self {
+        Self {
+            file,
             places: HashMap::new(),
             blocks: Vec::new(),
             again: None,
-            reads: Reads {
-                count: 0,
-                ahead: Ahead::go_in_place_of(pid),
-            },
-        })
+            reads: Reads { count: 0, ahead },
+        }
     }
 
     fn block(&mut self, start: u64) -> Result<&[u8; BLOCK], ReadError> {
@@ -133,7 +134,7 @@ impl ProcessMemory {
                     start,
                     bytes: Box::new([0; BLOCK]),
                 };
-                block.fill(&self.file, &mut self.reads)?;
+                block.fill(self.file, &mut self.reads)?;
                 self.blocks.push(block);
                 self.places.insert(start, self.blocks.len() - 1);
                 self.blocks.len() - 1
@@ -160,7 +161,7 @@ impl Block {
     }
 }
 
-impl Memory for ProcessMemory {
+impl Memory for ProcessMemory<'_> {
     fn read(&mut self, address: u64, into: &mut [u8]) -> Result<(), ReadError> {
         let (mut at, mut into) = (address, into);
         while !into.is_empty() {
@@ -177,7 +178,7 @@ impl Memory for ProcessMemory {
     /// Reads again what a stack was walked by, one block after another: as near to one moment as it gets. What else was read,
     /// names above all, is read when it is asked for again.
     fn refresh(&mut self) {
-        let (file, reads) = (&self.file, &mut self.reads);
+        let (file, reads) = (self.file, &mut self.reads);
         let again = *self.again.get_or_insert(self.blocks.len());
         let again = again.min(self.blocks.len());
         let gone = self.blocks[..again]
@@ -204,10 +205,15 @@ impl Memory for ProcessMemory {
 mod tests {
     use super::*;
 
+    fn ours() -> File {
+        open(nix::unistd::getpid().as_raw()).unwrap()
+    }
+
     #[test]
     fn our_own_memory_is_read_across_blocks() {
         let bytes: Vec<u8> = (0..3 * BLOCK).map(|i| i as u8 ^ (i >> 8) as u8).collect();
-        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
+        let ours = ours();
+        let mut memory = ProcessMemory::of(&ours, None);
         let mut copy = vec![0; bytes.len() - 7];
         memory.read(bytes.as_ptr() as u64 + 3, &mut copy).unwrap();
         assert!(copy == bytes[3..bytes.len() - 4]);
@@ -215,7 +221,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_an_error() {
-        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
+        let ours = ours();
+        let mut memory = ProcessMemory::of(&ours, None);
         for address in [0, 8, u64::MAX - 3, 1 << 63, 0x7fff_ffff_f000] {
             assert!(
                 matches!(memory.read(address, &mut [0; 8]), Err(ReadError::Unmapped(_))),
@@ -232,7 +239,7 @@ mod tests {
         (file, map)
     }
 
-    fn byte(memory: &mut ProcessMemory, address: u64) -> Result<u8, ReadError> {
+    fn byte(memory: &mut ProcessMemory<'_>, address: u64) -> Result<u8, ReadError> {
         let mut byte = [0];
         memory.read(address, &mut byte).map(|()| byte[0])
     }
@@ -240,7 +247,8 @@ mod tests {
     #[test]
     fn a_refresh_sees_what_has_changed_and_what_has_gone() {
         let (file, map) = mapped(3);
-        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
+        let ours = ours();
+        let mut memory = ProcessMemory::of(&ours, None);
         // The one that goes is not the last that was read.
         let places = [0, 2, 1].map(|page| map.as_ptr() as u64 + page * BLOCK as u64);
         assert_eq!(places.map(|at| byte(&mut memory, at)), [Ok(1); 3]);
@@ -255,7 +263,8 @@ mod tests {
     #[test]
     fn a_refresh_reads_only_what_was_there_at_the_first() {
         let (file, map) = mapped(2);
-        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
+        let ours = ours();
+        let mut memory = ProcessMemory::of(&ours, None);
         let places = [0, 1].map(|page| map.as_ptr() as u64 + page * BLOCK as u64);
         assert_eq!(byte(&mut memory, places[0]), Ok(1));
         memory.refresh();
@@ -272,7 +281,8 @@ mod tests {
     #[test]
     fn reading_has_an_end() {
         let words = vec![7u64; MOST_BLOCKS * BLOCK / 4];
-        let mut memory = ProcessMemory::open(nix::unistd::getpid().as_raw()).unwrap();
+        let ours = ours();
+        let mut memory = ProcessMemory::of(&ours, None);
         let mut all = vec![0; 8 * words.len()];
         assert_eq!(memory.read(words.as_ptr() as u64, &mut all), Err(ReadError::TooMuch));
         memory.forget();

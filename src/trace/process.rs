@@ -1,7 +1,7 @@
 //! A worker that is looked at from outside.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -12,9 +12,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 use thiserror::Error;
 
-use super::memory::{Memory, ProcessMemory, ReadError};
+use super::memory::{self, Memory, ProcessMemory, ReadError};
 use super::reader::{self, Backtrace, Limits};
 use crate::scoreboard::{HEADER_SIZE, Header, TraceLayout};
+use crate::sys::Ahead;
 
 /// Why there is no backtrace.
 #[derive(Debug, Error)]
@@ -101,7 +102,8 @@ impl Worker {
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(|errno| failed(pid, errno.into()))?;
         let start = scoreboard_address(pid)?;
         let mut bytes = vec![0; HEADER_SIZE];
-        let mut memory = ProcessMemory::open(pid).map_err(|error| failed(pid, error))?;
+        let file = memory::open(pid).map_err(|error| failed(pid, error))?;
+        let mut memory = ProcessMemory::of(&file, None);
         memory.read(start, &mut bytes).map_err(|error| unread(pid, error))?;
         let layout = Header::trace_layout_in(&bytes).ok_or(TraceError::OtherVersion(pid))?;
         // A master has mapped the scoreboard too but has no PHP, and a zygote has no requests.
@@ -124,14 +126,31 @@ impl Worker {
         &self.layout
     }
 
-    /// What it does at this moment. It is neither stopped nor told.
+    /// What it does at this moment. It is neither stopped nor told: this thread goes to its core if it runs, so that neither
+    /// waits for the other.
     ///
     /// This may block for as long as the worker likes, if it has mapped memory that takes as long to read.
     ///
     /// # Errors
     /// When it has ended, may not be read, or published addresses that lead nowhere.
     pub fn backtrace(&self, limits: Limits) -> Result<Backtrace, TraceError> {
-        let memory = ProcessMemory::open(self.pid);
+        self.look(&self.open()?, Ahead::go_in_place_of(self.pid), limits)
+    }
+
+    /// One that is looked at again and again: see [`Opened::backtrace`].
+    ///
+    /// # Errors
+    /// When it has ended or may not be read.
+    pub fn opened(self) -> Result<Opened, TraceError> {
+        Ok(Opened {
+            memory: self.open()?,
+            worker: self,
+        })
+    }
+
+    /// Its memory: of the program that it must run.
+    fn open(&self) -> Result<File, TraceError> {
+        let memory = memory::open(self.pid);
         // Looked at after the memory was opened: once the process runs another program, nothing of that memory is there to be
         // read any more.
         let runs = self
@@ -139,11 +158,15 @@ impl Worker {
             .and_then(|_| program(Path::new(&format!("/proc/{}/exe", self.pid))));
         // Its number cannot have passed to another process before it ended; so if it lives, it was opened.
         self.check_alive()?;
-        let mut memory = memory.map_err(|error| failed(self.pid, error))?;
+        let memory = memory.map_err(|error| failed(self.pid, error))?;
         if self.program != runs {
             return Err(TraceError::OtherProgram(self.pid));
         }
-        let read = reader::read(&mut memory, &self.layout, limits);
+        Ok(memory)
+    }
+
+    fn look(&self, memory: &File, ahead: Option<Ahead>, limits: Limits) -> Result<Backtrace, TraceError> {
+        let read = reader::read(&mut ProcessMemory::of(memory, ahead), &self.layout, limits);
         self.check_alive()?;
         read.map_err(|error| unread(self.pid, error))
     }
@@ -156,6 +179,24 @@ impl Worker {
             Ok(0) => Ok(()),
             _ => Err(TraceError::Gone(self.pid)),
         }
+    }
+}
+
+/// A worker whose memory is kept open. Once it runs another program, it is gone.
+#[derive(Debug)]
+pub struct Opened {
+    worker: Worker,
+    memory: File,
+}
+
+impl Opened {
+    /// As [`Worker::backtrace`], but from wherever this thread is: that goes to a core and leaves it again costs a busy pool more
+    /// than the look itself, and a worker may instead have to wait a few times for the kernel's lock on its memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn backtrace(&self, limits: Limits) -> Result<Backtrace, TraceError> {
+        self.worker.look(&self.memory, Ahead::go(), limits)
     }
 }
 
@@ -188,7 +229,7 @@ const MOST_MAPS: u64 = 32 << 20;
 
 /// Where a process has mapped the beginning of its scoreboard.
 fn scoreboard_address(pid: i32) -> Result<u64, TraceError> {
-    let maps = fs::File::open(format!("/proc/{pid}/maps")).map_err(|error| failed(pid, error))?;
+    let maps = File::open(format!("/proc/{pid}/maps")).map_err(|error| failed(pid, error))?;
     for line in BufReader::new(maps.take(MOST_MAPS)).split(b'\n') {
         let line = line.map_err(|error| failed(pid, error))?;
         let line = String::from_utf8_lossy(&line);

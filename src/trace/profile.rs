@@ -13,16 +13,18 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde_json::{Value, json};
 
-use super::process::{TraceError, Worker};
+use super::process::{Opened, TraceError, Worker};
 use super::reader::{Backtrace, Frame, Kind, Limits};
 
 /// How deep stacks are read; a flame of that height is no longer looked at.
 const LIMITS: Limits = Limits {
     frames: 256,
-    arguments: false,
+    details: false,
 };
-/// How often it is asked which workers there are.
+/// How often it is asked which workers there are,
 const LOOK_FOR_WORKERS: Duration = Duration::from_secs(1);
+/// but for at most one part in so many of the time.
+const RARELY: u32 = 250;
 /// After this long without a sample a worker is taken to hold us up on purpose.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The empty stack: between requests.
@@ -283,7 +285,7 @@ impl Shared {
 struct Sampler<F> {
     shared: Arc<Shared>,
     find: F,
-    workers: BTreeMap<i32, Worker>,
+    workers: BTreeMap<i32, Opened>,
 }
 
 impl<F: FnMut() -> Vec<i32>> Sampler<F> {
@@ -294,8 +296,9 @@ impl<F: FnMut() -> Vec<i32>> Sampler<F> {
         while next < start + duration {
             thread::sleep(next.saturating_duration_since(Instant::now()));
             if next >= look {
+                let begin = Instant::now();
                 self.look_for_workers();
-                look = next + LOOK_FOR_WORKERS;
+                look = next + LOOK_FOR_WORKERS.max(begin.elapsed() * RARELY);
             }
             self.sample();
             next += period;
@@ -313,7 +316,7 @@ impl<F: FnMut() -> Vec<i32>> Sampler<F> {
         self.workers.retain(|pid, _| pids.contains(pid));
         for pid in pids {
             if !self.workers.contains_key(&pid)
-                && let Ok(worker) = self.watched(pid, || Worker::of_pid(pid))
+                && let Ok(worker) = self.watched(pid, || Worker::of_pid(pid)?.opened())
             {
                 self.workers.insert(pid, worker);
             }

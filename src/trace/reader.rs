@@ -16,17 +16,17 @@ use crate::scoreboard::TraceLayout;
 pub struct Limits {
     /// Frames, from the innermost.
     pub frames: usize,
-    /// Whether to read the types of arguments too.
-    pub arguments: bool,
+    /// Whether to read what does not tell where the time goes, too: the types of arguments, and what the request is.
+    pub details: bool,
 }
 
 impl Limits {
     /// For a trace of which `depth` frames are shown, each with the place of its call: that of the last one lies beyond it,
     /// and beyond calls between functions of C.
-    pub fn to_show(depth: usize, arguments: bool) -> Self {
+    pub fn to_show(depth: usize) -> Self {
         Self {
             frames: depth.saturating_add(16),
-            arguments,
+            details: true,
         }
     }
 }
@@ -337,7 +337,7 @@ impl<M: Memory> Reader<'_, M> {
             frame.file = file.and_then(|file| self.string(file)).ok();
             frame.line = self.line(found.opline).ok();
         }
-        if self.limits.arguments && frame.function.is_some() {
+        if self.limits.details && frame.function.is_some() {
             self.arguments(found, kind, &mut frame);
         }
         Some(frame)
@@ -425,6 +425,9 @@ impl<M: Memory> Reader<'_, M> {
     fn request(&mut self) -> Result<Option<RequestText>, ReadError> {
         if self.word(self.layout.server_context, 0)? == 0 {
             return Ok(None);
+        }
+        if !self.limits.details {
+            return Ok(Some(RequestText::default()));
         }
         let layout = self.layout;
         Ok(Some(RequestText {

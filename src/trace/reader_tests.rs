@@ -169,7 +169,7 @@ impl Image {
             &layout(),
             Limits {
                 frames: 64,
-                arguments: true,
+                details: true,
             },
         )
         .unwrap()
@@ -509,7 +509,7 @@ proptest! {
         layout in prop::collection::vec(prop_oneof![(0u64..0x40), lie()], TraceLayout::WORDS),
         frames in 0usize..200,
     ) {
-        let limits = Limits { frames, arguments: true };
+        let limits = Limits { frames, details: true };
         let mut image = Image::default();
         for (index, word) in words.iter().enumerate() {
             image.word(0x1000 + 8 * index as u64, *word);
@@ -529,7 +529,7 @@ proptest! {
         words in prop::collection::vec(lie(), 1..64),
         frames in 0usize..200,
     ) {
-        let limits = Limits { frames, arguments: true };
+        let limits = Limits { frames, details: true };
         let mut liar = Liar { words, reads: 0 };
         if let Ok(trace) = read(&mut liar, &layout(), limits) {
             check(&trace, limits);

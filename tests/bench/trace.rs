@@ -89,12 +89,14 @@ pub fn run(rounds: usize, seconds: f64) -> Result<(), Box<dyn Error>> {
     let server = Server::start(Kind::PhpPool, setup, root.path())?;
     let script = |name: &str| www.join(name).display().to_string();
     println!(
-        "| the script | cores | a look takes, µs: median, longest | looks | longest stand-still, µs: at a look, where one was left out | above 1 ms |\n\
-         |---|---|---:|---:|---:|---:|"
+        "| the script | who looks | cores | a look takes, µs: median, longest | looks | longest stand-still, µs: at a look, where one was left out | above 1 ms |\n\
+         |---|---|---|---:|---:|---:|---:|"
     );
     for (name, _, what) in STEPS {
-        for busy in [false, true] {
-            stand_still(&server, &script(name), what, busy, 10.0)?;
+        for often in [false, true] {
+            for busy in [false, true] {
+                stand_still(&server, &script(name), what, often, busy, 10.0)?;
+            }
         }
     }
     println!(
@@ -162,7 +164,15 @@ fn stood_still(look: &Look, gaps: &[Gap]) -> u64 {
     there.map(still).max().unwrap_or(0)
 }
 
-fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f64) -> Result<(), Box<dyn Error>> {
+/// `often`: it is looked at as by a profile, and else as by the slowlog.
+fn stand_still(
+    server: &Server,
+    script: &str,
+    what: &str,
+    often: bool,
+    busy: bool,
+    seconds: f64,
+) -> Result<(), Box<dyn Error>> {
     let everywhere = sched_getaffinity(Pid::from_raw(0))?;
     if !busy {
         // The script has a core for itself, but for the looks.
@@ -181,7 +191,7 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
     connection.send(&request.bytes);
     let runs = |pid: &i32| {
         let worker = Worker::of_pid(*pid).ok()?;
-        let trace = worker.backtrace(Limits::to_show(20, true)).ok()?;
+        let trace = worker.backtrace(Limits::to_show(20)).ok()?;
         (trace.frames.len() > 20).then_some(worker)
     };
     let worker = loop {
@@ -189,6 +199,11 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
             break worker;
         }
     };
+    let limits = Limits {
+        details: !often,
+        ..Limits::to_show(20)
+    };
+    let opened = Worker::of_pid(worker.pid())?.opened()?;
     let begin = now();
     let end = begin + ((seconds - 1.0) * 1e9) as u64;
     let (mut looks, mut left_out, mut torn) = (Vec::new(), Vec::new(), 0);
@@ -206,7 +221,10 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
             continue;
         }
         let before = read(ClockId::CLOCK_THREAD_CPUTIME_ID);
-        let trace = worker.backtrace(Limits::to_show(20, true))?;
+        let trace = match often {
+            true => opened.backtrace(limits)?,
+            false => worker.backtrace(limits)?,
+        };
         if trace.frames.len() > 20 {
             looks.push((from, now(), read(ClockId::CLOCK_THREAD_CPUTIME_ID) - before));
         } else {
@@ -233,7 +251,8 @@ fn stand_still(server: &Server, script: &str, what: &str, busy: bool, seconds: f
     let longest = |still: &[u64]| micros(still.iter().copied().max().unwrap_or(GAP).max(GAP));
     let long = |still: &[u64]| still.iter().filter(|time| **time > 1_000_000).count();
     println!(
-        "| {what} | {} | {:.0}, {:.0} | {} | {:.0}, {:.0} | {}, {} |",
+        "| {what} | {} | {} | {:.0}, {:.0} | {} | {:.0}, {:.0} | {}, {} |",
+        if often { "profile" } else { "slowlog" },
         if busy {
             "busy with something else"
         } else {

@@ -46,7 +46,7 @@ pub fn pool(workers: usize, lines: &str) -> String {
 
 /// What a worker does now.
 pub fn look(pid: i32, frames: usize) -> Result<Backtrace, TraceError> {
-    Worker::of_pid(pid)?.backtrace(Limits::to_show(frames, true))
+    Worker::of_pid(pid)?.backtrace(Limits::to_show(frames))
 }
 
 /// The worker that runs a script, and where it is.

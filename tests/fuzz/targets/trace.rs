@@ -89,7 +89,10 @@ pub fn memory(data: &[u8]) {
         0 => LAYOUT,
         _ => TraceLayout::from_words(std::array::from_fn(|_| u64::from(cursor.byte()))),
     };
-    let limits = Limits::to_show(frames.into(), kind & 2 != 0);
+    let limits = Limits {
+        details: kind & 2 != 0,
+        ..Limits::to_show(frames.into())
+    };
     let mut image = Image {
         bytes: cursor.0,
         moved: 0,

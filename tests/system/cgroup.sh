@@ -52,7 +52,7 @@ test_each_worker_has_its_leaf_with_what_it_starts() {
 
 # without: setting php-pool@.service OOMPolicy=stop
 # without: code src/master/cgroup.rs '/"memory.max"/s/&limit.to_string()/"max"/'
-# without: code src/master/generation.rs '/&format!(", {}", describe_request(&view))/d'
+# without: code src/master/generation/deaths.rs '/describe_request(view));/d'
 test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     pool greedy "pm.max_children = 2" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
     script eat.php <<<'<?php for (;;) { $all[] = str_repeat("x", 1 << 20); }'

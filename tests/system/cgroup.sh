@@ -115,7 +115,8 @@ gone() { ! kill -0 "$1" 2>/dev/null; }
 # without: setting php-pool@.service Delegate=no
 # without: setting php-pool@.service KillMode=process
 test_what_a_script_has_started_ends_at_a_time_out_at_the_memory_limit_and_at_a_stop() {
-    pool family "request_terminate_timeout = 3s" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
+    limit=("worker.memory_max = 64M" "php_admin_value[memory_limit] = -1")
+    pool family "request_terminate_timeout = 3s" "${limit[@]}"
     script child.php <<<'<?php exec("sleep 1000 >/dev/null 2>&1 & echo $!", $out); file_put_contents("/srv/state/child", $out[0]);
 // One that ends when PHP is asked to is not killed.
 if ($_GET["then"] == "wait") { register_shutdown_function(function () { for (;;) sleep(60); }); sleep(60); }
@@ -123,6 +124,7 @@ if ($_GET["then"] == "eat") for (;;) { $all[] = str_repeat("x", 1 << 20); }'
     start family
     for then in wait eat leave; do
         rm -f /srv/state/child
+        [ $then != eat ] || { pool family "${limit[@]}" && systemctl reload php-pool@family; }
         request family child.php then=$then >/dev/null || true
         child=$(cat /srv/state/child)
         [ $then != leave ] || { kill -0 "$child" && systemctl stop php-pool@family.socket php-pool@family.service; }

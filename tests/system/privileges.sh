@@ -96,10 +96,10 @@ test_an_upload_arrives() {
 test_the_slowlog_traces_a_worker_of_another_user() {
     pool slow "request_slowlog_timeout = 1s" "slowlog = /srv/state/slow.log"
     mkdir -p -m 1777 /srv/state
-    rm -f /srv/state/slow.log
+    rm -f /srv/state/slow.log /srv/state/slow-seen
     script slow.php <<<'<?php
         function outer() { inner(); }
-        function inner() { $end = microtime(true) + 8; while (microtime(true) < $end) usleep(100000); }
+        function inner() { while (!file_exists("/srv/state/slow-seen")) usleep(100000); }
         outer(); echo "whole";'
     start slow
     request slow slow.php >/tmp/slow &
@@ -110,9 +110,10 @@ test_the_slowlog_traces_a_worker_of_another_user() {
         contains "$(cat /tmp/traced)" $'(2): inner()\n'
         contains "$(cat /tmp/traced)" $'(4): outer()\n'
     done
+    until_true 60 grep -q 'outer() /srv/slow.php:4' /srv/state/slow.log
+    touch /srv/state/slow-seen
     wait $client
     equal "$(cat /tmp/slow)" whole
-    until_true 60 grep -q 'outer() /srv/slow.php:4' /srv/state/slow.log
     contains "$(cat /srv/state/slow.log)" "inner() /srv/slow.php:2"
     contains "$(cat /srv/state/slow.log)" "script_filename = /srv/slow.php"
 }

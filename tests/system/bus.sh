@@ -112,7 +112,7 @@ test_the_example_rule_lets_a_deploy_user_reload_one_pool() {
     rm /etc/polkit-1/rules.d/50-php-pool-deploy.rules
 }
 
-# without: systemctl mask --now php-pool-bus.socket
+# without: setting php-pool-bus.socket ListenDatagram= ListenDatagram=/run/php-pool/.others; systemctl restart php-pool-bus.socket
 test_signals_reach_a_monitor_that_was_there_first() {
     pool told "pm = dynamic" "pm.start_servers = 1" "pm.min_spare_servers = 1" "pm.max_spare_servers = 1" \
         "slowlog = /var/log/told.slow" "request_slowlog_timeout = 1s"

@@ -46,7 +46,9 @@ test_a_scrape_starts_the_service_which_has_its_walls_and_wakes_no_pool() {
 test_memory_and_cpu_are_those_of_the_pools_control_group() {
     pool works "cgroup.memory_max = 200M" "php_admin_value[memory_limit] = -1"
     pool rests
-    script work.php <<<'<?php $all = str_repeat("x", 40 << 20); $end = microtime(true) + 3; while (microtime(true) < $end) md5("x"); echo "done";'
+    script work.php <<<'<?php $all = str_repeat("x", 40 << 20); $end = microtime(true) + 3;
+while (microtime(true) < $end || !file_exists("/srv/state/works-seen")) md5("x"); echo "done";'
+    rm -f /srv/state/works-seen
     systemctl start php-pool-exporter.socket
     start works
     start rests
@@ -57,6 +59,7 @@ test_memory_and_cpu_are_those_of_the_pools_control_group() {
     request works work.php >/tmp/works &
     client=$!
     until_true 60 uses_memory
+    touch /srv/state/works-seen
     wait $client
     equal "$(cat /tmp/works)" "done"
     until_true 60 used_cpu

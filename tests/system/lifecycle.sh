@@ -65,16 +65,17 @@ test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_o
 # without: code src/config/directives/global.rs '/"process_control_timeout"/,/default/s/default("0")/default("1s")/'
 test_requests_go_on_over_a_reload() {
     pool busy "pm.max_children = 2"
-    script slow.php <<<'<?php file_put_contents("/srv/state/busy-begun", ""); for ($end = microtime(true) + 5; microtime(true) < $end;) usleep(10000); echo "whole";'
+    script slow.php <<<'<?php touch("/srv/state/busy-begun"); while (!file_exists("/srv/state/busy-end")) usleep(10000); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
-    rm -f /srv/state/busy-begun
+    rm -f /srv/state/busy-{begun,end}
     start busy
     request busy slow.php >/tmp/busy &
     slow=$!
     until_true 30 test -e /srv/state/busy-begun
     systemctl reload php-pool@busy
     equal "$(request busy hello.php)" "hello from fpm-fcgi"
-    kill -0 $slow || fail "the slow request had ended before: nothing is shown"
+    kill -0 $slow || fail "the slow request has ended: $(cat /tmp/busy)"
+    touch /srv/state/busy-end
     wait $slow
     equal "$(cat /tmp/busy)" whole
 }

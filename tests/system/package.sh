@@ -114,16 +114,21 @@ test_a_new_file_is_a_new_pool_and_its_removal_the_end_of_it() {
 }
 
 # without: rm /lib/systemd/system-generators/php-pool-generator
+# without: code src/generator/mod.rs 's/let _ = write_units(&file, target);/&\n        if file.ends_with("odd.conf") { return; }/'
 test_a_bad_file_is_a_failing_unit_with_the_reason_and_disturbs_no_other() {
     printf '[other]\nlisten = 9000\n' >/etc/php-pool/pool.d/odd.conf
     printf '[café]\nlisten = 9000\n' >/etc/php-pool/pool.d/café.conf
-    systemctl daemon-reload
+    pool tidy
     ! systemctl start php-pool@odd.service || fail "it started"
     contains "$(systemctl status --no-pager -l php-pool@odd.service)" "must hold [odd] alone"
     ! systemctl start "php-pool@$(systemd-escape café).service" || fail "it started"
     contains "$(systemctl status --no-pager -l "php-pool@$(systemd-escape café).service")" "cannot name a pool"
     equal "$(systemctl is-active php-pool@www.service)" active
-    rm /etc/php-pool/pool.d/{odd,café}.conf
+    script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
+    start tidy
+    equal "$(request tidy hello.php)" "hello from fpm-fcgi"
+    systemctl stop php-pool@tidy.socket php-pool@tidy.service
+    rm /etc/php-pool/pool.d/{odd,café,tidy}.conf
     systemctl daemon-reload
 }
 

@@ -187,9 +187,6 @@ impl Generation {
         };
         let how = describe(worker.exit);
         let mut text = format!("child {pid} exited {how} {after}");
-        if !end.orderly && view.is_active() {
-            text += &format!(", {}", describe_request(view));
-        }
         if end.starved {
             text += "; the kernel ended it at its memory limit";
             if let Some(peak) = worker.leaf.as_ref().and_then(Leaf::peak) {
@@ -205,6 +202,10 @@ impl Generation {
             ..fields_of(&self.config.name, pid, &request)
         });
         log.log(level, text);
+        if !end.orderly && view.is_active() {
+            // A line of its own: who matches php-fpm's to its end finds it as php-fpm writes it.
+            log.log(level, format!("child {pid} was at {}", describe_request(view)));
+        }
         if !quiet {
             self.ctx.happened(&Happened::WorkerExited {
                 pool: self.config.name.clone(),

@@ -194,16 +194,18 @@ impl Generation {
             }
         }
         let request = view.text.clone().filter(|_| view.is_active()).unwrap_or_default();
+        let fields = fields_of(&self.config.name, pid, &request);
         let log = self.ctx.log.about(Fields {
             message_id: match end.starved {
                 true => Some(MessageId::WorkerOom),
                 false => (!end.orderly).then_some(MessageId::WorkerDied),
             },
-            ..fields_of(&self.config.name, pid, &request)
+            ..fields
         });
         log.log(level, text);
         if !end.orderly && view.is_active() {
             // A line of its own: who matches php-fpm's to its end finds it as php-fpm writes it.
+            let log = self.ctx.log.about(fields);
             log.log(level, format!("child {pid} was at {}", describe_request(view)));
         }
         if !quiet {

@@ -205,8 +205,8 @@ impl Generation {
         log.log(level, text);
         if !end.orderly && view.is_active() {
             // A line of its own: who matches php-fpm's to its end finds it as php-fpm writes it.
-            let log = self.ctx.log.about(fields);
-            log.log(level, format!("child {pid} was at {}", describe_request(view)));
+            let at = format!("child {pid} was at {}", describe_request(view));
+            self.ctx.log.about(fields).log(level, at);
         }
         if !quiet {
             self.ctx.happened(&Happened::WorkerExited {

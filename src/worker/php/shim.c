@@ -785,6 +785,7 @@ void shim_settings(struct shim_cgi *out)
     out->fix_pathinfo = cgi.fix_pathinfo;
     out->discard_path = cgi.discard_path;
     out->logging = cgi.logging;
+    out->decodes_path_info = PHP_VERSION_ID >= 80400;
     out->doc_root = PG(doc_root) && *PG(doc_root) ? PG(doc_root) : NULL;
     /* Without opcache none of these exists, and all are 0. */
     bool looks = INI_BOOL("opcache.validate_timestamps");

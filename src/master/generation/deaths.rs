@@ -45,6 +45,9 @@ pub struct Totals {
     pub exits: Exits,
     /// What they have measured.
     pub measures: Measures,
+    /// Peak memory of the request which took most, bytes.
+    #[serde(default)]
+    pub memory_peak: u64,
 }
 
 /// How a worker has ended.
@@ -150,6 +153,7 @@ impl Generation {
         self.tell_of(worker, end, &view, lived);
         totals.requests = totals.requests.saturating_add(view.requests);
         totals.measures.add(&view);
+        totals.memory_peak = totals.memory_peak.max(view.memory_peak);
         *self.exits_like(worker, end, &mut totals.exits) += 1;
         let death = Death {
             unasked: !end.leaving && !worker.held && !worker.left && self.drain.is_none(),

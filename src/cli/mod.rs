@@ -459,8 +459,9 @@ fn test(load: &LoadOptions, dump: bool) -> i32 {
         }
     }
     log.notice(format!("configuration file {} test is successful", load.path.display()));
-    if log.takes(crate::log::Level::Notice) {
-        eprintln!(); // php-fpm's text ends in a line break of its own
+    let since_8_4 = worker::find(None, None).is_ok_and(|worker| worker::is_since_8_4(&worker.php));
+    if log.takes(crate::log::Level::Notice) && !since_8_4 {
+        eprintln!(); // php-fpm's text ended in a line break of its own
     }
     0
 }

@@ -88,3 +88,28 @@ fn newest() -> Option<String> {
         .filter(|name| number(name).is_some())
         .max_by_key(|name| number(name))
 }
+
+/// Whether a PHP of that version has what came with 8.4.
+pub fn is_since_8_4(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(8), Some(4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (version, since) in [
+            ("8.2.36", false),
+            ("8.3.99", false),
+            ("8.4.0RC1", true),
+            ("8.10.1", true),
+            ("9.0.0", true),
+            ("", false),
+        ] {
+            assert_eq!(is_since_8_4(version), since, "{version}");
+        }
+    }
+}

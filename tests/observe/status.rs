@@ -108,10 +108,11 @@ pub fn cases() -> Vec<Case> {
                 run.note(reply.header("Content-Type").join(" "));
             }
         });
-        cases.differs(
+        cases.differed(
             "a query key counts as a whole",
             &STATUS,
-            "php-fpm takes every prefix of a key for the key, so that `?x=1` is XML",
+            [8, 4, 0],
+            "php-fpm took every prefix of a key for the key, so that `?x=1` was XML",
             |run| {
                 for query in ["j", "x=1", "htm", "jsonx"] {
                     let reply = status(run, query);

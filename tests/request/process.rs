@@ -46,10 +46,11 @@ pub fn cases() -> Vec<Case> {
                 reply.text()
             );
         });
-        c.differs(
+        c.differed(
             "what_a_script_starts_has_no_descriptor_of_the_server",
             &Setup::BASE,
-            "Every program that a script of php-fpm starts inherits its sockets, the client's connection and the listener among \
+            [8, 4, 0],
+            "Every program that a script of php-fpm before 8.4 starts inherits its sockets, the client's connection and the listener among \
              them; from us it has none.",
             |t| {
                 let request = t.page("echo shell_exec('ls -l /proc/self/fd');");
@@ -59,7 +60,7 @@ pub fn cases() -> Vec<Case> {
                 let mine = links.lines().filter_map(|line| Some(line.split_once(" -> ")?.1));
                 let of_the_server: Vec<&str> = mine.filter(|to| to.starts_with("socket:") || to.contains("memfd")).collect();
                 t.note(format!("sockets: {}", !of_the_server.is_empty()));
-                assert_eq!(of_the_server.is_empty(), t.is_php_pool(), "{links}");
+                assert_eq!(of_the_server.is_empty(), t.is_right_since([8, 4, 0]), "{links}");
             },
         );
         c.same("a_child_left_behind_does_not_hold_the_answer_up", &Setup::BASE, |t| {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::model::{Listen, Network};
 
-/// Longest path of a unix socket, bytes (`sun_path` less its end).
-const MAX_UNIX_PATH: usize = 107;
+/// Size of `sun_path`, bytes: the path of a unix socket and its end.
+const SUN_PATH: usize = 108;
 
 /// Why a text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,8 +25,11 @@ pub enum AddressError {
     /// php-fpm would look a host of that name up.
     #[error("the path '{0}' of a unix socket cannot hold a colon")]
     Colon(String),
-    /// The kernel's limit; php-fpm cuts without a word.
-    #[error("the path '{0}' of a unix socket is longer than {MAX_UNIX_PATH} bytes")]
+    /// The kernel's limit: php-fpm 8.2 cuts without a word, later ones refuse in these.
+    #[error(
+        "cannot bind to UNIX socket '{0}' as path is too long (found length: {length}, maximal length: {SUN_PATH})",
+        length = .0.len()
+    )]
     TooLong(String),
 }
 
@@ -52,7 +55,7 @@ pub fn parse(text: &str, base: &Path) -> Result<Listen, AddressError> {
         false => PathBuf::from(format!("{}/{text}", base.display())),
     };
     match path.as_os_str().len() {
-        length if length > MAX_UNIX_PATH => Err(AddressError::TooLong(path.display().to_string())),
+        length if length >= SUN_PATH => Err(AddressError::TooLong(path.display().to_string())),
         _ => Ok(Listen::Unix(path)),
     }
 }

@@ -176,6 +176,35 @@ fn root_needs_a_user_and_others_are_told_what_is_ignored() {
 }
 
 #[test]
+fn what_later_php_fpm_refuses_is_refused_in_its_words() {
+    let long = "/".to_owned() + &"x".repeat(107);
+    let mut setup = Setup::new(POOL.replace("9000", &long));
+    setup.options.test = true;
+    let errors = load(&setup.options).unwrap_err();
+    assert_eq!(
+        errors.errors[0].php_fpm(),
+        format!(
+            "[pool www] cannot bind to UNIX socket '{long}' as path is too long (found length: 108, maximal length: 108)"
+        )
+    );
+    assert_eq!(errors.closing_lines(), ["FPM initialization failed"]);
+
+    let text = POOL.replace("www-data", "4294967295") + "group = 18446744073709551615\nlisten.owner = 4294967294\n";
+    let mut setup = Setup::new(text);
+    setup.options.test = true;
+    let errors = load(&setup.options).unwrap_err();
+    let lines: Vec<String> = errors.errors.iter().map(|error| error.php_fpm()).collect();
+    assert_eq!(
+        lines,
+        [
+            "[pool www] user ID '4294967295' is out of range",
+            "[pool www] group ID '18446744073709551615' is out of range"
+        ]
+    );
+    assert_eq!(errors.closing_lines(), ["FPM initialization failed"]);
+}
+
+#[test]
 fn php_ini_comes_before_the_environment() {
     let mut setup = Setup::new(format!("{POOL}env[A] = ${{BOTH}}\nenv[B] = ${{ENV}}\n"));
     setup.options.ini.insert("BOTH".into(), "ini".into());

@@ -114,32 +114,27 @@ pub fn unknown_names(pool: &Pool) -> Vec<Error> {
     fn is_number(name: &str) -> bool {
         name.bytes().all(|byte| byte.is_ascii_digit())
     }
-    let user = |name: &Option<String>| {
-        name.clone()
-            .filter(|name| !is_number(name) && !matches!(User::from_name(name), Ok(Some(_))))
-    };
-    let group = |name: &Option<String>| {
-        name.clone()
-            .filter(|name| !is_number(name) && !matches!(Group::from_name(name), Ok(Some(_))))
-    };
+    /// The last number of 32 bits is none: the kernel takes it for "leave it as it is".
+    fn is_id(name: &str) -> bool {
+        name.is_empty() || name.parse().is_ok_and(|id: u32| id != u32::MAX)
+    }
     // php-fpm prints errno after the names of the socket's owners, and a name that is not found sets none.
+    let user = |name: &Option<String>, errno: &str| match name.as_ref()? {
+        name if is_number(name) => (!is_id(name)).then(|| format!("user ID '{name}' is out of range")),
+        name => {
+            (!matches!(User::from_name(name), Ok(Some(_)))).then(|| format!("cannot get uid for user '{name}'{errno}"))
+        }
+    };
+    let group = |name: &Option<String>, errno: &str| match name.as_ref()? {
+        name if is_number(name) => (!is_id(name)).then(|| format!("group ID '{name}' is out of range")),
+        name => (!matches!(Group::from_name(name), Ok(Some(_))))
+            .then(|| format!("cannot get gid for group '{name}'{errno}")),
+    };
     let found = [
-        (
-            "user",
-            user(&pool.user).map(|name| format!("cannot get uid for user '{name}'")),
-        ),
-        (
-            "group",
-            group(&pool.group).map(|name| format!("cannot get gid for group '{name}'")),
-        ),
-        (
-            "listen.owner",
-            user(&pool.listen_owner).map(|name| format!("cannot get uid for user '{name}': Success (0)")),
-        ),
-        (
-            "listen.group",
-            group(&pool.listen_group).map(|name| format!("cannot get gid for group '{name}': Success (0)")),
-        ),
+        ("user", user(&pool.user, "")),
+        ("group", group(&pool.group, "")),
+        ("listen.owner", user(&pool.listen_owner, ": Success (0)")),
+        ("listen.group", group(&pool.listen_group, ": Success (0)")),
     ];
     let complaint = |(directive, text): (&str, Option<String>)| {
         Some(Error {
@@ -428,6 +423,10 @@ impl Check<'_, Pool> {
         let pool = Some(self.draft.section.name.clone()).filter(|_| !matches!(error, address::AddressError::Port(_)));
         let hint = format!("allowed: {}", Kind::Address.allowed());
         self.fail_in(pool, Level::Error, directive, error.to_string(), hint);
+        // It looks at the length of a path together with the names of users.
+        if let (address::AddressError::TooLong(_), Some(said)) = (error, self.errors.last_mut()) {
+            said.stage = Stage::Names;
+        }
         self.draft.broken.insert(directive);
     }
 

@@ -9,7 +9,7 @@ use super::Tally;
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -389,6 +389,8 @@ pub struct Slot {
     pub cpu: AtomicU64,
     /// Peak memory of the last request, bytes.
     pub memory: AtomicU64,
+    /// That of the request which took most.
+    pub memory_peak: AtomicU64,
     /// CONTENT_LENGTH of the current or last request.
     pub content_length: AtomicU64,
     /// Total time of all requests, nanoseconds.
@@ -449,6 +451,7 @@ impl Slot {
             &self.duration,
             &self.cpu,
             &self.memory,
+            &self.memory_peak,
             &self.busy,
         ] {
             word.store(0, Relaxed);

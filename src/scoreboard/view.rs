@@ -45,6 +45,8 @@ pub struct SlotView {
     pub cpu: u64,
     /// Peak memory of the last request, bytes.
     pub memory: u64,
+    /// That of the request which took most.
+    pub memory_peak: u64,
     /// CONTENT_LENGTH
     pub content_length: u64,
     /// Total time of all requests, ns.
@@ -78,6 +80,7 @@ impl SlotView {
             duration: slot.duration.load(Relaxed),
             cpu: slot.cpu.load(Relaxed),
             memory: slot.memory.load(Relaxed),
+            memory_peak: slot.memory_peak.load(Relaxed),
             content_length: slot.content_length.load(Relaxed),
             busy: slot.busy.load(Relaxed),
             durations: slot.durations.read(),

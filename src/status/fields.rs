@@ -37,8 +37,9 @@ pub fn fields(s: &Snapshot) -> Vec<Field> {
         Int("max-active-processes", s.max_active.into()),
         Int("max-children-reached", s.max_children_reached.into()),
         Int("slow-requests", int(s.slow_requests)),
-        Begin(Some("procs")),
     ];
+    fields.extend(s.memory_peak.map(|peak| Int("memory-peak", int(peak))));
+    fields.push(Begin(Some("procs")));
     for p in &s.processes {
         fields.extend([
             Begin(None),

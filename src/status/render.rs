@@ -19,8 +19,8 @@ pub(super) enum Value<'a> {
 }
 
 /// Name and value of what concerns the pool, in php-fpm's order. XML and fpm_get_status() have `-` for the blank.
-pub(super) fn summary(s: &Snapshot) -> [(&'static str, Value<'_>); 14] {
-    [
+pub(super) fn summary(s: &Snapshot) -> Vec<(&'static str, Value<'_>)> {
+    let mut rows = vec![
         ("pool", Value::Text(&s.pool)),
         ("process manager", Value::Text(s.pm.name())),
         ("start time", Value::Time(s.start_time)),
@@ -38,7 +38,9 @@ pub(super) fn summary(s: &Snapshot) -> [(&'static str, Value<'_>); 14] {
         ("max active processes", Value::Number(s.max_active.into())),
         ("max children reached", Value::Number(s.max_children_reached.into())),
         ("slow requests", Value::Number(s.slow_requests)),
-    ]
+    ];
+    rows.extend(s.memory_peak.map(|peak| ("memory peak", Value::Number(peak))));
+    rows
 }
 
 /// Names of what concerns a worker, in php-fpm's order.
@@ -381,6 +383,10 @@ pub(super) fn openmetrics(s: &Snapshot) -> String {
         "The number of requests that exceeded your 'request_slowlog_timeout' value.",
         s.slow_requests,
     );
+    if let Some(peak) = s.memory_peak {
+        let help = "The memory usage peak since FPM has started.";
+        metric("memory_peak", "gauge", help, peak);
+    }
     out.push_str("# EOF\n");
     out
 }

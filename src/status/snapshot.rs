@@ -34,6 +34,9 @@ pub struct Snapshot {
     pub max_children_reached: u32,
     /// Requests beyond `request_slowlog_timeout`.
     pub slow_requests: u64,
+    /// Peak memory of the request which took most, bytes; php-fpm shows it since PHP 8.4.
+    #[serde(default)]
+    pub memory_peak: Option<u64>,
     /// Workers, in the order of their slots.
     pub processes: Vec<ProcessStatus>,
 }

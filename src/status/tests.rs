@@ -48,6 +48,7 @@ fn snapshot() -> Snapshot {
         max_active: 2,
         max_children_reached: 0,
         slow_requests: 0,
+        memory_peak: None,
         processes: vec![
             idle(),
             ProcessStatus {
@@ -359,4 +360,26 @@ proptest! {
         let person = |s: &Snapshot| page().reply(s, View::of(b"html&full", accept), false).body.matches(['<', '>']).count();
         prop_assert_eq!(person(&hostile), person(&self::hostile("x")));
     }
+}
+
+#[test]
+fn the_memory_peak_of_php_8_4_follows_the_slow_requests() {
+    let snapshot = Snapshot {
+        memory_peak: Some(4_194_304),
+        processes: Vec::new(),
+        ..snapshot()
+    };
+    let shown = |query: &[u8]| page().reply(&snapshot, View::of(query, b""), false).body;
+    assert!(shown(b"").ends_with("slow requests:        0\nmemory peak:          4194304\n"));
+    assert!(shown(b"json").ends_with("\"slow requests\":0,\"memory peak\":4194304}"));
+    assert!(shown(b"xml").ends_with("<slow-requests>0</slow-requests>\n<memory-peak>4194304</memory-peak>\n</status>"));
+    assert!(shown(b"html").contains(
+        "<tr><th>slow requests</th><td>0</td></tr>\n<tr><th>memory peak</th><td>4194304</td></tr>\n</table>"
+    ));
+    assert!(shown(b"openmetrics").ends_with(
+        "phpfpm_slow_requests 0\n# HELP phpfpm_memory_peak The memory usage peak since FPM has started.\n\
+         # TYPE phpfpm_memory_peak gauge\nphpfpm_memory_peak 4194304\n# EOF\n"
+    ));
+    let keys = format!("{:?}", fields(&snapshot));
+    assert!(keys.contains("Int(\"slow-requests\", 0), Int(\"memory-peak\", 4194304), Begin(Some(\"procs\"))"));
 }

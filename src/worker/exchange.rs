@@ -540,6 +540,9 @@ impl Exchange {
         self.status = status;
         let (slot, now) = (self.worker.slot(), monotonic_ns());
         slot.memory.store(peak_memory, Relaxed);
+        // One writer: no read-modify-write is needed.
+        let most = slot.memory_peak.load(Relaxed).max(peak_memory);
+        slot.memory_peak.store(most, Relaxed);
         slot.set_stage(Stage::Finishing, now);
         self.worker.log_access(self, now, peak_memory);
     }

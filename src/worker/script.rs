@@ -20,6 +20,8 @@ pub struct Settings {
     pub fix_pathinfo: bool,
     /// cgi.discard_path
     pub discard_path: bool,
+    /// Whether the path info that Apache leaves in a file's name becomes PATH_INFO decoded: in php-fpm since 8.4.
+    pub decodes_path_info: bool,
     /// doc_root
     pub doc_root: Option<Vec<u8>>,
 }
@@ -102,6 +104,7 @@ pub fn resolve(params: &mut Params, settings: &Settings, files: &dyn Files) -> S
         name,
         info,
         apache,
+        decodes: settings.decodes_path_info,
     };
     Fixing {
         params,
@@ -135,6 +138,7 @@ struct Facts {
     name: Option<Vec<u8>>,
     info: Option<Vec<u8>>,
     apache: bool,
+    decodes: bool,
 }
 
 /// cgi.fix_pathinfo=1.
@@ -242,7 +246,7 @@ impl Fixing<'_> {
     fn found(&mut self, path: &[u8], end: usize, name: &Option<Vec<u8>>) {
         let (file, tail) = path.split_at(end);
         let given = self.facts.info.clone();
-        let new_info = if self.facts.apache {
+        let mut new_info = if self.facts.apache {
             // Apache sends no PATH_INFO, or one that is decoded.
             (!tail.is_empty() && given.as_deref() != Some(tail)).then(|| tail.to_vec())
         } else {
@@ -252,7 +256,7 @@ impl Fixing<'_> {
                 .map(|info| info[info.len() - tail.len()..].to_vec())
         };
         let mut name = name.clone();
-        if let Some(info) = &new_info {
+        if let Some(info) = &mut new_info {
             if let Some(given) = &given {
                 self.move_away("PATH_INFO", Some(given.clone()));
                 // From Apache the tail was taken of the file's name, and PATH_INFO is left whole.
@@ -263,13 +267,18 @@ impl Fixing<'_> {
                     self.params.set(b"SCRIPT_NAME", &head);
                 }
                 self.script.uri = Some(head);
-            } else if self.facts.apache
-                && let Some(short) = name.as_ref().and_then(|name| without_tail(name, info))
-            {
-                self.move_away("SCRIPT_NAME", self.facts.name.clone());
-                self.params.set(b"SCRIPT_NAME", &short);
-                self.script.uri = Some(short.clone());
-                name = Some(short);
+            } else if self.facts.apache {
+                if let Some(short) = name.as_ref().and_then(|name| without_tail(name, info)) {
+                    self.move_away("SCRIPT_NAME", self.facts.name.clone());
+                    self.params.set(b"SCRIPT_NAME", &short);
+                    self.script.uri = Some(short.clone());
+                    name = Some(short);
+                }
+                if self.facts.decodes {
+                    *info = url_decode(info);
+                    // What a web server sends ends at a NUL, too.
+                    info.truncate(info.iter().position(|&byte| byte == 0).unwrap_or(info.len()));
+                }
             }
             self.params.set(b"PATH_INFO", info);
         }
@@ -352,6 +361,10 @@ mod tests {
 
     /// Parameters in, and of the result what is named: `path`, `uri`, or parameters (`-`: gone).
     fn check(given: &[(&str, &str)], expected: &[(&str, &str)]) {
+        check_with(Settings::default(), given, expected);
+    }
+
+    fn check_with(settings: Settings, given: &[(&str, &str)], expected: &[(&str, &str)]) {
         let mut params = Params::default();
         params.read(b"", "RESPONDER");
         for (name, value) in given {
@@ -359,7 +372,7 @@ mod tests {
         }
         let settings = Settings {
             fix_pathinfo: true,
-            ..Settings::default()
+            ..settings
         };
         let script = resolve(&mut params, &settings, &Site);
         let text = |value: Option<&[u8]>| value.map_or("-".into(), |v| String::from_utf8_lossy(v).into_owned());
@@ -457,6 +470,22 @@ mod tests {
                 ("SCRIPT_NAME", "/info.php/pa th/x"),
             ],
             &[("uri", "/info.php"), ("PATH_INFO", "/pa%20th/x")],
+        );
+        check_with(
+            Settings {
+                decodes_path_info: true,
+                ..Settings::default()
+            },
+            &[
+                ("SCRIPT_FILENAME", "proxy:fcgi://h/w/info.php/pa%20th/%78%zz%00y"),
+                ("SCRIPT_NAME", "/info.php/pa%20th/%78%zz%00y"),
+                ("DOCUMENT_ROOT", "/w"),
+            ],
+            &[
+                ("uri", "/info.php"),
+                ("PATH_INFO", "/pa th/x%zz"),
+                ("PATH_TRANSLATED", "/w/pa th/x%zz"),
+            ],
         );
         check(
             &[("SCRIPT_FILENAME", "proxy:fcgi://h/w/info.php?x=1")],

@@ -32,6 +32,7 @@ static DIFFERENCES: &[Difference] = &[
             "differs-trace-depth-wraps",
             "differs-rlimit-core-large",
             "differs-bits-wrap",
+            "differs-user-range",
         ],
     },
     Difference {

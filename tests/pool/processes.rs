@@ -101,7 +101,12 @@ fn a_dead_worker_is_replaced() {
     let line = master.said(&format!("[pool www] child {first} exited on signal 11 (SIGSEGV"));
     assert!(line.contains("WARNING:") && line.contains("after "), "{line}");
     assert!(
-        line.contains("sleep.php' (request: \"GET /sleep.php?ms=20000\")"),
+        line.ends_with(" seconds from start"),
+        "php-fpm's line goes no further: {line}"
+    );
+    let line = master.said(&format!("WARNING: [pool www] child {first} was at script '"));
+    assert!(
+        line.ends_with("sleep.php' (request: \"GET /sleep.php?ms=20000\")"),
         "{line}"
     );
     let second: i32 = master.get("/pid.php").parse().unwrap();
@@ -221,7 +226,8 @@ fn killed_in_a_request() {
         wait_for("the request", || pid().is_some());
         let pid = pid().unwrap();
         crash(pid, Signal::SIGKILL);
-        let line = master.said(&format!("child {pid} exited on signal 9"));
+        master.said(&format!("child {pid} exited on signal 9"));
+        let line = master.said(&format!("child {pid} was at script"));
         assert!(line.contains("/sleep.php"), "{line}");
         // Others are served all the time.
         assert!(!master.get("/pid.php").is_empty());

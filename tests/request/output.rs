@@ -62,6 +62,12 @@ fn buffers(c: &mut Cases) {
             assert_eq!(t.send(&request).text(), "#!/usr/bin/php\n2");
         },
     );
+    // It sends headers alone since 8.4.
+    c.same("a_flush_before_there_is_output_is_that_of_php_fpm", &Setup::BASE, |t| {
+        let reply = t.php("header('X-Early: 1'); flush(); $sent = headers_sent(); @header('X-Late: 1'); echo $sent ? 'sent' : 'kept';");
+        assert_eq!(reply.header("X-Early"), ["1"]);
+        assert_eq!(reply.text() == "sent", reply.header("X-Late").is_empty());
+    });
     c.same("flushed_output_arrives_before_the_script_ends", &Setup::BASE, |t| {
         let gate = t.writable("gate").join("open");
         let request = t.page(

@@ -52,7 +52,7 @@ test_each_worker_has_its_leaf_with_what_it_starts() {
 
 # without: setting php-pool@.service OOMPolicy=stop
 # without: code src/master/cgroup.rs '/"memory.max"/s/&limit.to_string()/"max"/'
-# without: code src/master/generation/deaths.rs '/describe_request(view));/d'
+# without: code src/master/generation/deaths.rs 's/was at {}", describe_request(view)/was at work"/'
 test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     pool greedy "pm.max_children = 2" "worker.memory_max = 64M" "php_admin_value[memory_limit] = -1"
     script eat.php <<<'<?php for (;;) { $all[] = str_repeat("x", 1 << 20); }'
@@ -63,8 +63,9 @@ test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     until_true 60 logged greedy "the kernel ended it at its memory limit"
     line=$(journal greedy | grep -F "memory limit")
     contains "$(journalctl PHP_POOL=greedy -o cat --no-pager)" "$line"
-    contains "$line" "/srv/eat.php"
-    contains "$line" "/eat.php?who=me"
+    at=$(journal greedy | grep -F "was at script")
+    contains "$at" "/srv/eat.php"
+    contains "$at" "/eat.php?who=me"
     entry=$(journalctl MESSAGE_ID=b991bd98767c4958b8e0cc67010813ce PHP_POOL=greedy -o json --no-pager | head -n 1)
     equal "$(jq -r '[.PHP_SCRIPT, .PHP_URI, .PHP_QUERY, .PRIORITY] | join(" ")' <<<"$entry")" "/srv/eat.php /eat.php who=me 4"
     [ "$(jq -r .PHP_WORKER <<<"$entry")" -gt 0 ]

@@ -45,6 +45,9 @@ pub struct Totals {
     pub exits: Exits,
     /// What they have measured.
     pub measures: Measures,
+    /// Peak memory of the request which took most, bytes.
+    #[serde(default)]
+    pub memory_peak: u64,
 }
 
 /// How a worker has ended.
@@ -150,6 +153,7 @@ impl Generation {
         self.tell_of(worker, end, &view, lived);
         totals.requests = totals.requests.saturating_add(view.requests);
         totals.measures.add(&view);
+        totals.memory_peak = totals.memory_peak.max(view.memory_peak);
         *self.exits_like(worker, end, &mut totals.exits) += 1;
         let death = Death {
             unasked: !end.leaving && !worker.held && !worker.left && self.drain.is_none(),
@@ -187,9 +191,6 @@ impl Generation {
         };
         let how = describe(worker.exit);
         let mut text = format!("child {pid} exited {how} {after}");
-        if !end.orderly && view.is_active() {
-            text += &format!(", {}", describe_request(view));
-        }
         if end.starved {
             text += "; the kernel ended it at its memory limit";
             if let Some(peak) = worker.leaf.as_ref().and_then(Leaf::peak) {
@@ -197,14 +198,20 @@ impl Generation {
             }
         }
         let request = view.text.clone().filter(|_| view.is_active()).unwrap_or_default();
+        let fields = fields_of(&self.config.name, pid, &request);
         let log = self.ctx.log.about(Fields {
             message_id: match end.starved {
                 true => Some(MessageId::WorkerOom),
                 false => (!end.orderly).then_some(MessageId::WorkerDied),
             },
-            ..fields_of(&self.config.name, pid, &request)
+            ..fields
         });
         log.log(level, text);
+        if !end.orderly && view.is_active() {
+            // A line of its own: who matches php-fpm's to its end finds it as php-fpm writes it.
+            let at = format!("child {pid} was at {}", describe_request(view));
+            self.ctx.log.about(fields).log(level, at);
+        }
         if !quiet {
             self.ctx.happened(&Happened::WorkerExited {
                 pool: self.config.name.clone(),

@@ -140,6 +140,7 @@ impl Pool {
         self.counters.generations += 1;
         next.mapped = Files::now(only_roots(mapped));
         next.php = php.chars().filter(char::is_ascii_graphic).take(32).collect();
+        self.counters.shows_memory_peak = is_since_8_4(&next.php);
         // php-fpm's log has no line for it.
         let level = match self.ctx.log.keeps_fields() {
             true => Level::Notice,
@@ -383,5 +384,30 @@ impl Pool {
         let since = *self.idle_since.get_or_insert(now);
         self.wake_at(since + limit);
         since + limit <= now
+    }
+}
+
+/// Whether a PHP of that version has what came with 8.4.
+fn is_since_8_4(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(8), Some(4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for (version, since) in [
+            ("8.2.36", false),
+            ("8.3.99", false),
+            ("8.4.0RC1", true),
+            ("8.10.1", true),
+            ("9.0.0", true),
+            ("", false),
+        ] {
+            assert_eq!(is_since_8_4(version), since, "{version}");
+        }
     }
 }

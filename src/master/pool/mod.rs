@@ -120,6 +120,8 @@ struct Counters {
     timed_out: u64,
     generations: u64,
     spawned: u64,
+    /// As php-fpm does since PHP 8.4.
+    shows_memory_peak: bool,
 }
 
 impl Pool {

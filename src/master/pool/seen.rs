@@ -102,17 +102,20 @@ impl Pool {
         };
         let mut processes = Vec::new();
         let mut accepted = self.counters.totals.requests;
+        let mut memory_peak = self.counters.totals.memory_peak;
         if let Some(current) = &self.current {
             current.count(&mut counted);
             // Spares have not begun.
             for (worker, view) in current.views().into_iter().filter(|(worker, _)| !worker.held) {
                 accepted = accepted.saturating_add(view.requests);
+                memory_peak = memory_peak.max(view.memory_peak);
                 processes.extend(status::process(worker, &view, now));
             }
         }
         let draining = self.leaving.iter().map(|(generation, _)| generation).chain(&self.old);
         for (_, view) in draining.flat_map(Generation::views) {
             accepted = accepted.saturating_add(view.requests);
+            memory_peak = memory_peak.max(view.memory_peak);
         }
         self.counters.max_active = self.counters.max_active.max(counted.peak);
         self.peak = self.peak.max(counted.peak);
@@ -130,6 +133,7 @@ impl Pool {
             max_active: self.counters.max_active,
             max_children_reached: self.counters.max_children_reached,
             slow_requests: self.counters.slow,
+            memory_peak: self.counters.shows_memory_peak.then_some(memory_peak),
             processes,
         }
     }

@@ -130,8 +130,12 @@ static bool print_begin(void)
 void shim_print_version(void)
 {
     if (print_begin()) {
+#if PHP_VERSION_ID >= 80400
+        php_print_version(&sapi_module);
+#else
         php_printf("PHP %s (%s) (built: %s %s)\nCopyright (c) The PHP Group\n%s", PHP_VERSION, sapi_module.name, __DATE__, __TIME__,
                    get_zend_version());
+#endif
         php_request_shutdown(NULL);
     }
 }

@@ -116,6 +116,7 @@ pub struct Cgi {
     pub fix_pathinfo: bool,
     pub discard_path: bool,
     pub logging: bool,
+    pub decodes_path_info: bool,
     pub doc_root: *const c_char,
     pub revalidate: i64,
 }

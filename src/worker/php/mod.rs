@@ -325,6 +325,7 @@ pub fn script_settings() -> (Settings, bool) {
         fix_pathinfo: true,
         discard_path: false,
         logging: true,
+        decodes_path_info: false,
         doc_root: null(),
         revalidate: 0,
     };
@@ -339,6 +340,7 @@ pub fn script_settings() -> (Settings, bool) {
         Settings {
             fix_pathinfo: raw.fix_pathinfo,
             discard_path: raw.discard_path,
+            decodes_path_info: raw.decodes_path_info,
             doc_root,
         },
         raw.logging,

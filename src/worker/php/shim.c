@@ -64,7 +64,10 @@ static size_t write_output(const char *text, size_t length)
 
 static void flush_output(void *context)
 {
-    (void) context; /* headers alone are not sent: a status may follow yet, as under php-fpm */
+    (void) context;
+#if PHP_VERSION_ID >= 80400
+    sapi_send_headers(); /* before 8.4 php-fpm sends none before there is a body: a status may follow yet */
+#endif
     if (!rust->flush()) {
         php_handle_aborted_connection();
     }
@@ -782,6 +785,7 @@ void shim_settings(struct shim_cgi *out)
     out->fix_pathinfo = cgi.fix_pathinfo;
     out->discard_path = cgi.discard_path;
     out->logging = cgi.logging;
+    out->decodes_path_info = PHP_VERSION_ID >= 80400;
     out->doc_root = PG(doc_root) && *PG(doc_root) ? PG(doc_root) : NULL;
     /* Without opcache none of these exists, and all are 0. */
     bool looks = INI_BOOL("opcache.validate_timestamps");

@@ -98,7 +98,8 @@ struct shim_cgi {
     bool fix_pathinfo;
     bool discard_path;
     bool logging;
-    const char *doc_root; /* PG(doc_root); NULL when empty */
+    bool decodes_path_info; /* not a setting, but what this PHP's php-fpm does */
+    const char *doc_root;   /* PG(doc_root); NULL when empty */
     int64_t revalidate;   /* seconds for which PHP takes a file for what it was: opcache's, or 0 */
 };
 

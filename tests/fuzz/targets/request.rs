@@ -81,6 +81,7 @@ pub fn script(data: &[u8]) {
     let settings = Settings {
         fix_pathinfo: flags & 1 != 0,
         discard_path: flags & 2 != 0,
+        decodes_path_info: flags & 8 != 0,
         doc_root: (flags & 4 != 0).then(|| b"/root".to_vec()),
     };
     let script = script::resolve(&mut params, &settings, &files);

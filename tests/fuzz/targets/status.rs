@@ -48,6 +48,7 @@ pub fn pages(data: &[u8]) {
 /// Renders everything, and compares its structure with that of a harmless snapshot.
 pub fn render(snapshot: &Snapshot) {
     let mut harmless = quiet();
+    harmless.memory_peak = snapshot.memory_peak;
     // Which parts there are depends on what is empty, which a dash stands for, and on what the worker does.
     let (theirs, ours) = (&snapshot.processes[0], &mut harmless.processes[0]);
     let like = |text: &str| {
@@ -157,6 +158,7 @@ fn quiet() -> Snapshot {
         max_active: 1,
         max_children_reached: 0,
         slow_requests: 0,
+        memory_peak: None,
         processes: vec![process],
     }
 }
@@ -170,6 +172,7 @@ pub fn snapshot_of(view: &SlotView) -> Snapshot {
     process.request_duration = view.duration / 1000;
     process.content_length = view.content_length;
     process.last_request_memory = view.memory;
+    snapshot.memory_peak = Some(view.memory_peak);
     let text = view.text.clone().unwrap_or_default();
     (process.method, process.uri, process.query) = (text.method, text.uri, text.query);
     (process.user, process.script, process.request_id) = (text.user, text.script, text.id);

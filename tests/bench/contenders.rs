@@ -300,7 +300,7 @@ impl Contender {
     }
 
     /// All its processes, with the web server before it.
-    fn pids(&self) -> Vec<i32> {
+    pub fn pids(&self) -> Vec<i32> {
         let mut pids = match &self.running {
             Running::Server(server) => server.pids(),
             Running::Daemon(daemon) => daemon.family().iter().map(|p| p.pid).collect(),

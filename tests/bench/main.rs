@@ -18,6 +18,7 @@ mod renewal;
 mod report;
 mod rows;
 mod scripts;
+mod shares;
 mod store;
 mod syscalls;
 mod trace;
@@ -38,7 +39,7 @@ use store::Entry;
 )]
 struct Arguments {
     /// `syscalls`, `trace`, `figures`, `reload`, a group of rows (`hello`) or the beginning of a row's name; everything if there is
-    /// none. Or `report` or `publish`.
+    /// none. `shares` before rows: where the time of their requests goes, by perf. Or `report` or `publish`.
     what: Vec<String>,
     /// Rounds for each server.
     #[arg(long, default_value_t = 5)]
@@ -92,14 +93,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     if arguments.quick {
         return quick::run();
     }
-    let wanted = |name: &str| arguments.what.is_empty() || arguments.what.iter().any(|what| name.starts_with(what));
+    let shares = arguments.what.first().is_some_and(|what| what == "shares");
+    let what = &arguments.what[usize::from(shares)..];
+    let wanted = |name: &str| what.is_empty() || what.iter().any(|what| name.starts_with(what));
     let rows: Vec<_> = rows::ROWS.iter().filter(|row| wanted(row.name)).collect();
     if rows.is_empty() && !["syscalls", "trace", "figures", "reload"].into_iter().any(wanted) {
         return Err(format!(
             "there is no row that begins with {}; --list names them",
-            arguments.what.join(" or ")
+            what.join(" or ")
         )
         .into());
+    }
+    if shares {
+        return shares::run(&rows, arguments.seconds);
     }
     if wanted("syscalls") {
         syscalls::run()?;

@@ -65,7 +65,8 @@ test_a_reload_to_a_php_that_does_not_start_fails_and_the_old_generation_serves_o
 # without: code src/config/directives/global.rs '/"process_control_timeout"/,/default/s/default("0")/default("1s")/'
 test_requests_go_on_over_a_reload() {
     pool busy "pm.max_children = 2"
-    script slow.php <<<'<?php touch("/srv/state/busy-begun"); while (!file_exists("/srv/state/busy-end")) usleep(10000); echo "whole";'
+    script slow.php <<<'<?php touch("/srv/state/busy-begun"); while (!file_exists("/srv/state/busy-end")) usleep(10000);
+for ($end = microtime(true) + 3; microtime(true) < $end;) usleep(10000); echo "whole";'
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     rm -f /srv/state/busy-{begun,end}
     start busy

@@ -88,6 +88,10 @@ journal() {
 }
 logged() { journal "$1" | grep -qF -- "$2"; }
 
+# says UNIT REGEX: its status comes to say so. A pool that cannot start is tried again every few seconds, and says nothing meanwhile.
+says() { until_true 60 status_says "$@" || fail "$(systemctl status --no-pager -l "$1")"; }
+status_says() { grep -qE -- "$2" <<<"$(systemctl status --no-pager -l "$1")"; }
+
 # setting UNIT LINE…: a drop-in for all units of this name, in the section that the kind of unit has. For `# without:` lines.
 setting() {
     local unit=$1 kind

@@ -16,9 +16,7 @@ test_start_returns_when_requests_are_served() {
 test_a_wrong_file_fails_the_start_with_its_line() {
     pool wrong "pm = dynmic"
     ! systemctl start php-pool@wrong.service || fail "it started"
-    status=$(systemctl status --no-pager -l php-pool@wrong.service || true)
-    [[ $status =~ /etc/php-pool/pool.d/wrong.conf:[0-9]+: ]] || fail "no line is named: $status"
-    contains "$status" "pm: 'dynmic' is not allowed"
+    says php-pool@wrong.service "/etc/php-pool/pool.d/wrong.conf:[0-9]+: pm: 'dynmic' is not allowed"
 }
 
 # without: setting php-pool@.service Type=exec NotifyAccess=none WatchdogSec=0 ExecReload= 'ExecReload=kill -USR2 $MAINPID'

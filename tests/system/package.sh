@@ -84,7 +84,7 @@ test_names_with_dashes_and_dots_are_pools_and_others_are_refused() {
     printf '[a b]\nlisten = 9000\n' >'/etc/php-pool/pool.d/a b.conf'
     systemctl daemon-reload
     ! systemctl start "php-pool@$(systemd-escape 'a b').service" || fail "it started"
-    contains "$(systemctl status --no-pager -l "php-pool@$(systemd-escape 'a b').service")" "cannot name a pool"
+    says "php-pool@$(systemd-escape 'a b').service" "cannot name a pool"
     rm '/etc/php-pool/pool.d/a b.conf' /etc/php-pool/pool.d/{my-shop,shop.example.org,_x}.conf
     systemctl stop php-pool@{my-shop,shop.example.org,_x}.{socket,service}
     systemctl daemon-reload
@@ -120,9 +120,9 @@ test_a_bad_file_is_a_failing_unit_with_the_reason_and_disturbs_no_other() {
     printf '[café]\nlisten = 9000\n' >/etc/php-pool/pool.d/café.conf
     pool tidy
     ! systemctl start php-pool@odd.service || fail "it started"
-    contains "$(systemctl status --no-pager -l php-pool@odd.service)" "must hold [odd] alone"
+    says php-pool@odd.service "must hold \[odd\] alone"
     ! systemctl start "php-pool@$(systemd-escape café).service" || fail "it started"
-    contains "$(systemctl status --no-pager -l "php-pool@$(systemd-escape café).service")" "cannot name a pool"
+    says "php-pool@$(systemd-escape café).service" "cannot name a pool"
     equal "$(systemctl is-active php-pool@www.service)" active
     script hello.php <<<'<?php echo "hello from ", PHP_SAPI;'
     # By name it would start without the generator, too.

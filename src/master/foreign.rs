@@ -19,12 +19,19 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::saved::{Kept, Restorer, Saver};
 
-/// Descriptors of one pool that are being closed; with more, nothing is read from the pool's processes any more.
+/// Descriptors of one pool that are being closed; with more, nothing is read from the pool's processes any more. At most an eighth of
+/// what this process may have: a message whose descriptors find no place is lost.
 const MOST_CLOSING: usize = 256;
 
 /// The thread is woken once for all that comes within so long, or when there are so many: it would else be woken for each.
-const GATHER: Duration = Duration::from_millis(5);
+pub const GATHER: Duration = Duration::from_millis(5);
 const MANY: usize = 64;
+
+/// How many descriptors this process may have.
+pub fn most_descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map_or(usize::MAX, |most| most as usize)
+}
 
 /// Closes the descriptors of one pool: a pool whose own do not close waits for nobody but itself.
 #[derive(Clone, Debug, Default)]
@@ -39,10 +46,21 @@ struct Thread {
     runs: Cell<bool>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     waiting: Mutex<Waiting>,
     goes_on: Condvar,
+    most: usize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            goes_on: Condvar::default(),
+            most: MOST_CLOSING.min(most_descriptors() / 8),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -64,10 +82,14 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn many(&self) -> usize {
+        MANY.min(self.most / 2)
+    }
+
     fn close_all(&self) {
         let mut waiting = self.waiting();
         loop {
-            let gathers = |waiting: &mut Waiting| waiting.fds.len() < MANY && !waiting.over;
+            let gathers = |waiting: &mut Waiting| waiting.fds.len() < self.many() && !waiting.over;
             let gathered = self.goes_on.wait_timeout_while(waiting, GATHER, gathers);
             waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
             let mut idle = true;
@@ -111,7 +133,7 @@ impl Thread {
         }
         let mut waiting = self.queue.waiting();
         waiting.fds.push_back(fd);
-        if waiting.sleeps || waiting.fds.len() == MANY {
+        if waiting.sleeps || waiting.fds.len() == self.queue.many() {
             self.queue.goes_on.notify_all();
         }
     }
@@ -135,8 +157,8 @@ impl Closer {
 
     /// Whether it has too much to do to be given more.
     pub fn is_busy(&self) -> bool {
-        let waiting = self.thread.queue.waiting();
-        waiting.fds.len() + usize::from(waiting.closing) >= MOST_CLOSING
+        let (queue, waiting) = (&self.thread.queue, self.thread.queue.waiting());
+        waiting.fds.len() + usize::from(waiting.closing) >= queue.most
     }
 
     /// Begins with no other descriptor, or goes on. What is saved must still be open when the successor comes to it, and its

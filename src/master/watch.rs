@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::desk::Mailbox;
-use super::foreign::{Closer, Foreign};
+use super::foreign::{self, Closer, Foreign, most_descriptors};
 use super::listen::Listener;
 use super::process::Process;
 use super::status_server::Answer;
@@ -226,14 +226,18 @@ pub fn messages<S: Serialize + 'static, R: DeserializeOwned + 'static>(
     event: impl Fn(Result<Heard<R>, ChannelError>) -> Event + 'static,
 ) -> Watch {
     let (channel, events, closer) = (channel.clone(), events.clone(), closer.clone());
+    // A message whose descriptors find no place is lost. One with a number beyond this, as the kernel gives the lowest that is free, says
+    // that few are left: the loop has to let go of some first.
+    let highest = RawFd::try_from(most_descriptors() / 8 * 7).unwrap_or(RawFd::MAX);
     Watch::start(async move {
         while let Ok(mut ready) = channel.readable().await {
             while closer.is_busy() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            let _in_hand = events.gate().pass().await;
+            let in_hand = events.gate().pass().await;
             let mut fds = Vec::new();
             let result = channel.get_ref().receive_into(false, &mut fds);
+            let scarce = fds.iter().any(|fd| fd.as_raw_fd() > highest);
             let fds = fds.into_iter().map(|fd| closer.take(fd)).collect();
             let result = result.map(|message| Heard { message, fds });
             if matches!(result, Err(ChannelError::WouldBlock)) {
@@ -243,6 +247,10 @@ pub fn messages<S: Serialize + 'static, R: DeserializeOwned + 'static>(
             let over = matches!(result, Err(ChannelError::Closed | ChannelError::System(_)));
             if events.send(event(result)).await.is_err() || over {
                 return;
+            }
+            drop(in_hand);
+            if scarce {
+                tokio::time::sleep(foreign::GATHER).await;
             }
         }
     })
@@ -272,7 +280,6 @@ pub async fn send<S: Serialize, R: DeserializeOwned>(
     message: &S,
     fds: &[OwnedFd],
 ) -> bool {
-    use std::os::fd::AsFd;
     let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     loop {
         match channel.get_ref().send(message, &fds, false) {

@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::accept::Acceptor;
 use self::line::{MOST_TAKEN, Next, Rules};
-use super::foreign::{Closer, Foreign};
+use super::foreign::{Closer, Foreign, most_descriptors};
 use super::listen::Listener;
 use super::saved::{Kept, Restorer, Saver};
 use super::sys;
@@ -450,12 +450,6 @@ impl Shared {
         let bytes = held.handover.borrow().bytes.len();
         self.held_bytes.set(self.held_bytes.get() - bytes);
     }
-}
-
-/// How many descriptors this process may have.
-fn most_descriptors() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current.map_or(usize::MAX, |most| most as usize)
 }
 
 /// False when it is closed, or silent for too long.

@@ -462,8 +462,7 @@ impl Daemon {
             .identified(MessageId::ReloadFailed)
             .error("the reload is given up; everything goes on with the configuration there is");
         let first = reason.lines().next().unwrap_or_default();
-        self.systemd
-            .ready(&format!("The reload failed, the old generation serves on: {first}"));
+        self.systemd.reload_failed(first);
         self.settle(&Answer::Refused { reason });
     }
 

@@ -27,6 +27,8 @@ pub struct Systemd {
     interval: Duration,
     next_status: Duration,
     status: String,
+    /// What has become of the last reload; it is said together with the figures until there is another one.
+    failure: Option<String>,
     /// A start, reload or stop is under way, and may be until then.
     busy_until: Option<Duration>,
     next_extension: Duration,
@@ -43,6 +45,7 @@ impl Systemd {
             interval,
             next_status: now,
             status: String::new(),
+            failure: None,
             busy_until: Some(now + LONGEST_START),
             next_extension: now,
         }
@@ -57,8 +60,16 @@ impl Systemd {
     /// All serves, or as much as will.
     pub fn ready(&mut self, status: &str) {
         self.busy_until = None;
+        self.failure = None;
         self.status = status.to_owned();
         self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    }
+
+    /// A reload has changed nothing.
+    pub fn reload_failed(&mut self, reason: &str) {
+        let status = format!("The reload failed, the old generation serves on: {reason}");
+        self.ready(&status);
+        self.failure = Some(status);
     }
 
     /// A reload has begun.
@@ -108,7 +119,10 @@ impl Systemd {
             Some(_) => {}
             None if !self.interval.is_zero() && self.next_status <= now => {
                 self.next_status = now + self.interval;
-                let status = status();
+                let status = match &self.failure {
+                    Some(failure) => format!("{failure}; {}", status()),
+                    None => status(),
+                };
                 if status != self.status {
                     self.tell(&[NotifyState::Status(&status)]);
                     self.status = status;

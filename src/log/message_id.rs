@@ -7,7 +7,7 @@
 pub enum MessageId {
     /// A worker of a pool has died.
     WorkerDied,
-    /// A worker has exceeded its memory limit.
+    /// A worker was ended for want of memory.
     WorkerOom,
     /// A request has exceeded its time limit.
     RequestTimeout,

@@ -60,8 +60,8 @@ test_a_worker_over_its_limit_dies_alone_and_the_journal_says_which_request() {
     start greedy
     worker_pids greedy | sort >/tmp/greedy-before
     request greedy eat.php 'who=me' || true
-    until_true 60 logged greedy "the kernel ended it at its memory limit"
-    line=$(journal greedy | grep -F "memory limit")
+    until_true 60 logged greedy "the kernel ended it for want of memory"
+    line=$(journal greedy | grep -F "want of memory")
     contains "$(journalctl PHP_POOL=greedy -o cat --no-pager)" "$line"
     at=$(journal greedy | grep -F "was at script")
     contains "$at" "/srv/eat.php"
@@ -87,7 +87,7 @@ test_a_pool_over_its_limit_hurts_no_other() {
     start neighbour
     before=$(request neighbour pid.php)
     request big eat.php || true
-    until_true 60 logged big "memory limit"
+    until_true 60 logged big "want of memory"
     equal "$(request neighbour pid.php)" "$before"
     [ "$(request big pid.php)" -gt 0 ]
     equal "$(systemctl show -P NRestarts php-pool@big)" 0
@@ -132,7 +132,7 @@ if ($_GET["then"] == "eat") for (;;) { $all[] = str_repeat("x", 1 << 20); }'
         until_true 60 gone "$child"
     done
     logged family "execution timed out"
-    logged family "the kernel ended it at its memory limit"
+    logged family "the kernel ended it for want of memory"
 }
 
 # without: setting php-pool@.service Delegate=no

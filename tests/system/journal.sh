@@ -104,7 +104,7 @@ test_every_event_has_its_identifier_and_its_explanation() {
     request events die.php || true
     identified events 51282a4328314f1693838ac194d153e3 "A worker of a pool has died"
     request events eat.php who=me || true
-    identified events b991bd98767c4958b8e0cc67010813ce "A worker has exceeded its memory limit"
+    identified events b991bd98767c4958b8e0cc67010813ce "A worker was ended for want of memory"
     identified events 790ddbb7784b408695581d0beacc1987 "A new generation of workers serves a pool"
     pool events "pm = wrong"
     ! systemctl reload php-pool@events || fail "the reload succeeded"

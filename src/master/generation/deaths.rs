@@ -192,7 +192,7 @@ impl Generation {
         let how = describe(worker.exit);
         let mut text = format!("child {pid} exited {how} {after}");
         if end.starved {
-            text += "; the kernel ended it at its memory limit";
+            text += "; the kernel ended it for want of memory";
             if let Some(peak) = worker.leaf.as_ref().and_then(Leaf::peak) {
                 text += &format!(", its peak was {} MiB", peak >> 20);
             }

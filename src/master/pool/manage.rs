@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use super::front::Front;
 use super::{Pool, TRY_AGAIN};
 use crate::api::Happened;
 use crate::config::{self, Pm};
@@ -13,6 +14,9 @@ use crate::master::context::State;
 use crate::master::generation::{Death, Errand};
 use crate::master::watch;
 use crate::pm::{self, Line};
+
+/// A worker that has answered is free again within less.
+const JUST_NOW: Duration = Duration::from_millis(1);
 
 impl Pool {
     pub(super) fn manage(&mut self, now: Duration, room: Option<u32>) {
@@ -57,8 +61,9 @@ impl Pool {
             snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
         }
-        // Who comes while a worker is idle is only on the way to it.
-        if full {
+        // Who comes while a worker is idle is only on the way to it; and so may be who has come just now, to one about to be free.
+        let just_told = matches!(self.front, Front::Told(at) if now < at + JUST_NOW);
+        if full && !just_told {
             self.counters.max_queue = self.counters.max_queue.max(snapshot.waiting);
         }
         if !can_spawn || self.ctx.state.get() != State::Normal {

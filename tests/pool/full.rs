@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     ("full::status_and_ping_on_the_pools_own_socket", status_and_ping),
     ("full::who_came_first_is_served_first", in_order),
     ("full::nobody_overtakes_who_waits_again_and_again", again_and_again),
+    ("full::one_client_after_another_is_no_line", one_after_another),
     ("full::queue_max_refuses_who_is_too_many", queue_max),
     ("full::queue_timeout_refuses_who_waits_too_long", queue_timeout),
     ("full::a_client_that_leaves_costs_nothing", a_client_that_leaves),
@@ -197,6 +198,20 @@ fn refused(connection: &mut Connection) {
         (503, vec!["1".to_owned()])
     );
     assert_eq!(reply.end.unwrap().protocol_status, OVERLOADED);
+}
+
+/// The next is there while the only worker has just answered the one before. Where the machine takes the worker's core from it just
+/// then, somebody really waits: so it is enough that it did not in one pool of five.
+fn one_after_another() {
+    let without_line = || {
+        let master = serve("");
+        (0..5000).all(|_| {
+            let mut connection = master.connect("sock");
+            master.ask(&mut connection, "/status", 0);
+            body(&connection.reply(1)).contains("max listen queue:     0\n")
+        })
+    };
+    assert!((0..5).any(|_| without_line()), "in each of five pools somebody waited");
 }
 
 fn queue_max() {

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use super::front::Front;
 use super::{Pool, TRY_AGAIN};
 use crate::api::Happened;
 use crate::config::{self, Pm};
@@ -16,9 +15,20 @@ use crate::master::watch;
 use crate::pm::{self, Line};
 
 /// A worker that has answered is free again within less.
-const JUST_NOW: Duration = Duration::from_millis(1);
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 impl Pool {
+    /// Counts who waits at a full pool: who comes while a worker is idle is only on the way to it, and so may be who is there for a
+    /// moment, on the way to one that has answered.
+    fn count_line(&mut self, now: Duration, waiting: u32) {
+        self.line_since = self.line_since.or(Some(now)).filter(|_| waiting > 0);
+        match self.line_since {
+            Some(since) if since + A_MOMENT <= now => self.counters.max_queue = self.counters.max_queue.max(waiting),
+            Some(since) => self.wake_at(since + A_MOMENT),
+            None => {}
+        }
+    }
+
     pub(super) fn manage(&mut self, now: Duration, room: Option<u32>) {
         let config = self.wanted.config.clone();
         let earlier = self.leaving.iter().map(|(generation, _)| generation).chain(&self.old);
@@ -61,11 +71,8 @@ impl Pool {
             snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
         }
-        // Who comes while a worker is idle is only on the way to it; and so may be who has come just now, to one about to be free.
-        let just_told = matches!(self.front, Front::Told(at) if now < at + JUST_NOW);
-        if full && !just_told {
-            self.counters.max_queue = self.counters.max_queue.max(snapshot.waiting);
-        }
+        self.count_line(now, if full { snapshot.waiting } else { 0 });
+        let Some(current) = &mut self.current else { return };
         if !can_spawn || self.ctx.state.get() != State::Normal {
             return;
         }

@@ -102,6 +102,8 @@ pub struct Pool {
     left: Vec<(Rc<Listener>, Watch)>,
     status: Option<StatusServer>,
     wake: Option<Duration>,
+    /// The pool is full, and somebody waits.
+    line_since: Option<Duration>,
     counters: Counters,
 }
 
@@ -164,6 +166,7 @@ impl Pool {
             crashes: VecDeque::new(),
             listening: Vec::new(),
             front: Front::Away,
+            line_since: None,
             left: Vec::new(),
             status: None,
             wake: Some(Duration::ZERO),

@@ -70,7 +70,7 @@ impl Between {
 }
 
 /// For how long a worker keeps its core while connections wait for it. A web server that it has answered may need that core for its next
-/// step; but to offer it after each short request costs a quarter of their rate.
+/// step; but to offer it after each short request costs a fifth of their rate.
 const STINT: Duration = Duration::from_micros(100);
 
 /// The time since the worker last slept or offered its core.

@@ -1,7 +1,6 @@
 //! The servers that are compared, each on the same php.ini, extensions, number of workers and scripts; and the floors, which
 //! nobody gets below.
 
-use std::error::Error;
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
 
+use crate::Outcome;
 use crate::load::{self, Request, Round};
 use crate::rows::{Body, Row};
 use crate::support::fcgi::{Address, Connection};
@@ -96,8 +96,6 @@ pub struct Ground<'a> {
     pub www: &'a Path,
     pub setup: &'static Setup,
 }
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 impl Contender {
     /// Starts it, and looks at one answer with care; later ones are only measured.

@@ -1,6 +1,5 @@
 //! `./dev bench figures`: reload, scaling, start-up and memory, for php-fpm and php-pool in one run.
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
+use crate::Outcome;
 use crate::contenders::pss;
 use crate::load::Request;
 use crate::store;
@@ -26,8 +26,6 @@ const RELOADS: usize = 100;
 
 /// A request that takes longer was stalled.
 const STALL: Duration = Duration::from_millis(100);
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {

@@ -30,6 +30,9 @@ use clap::Parser;
 
 use store::Entry;
 
+/// Of whatever can go wrong in a measurement.
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
 #[derive(Parser)]
 #[command(
     name = "./dev bench",
@@ -70,7 +73,7 @@ struct Arguments {
     threads: usize,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Outcome<()> {
     let arguments = Arguments::parse();
     if let Some(place) = &arguments.echo {
         return Ok(echo::serve(place, arguments.take, arguments.give, arguments.threads)?);

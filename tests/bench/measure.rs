@@ -1,6 +1,5 @@
 //! Runs one row: every contender, round by round.
 
-use std::error::Error;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -8,14 +7,13 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::Outcome;
 use crate::contenders::{self, Contender, Ground, Who};
 use crate::load::Round;
 use crate::rows::{Cores, Row};
 use crate::scripts;
 use crate::support::server::{Setup, www};
 use crate::support::wiki;
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// All rounds of one contender.
 #[derive(Clone, Debug, Serialize, Deserialize)]

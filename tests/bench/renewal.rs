@@ -1,6 +1,5 @@
 //! `./dev bench reload`: how long pages of DokuWiki take right after a reload, when the new generation has nothing compiled yet.
 
-use std::error::Error;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -10,13 +9,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::Outcome;
 use crate::load::Request;
 use crate::support::fcgi::Connection;
 use crate::support::server::{self, Kind, Server, Setup};
 use crate::support::web::urlencoded;
 use crate::support::wiki;
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const READY: &str = "ready to handle connections";
 

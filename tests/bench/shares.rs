@@ -2,7 +2,6 @@
 //! target that was not reached.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::Outcome;
 use crate::contenders::{Contender, Who};
 use crate::measure::LineUp;
 use crate::rows::Row;
@@ -17,8 +17,6 @@ use crate::support::process::that_dies_with_us;
 
 /// Samples a second; by the clock, as a virtual machine often has no other counter.
 const HERTZ: &str = "999";
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Prints a table of these rows: microseconds of a request, for both servers.
 ///

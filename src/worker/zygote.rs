@@ -213,16 +213,7 @@ fn serve(control: &Control, generation: Generation) -> i32 {
                 let worker = spawn.worker;
                 // SAFETY: this process has one thread, so that the child is whole.
                 match unsafe { fork() } {
-                    Err(error) => {
-                        let _ = control.send(
-                            &FromZygote::NotSpawned {
-                                worker,
-                                errno: error as i32,
-                            },
-                            &[],
-                            true,
-                        );
-                    }
+                    Err(error) => regret(control, worker, error),
                     Ok(ForkResult::Parent { child }) => {
                         workers.insert(child, worker);
                         announce(control, worker, child);
@@ -245,16 +236,14 @@ fn announce(control: &Control, worker: u64, child: Pid) {
         }
         Err(error) => {
             let _ = kill(child, Signal::SIGKILL);
-            let _ = control.send(
-                &FromZygote::NotSpawned {
-                    worker,
-                    errno: error as i32,
-                },
-                &[],
-                true,
-            );
+            regret(control, worker, error);
         }
     }
+}
+
+fn regret(control: &Control, worker: u64, error: Errno) {
+    let errno = error as i32;
+    let _ = control.send(&FromZygote::NotSpawned { worker, errno }, &[], true);
 }
 
 fn become_worker(control: &Control, ended: SignalFd, generation: Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {

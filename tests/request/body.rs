@@ -578,6 +578,33 @@ fn lengths(c: &mut Cases) {
         let request = t.page(INPUT).post("text/plain", "the body").unset("CONTENT_LENGTH");
         assert_eq!(t.send(&request).text(), "<>");
     });
+    c.differs(
+        "a_body_that_comes_in_chunks_is_read_to_its_end",
+        &LARGE,
+        "What a client sends in chunks Apache passes on, where it is long, without CONTENT_LENGTH, as nginx does with \
+         fastcgi_request_buffering off. php-fpm then runs the script with an empty body; for us the body ends where it ends.",
+        |t| {
+            let chunked = |request: Request| request.unset("CONTENT_LENGTH").set("HTTP_TRANSFER_ENCODING", "chunked").keep();
+            let page = t.page(&format!("echo md5(file_get_contents('php://input')), ' '; {FILES}"));
+            let long = noise(3_000_000);
+            let upload = Multipart::new().field("a", "1").file("f", "f.bin", &long).end();
+            let mut requests = vec![(page.clone().post("text/plain", "the body"), "3066176185fcca35", r#"{"post":[],"files":[]}"#)];
+            if t.is_php_pool() {
+                requests.extend([
+                    (page.clone().post("text/plain", ""), "d41d8cd9", r#"{"post":[],"files":[]}"#),
+                    (page.clone().post(FORM, "a=1&b=2"), "ed04c91cf6f6ab5a", r#"{"post":{"a":"1","b":"2"},"files":[]}"#),
+                    (page.clone().post("text/plain", long).method("PUT"), "efa1958cbad5272f", r#"{"post":[],"files":[]}"#),
+                    (page.clone().post(Multipart::TYPE, upload), "d41d8cd9", r#""size":3000000"#),
+                ]);
+            }
+            let mut connection = t.connect();
+            for (request, md5, rest) in requests {
+                connection.send(&chunked(request).bytes());
+                let text = t.reply(&mut connection, 1).text();
+                assert_eq!(text.starts_with(md5) && text.contains(rest), t.is_php_pool(), "{text}");
+            }
+        },
+    );
     c.same("an_empty_content_length_is_none", &Setup::BASE, |t| {
         let request = t.page(INPUT).post("text/plain", "").set("CONTENT_LENGTH", "");
         assert_eq!(t.send(&request).text(), "<>");

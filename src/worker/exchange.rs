@@ -174,10 +174,13 @@ impl Exchange {
         let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
         let (settings, logging) = &worker.script_settings;
         let length = params.get("CONTENT_LENGTH").unwrap_or_default();
-        let chunked = length.is_empty()
-            && params
+        let coded = || {
+            params
                 .get("HTTP_TRANSFER_ENCODING")
-                .is_some_and(|coding| !coding.is_empty());
+                .is_some_and(|coding| !coding.is_empty())
+        };
+        // Caddy says -1, as Go's HTTP does.
+        let chunked = length == b"-1" || (length.is_empty() && coded());
         // PHP reads and stores a body before it goes to the script's folder.
         let has_body = chunked || !matches!(length, b"" | b"0");
         if worker.starts_at_home || has_body || script::is_relative(&params) {
@@ -210,7 +213,7 @@ impl Exchange {
             content_length,
             body_left: if chunked { u64::MAX } else { content_length },
             chunked,
-            bad_length: parsed.is_none(),
+            bad_length: parsed.is_none() && !chunked,
             body,
             cut: None,
             lost: None,

@@ -173,16 +173,9 @@ impl Exchange {
         let (given, parent) = (params.get("HTTP_X_REQUEST_ID"), params.get("HTTP_TRACEPARENT"));
         let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
         let (settings, logging) = &worker.script_settings;
-        let length = params.get("CONTENT_LENGTH").unwrap_or_default();
-        let coded = || {
-            params
-                .get("HTTP_TRANSFER_ENCODING")
-                .is_some_and(|coding| !coding.is_empty())
-        };
-        // Caddy says -1, as Go's HTTP does.
-        let chunked = length == b"-1" || (length.is_empty() && coded());
+        let chunked = comes_in_chunks(&params);
         // PHP reads and stores a body before it goes to the script's folder.
-        let has_body = chunked || !matches!(length, b"" | b"0");
+        let has_body = chunked || !matches!(params.get("CONTENT_LENGTH"), None | Some(b"" | b"0"));
         if worker.starts_at_home || has_body || script::is_relative(&params) {
             // Not where the last script was, which may be of another site: relative paths would lead there.
             let _ = nix::unistd::chdir(&worker.home);
@@ -654,6 +647,21 @@ pub fn answer_aside(out: &mut Output, event: &Event, capacity: u32) {
         Event::Abort { id, .. } => append_end_request(bytes, *id, ProtocolStatus::Complete),
         Event::NeedMore | Event::Request(_) | Event::Stdin(_) | Event::StdinEnd => {}
     });
+}
+
+/// Whether the body's length is known at its end alone: it has none by HTTP's own rules, and the web server passes it on as it comes.
+fn comes_in_chunks(params: &Params) -> bool {
+    let get = |name| params.get(name).unwrap_or_default();
+    match get("CONTENT_LENGTH") {
+        // Caddy, in the words of Go's HTTP.
+        b"-1" => true,
+        b"" if !get("HTTP_TRANSFER_ENCODING").is_empty() => true,
+        b"" => {
+            let is_framed = matches!(get("SERVER_PROTOCOL").get(..6), Some(b"HTTP/2" | b"HTTP/3"));
+            is_framed && !matches!(get("REQUEST_METHOD"), b"GET" | b"HEAD")
+        }
+        _ => false,
+    }
 }
 
 /// X-Request-Start (`t=` and seconds with a fraction, or a whole number of milliseconds or microseconds), to `now`,

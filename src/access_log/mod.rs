@@ -17,6 +17,12 @@ use crate::log::Clock;
 /// Longest line of text, bytes with its newline; php-fpm's.
 pub const LINE_LIMIT: usize = 1024;
 
+/// Bytes that php-fpm logs of a URI, a query and a script; we do so where the line has no room for all of them, lest a long
+/// query cost the status and the times behind it.
+const URI_LIMIT: usize = 127;
+const QUERY_LIMIT: usize = 511;
+const SCRIPT_LIMIT: usize = 255;
+
 /// What php-fpm logs as NOTICE for a line that is longer.
 pub const TRUNCATED: &str = "the log buffer is full (1024). The access log request has been truncated.";
 
@@ -64,6 +70,17 @@ pub struct Entry<'a> {
     pub header: &'a dyn Fn(&[u8]) -> Option<&'a [u8]>,
 }
 
+impl Entry<'_> {
+    fn cut(&self) -> Self {
+        Self {
+            uri: &self.uri[..self.uri.len().min(URI_LIMIT)],
+            query: &self.query[..self.query.len().min(QUERY_LIMIT)],
+            script: &self.script[..self.script.len().min(SCRIPT_LIMIT)],
+            ..*self
+        }
+    }
+}
+
 /// A pool's access log, without the file. It keeps its buffer: a line costs no allocation.
 #[derive(Debug)]
 pub struct AccessLog {
@@ -109,8 +126,10 @@ impl AccessLog {
         self.line.clear();
         match &mut self.format {
             Compiled::Text(parts) => {
-                for part in parts {
-                    part.render(entry, &mut self.line);
+                text::render(parts, entry, &mut self.line);
+                if self.line.len() >= LINE_LIMIT {
+                    self.line.clear();
+                    text::render(parts, &entry.cut(), &mut self.line);
                 }
             }
             Compiled::Json(clocks) => json::render(clocks, entry, &mut self.line),

@@ -101,22 +101,35 @@ fn what_is_missing_is_shown_as_php_fpm_shows_it() {
 
 #[test]
 fn a_long_line_is_cut() {
-    let query = [b'q'; 2000];
+    let value = |_: &[u8]| Some([b'v'; 2000].as_slice());
     let entry = Entry {
-        query: &query,
+        parameter: &value,
         ..entry()
     };
-    let mut log = log("%r %q %s");
+    let mut log = log("%r %{A}e %s");
     let line = log.line(&entry).unwrap();
     assert!(line.truncated);
     assert_eq!(line.bytes.len(), LINE_LIMIT);
-    assert!(line.bytes.ends_with(b"q\n"));
-    let fits = Entry {
-        query: &query[..1023 - "/h.php  200".len()],
-        ..entry
+    assert!(line.bytes.ends_with(b"v\n"));
+}
+
+/// What stands behind them is there however long they are.
+#[test]
+fn uri_query_and_script_are_whole_where_there_is_room_and_else_cut() {
+    let long = [b'l'; 2000];
+    let query = &long[..1023 - "/h.php  200".len()];
+    let mut log = log("%r %q %s");
+    let line = log.line(&Entry { query, ..entry() }).unwrap();
+    assert!(!line.truncated && line.bytes.ends_with(b"l 200\n") && line.bytes.len() == LINE_LIMIT);
+
+    let entry = Entry {
+        uri: &long,
+        query: &long,
+        script: &long,
+        ..entry()
     };
-    let line = log.line(&fits).unwrap();
-    assert!(!line.truncated && line.bytes.ends_with(b" 200\n"));
+    let wanted = format!("{}?{} 200 {}", "l".repeat(127), "l".repeat(511), "l".repeat(255));
+    assert_eq!(self::line("%r%Q%q %s %f", &entry), wanted);
 }
 
 #[test]

@@ -24,8 +24,15 @@ impl From<&Token> for Part {
     }
 }
 
+/// Appends the line without its newline.
+pub(super) fn render(parts: &mut [Part], entry: &Entry<'_>, out: &mut Vec<u8>) {
+    for part in parts {
+        part.render(entry, out);
+    }
+}
+
 impl Part {
-    pub(super) fn render(&mut self, e: &Entry<'_>, out: &mut Vec<u8>) {
+    fn render(&mut self, e: &Entry<'_>, out: &mut Vec<u8>) {
         let token = match self {
             Self::Accepted(clock) => {
                 return out.extend_from_slice(clock.at((e.accepted / 1_000_000) as i64).as_bytes());

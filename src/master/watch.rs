@@ -372,7 +372,8 @@ pub fn alarm(listener: &Rc<Listener>, events: &Events, pool: PoolId) -> io::Resu
 /// # Errors
 /// When the kernel refuses.
 pub fn listener(listener: &Rc<Listener>, events: &Events, pool: PoolId) -> io::Result<Watch> {
-    let fd = sys::register(listener.clone(), Interest::READABLE)?;
+    // Not the listener itself: a watch that is stopped is gone a moment later only, and after a reload the next one begins at once.
+    let fd = sys::register(listener.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
     let events = events.clone();
     Ok(Watch::start(async move {
         while let Ok(mut ready) = fd.readable().await {

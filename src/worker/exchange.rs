@@ -124,6 +124,8 @@ pub struct Exchange {
     /// CONTENT_LENGTH
     pub content_length: u64,
     body_left: u64,
+    /// The client sends its body in chunks, and the web server passes them on as they come: its length is known at its end.
+    chunked: bool,
     /// The client's CONTENT_LENGTH makes no sense.
     bad_length: bool,
     body: Body,
@@ -171,10 +173,9 @@ impl Exchange {
         let (given, parent) = (params.get("HTTP_X_REQUEST_ID"), params.get("HTTP_TRACEPARENT"));
         let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
         let (settings, logging) = &worker.script_settings;
+        let chunked = comes_in_chunks(&params);
         // PHP reads and stores a body before it goes to the script's folder.
-        let has_body = params
-            .get("CONTENT_LENGTH")
-            .is_some_and(|length| !matches!(length, b"" | b"0"));
+        let has_body = chunked || !matches!(params.get("CONTENT_LENGTH"), None | Some(b"" | b"0"));
         if worker.starts_at_home || has_body || script::is_relative(&params) {
             // Not where the last script was, which may be of another site: relative paths would lead there.
             let _ = nix::unistd::chdir(&worker.home);
@@ -191,6 +192,7 @@ impl Exchange {
             Some(path) => Body::Unopened(PathBuf::from(OsStr::from_bytes(path))),
             None => Body::Stdin,
         };
+        let chunked = chunked && script.named && matches!(body, Body::Stdin);
         Self {
             worker,
             begin,
@@ -202,8 +204,9 @@ impl Exchange {
             params,
             script,
             content_length,
-            body_left: content_length,
-            bad_length: parsed.is_none(),
+            body_left: if chunked { u64::MAX } else { content_length },
+            chunked,
+            bad_length: parsed.is_none() && !chunked,
             body,
             cut: None,
             lost: None,
@@ -327,6 +330,8 @@ impl Exchange {
                 Body::Missing => Ok(0),
             };
             match part {
+                // This is its end.
+                Ok(0) if self.chunked => self.body_left = done as u64,
                 // A body of which nothing at all was sent is none, and no part of one: web servers that are told not to pass
                 // it on (nginx: fastcgi_pass_request_body) still pass its length on.
                 Ok(0) if done == 0 && self.body_left == self.content_length && matches!(self.body, Body::Stdin) => {
@@ -343,10 +348,14 @@ impl Exchange {
         }
         self.body_left -= done as u64;
         if self.cut.is_some_and(|cut| cut != Cut::Aborted) {
-            let text = format!(
-                "the body ended {} bytes before its CONTENT_LENGTH of {}",
-                self.body_left, self.content_length
-            );
+            let text = if self.chunked {
+                "the body ended before its last chunk".to_owned()
+            } else {
+                format!(
+                    "the body ended {} bytes before its CONTENT_LENGTH of {}",
+                    self.body_left, self.content_length
+                )
+            };
             self.log(Level::Notice, false, text.as_bytes());
         }
         done
@@ -638,6 +647,21 @@ pub fn answer_aside(out: &mut Output, event: &Event, capacity: u32) {
         Event::Abort { id, .. } => append_end_request(bytes, *id, ProtocolStatus::Complete),
         Event::NeedMore | Event::Request(_) | Event::Stdin(_) | Event::StdinEnd => {}
     });
+}
+
+/// Whether the body's length is known at its end alone: it has none by HTTP's own rules, and the web server passes it on as it comes.
+fn comes_in_chunks(params: &Params) -> bool {
+    let get = |name| params.get(name).unwrap_or_default();
+    match get("CONTENT_LENGTH") {
+        // Caddy, in the words of Go's HTTP.
+        b"-1" => true,
+        b"" if !get("HTTP_TRANSFER_ENCODING").is_empty() => true,
+        b"" => {
+            let is_framed = matches!(get("SERVER_PROTOCOL").get(..6), Some(b"HTTP/2" | b"HTTP/3"));
+            is_framed && !matches!(get("REQUEST_METHOD"), b"GET" | b"HEAD")
+        }
+        _ => false,
+    }
 }
 
 /// X-Request-Start (`t=` and seconds with a fraction, or a whole number of milliseconds or microseconds), to `now`,

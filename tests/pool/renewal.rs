@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     ("renewal::what_is_preloaded_is_always_renewed", preloaded),
     ("renewal::a_new_generation_has_compiled_what_the_old_one_used", warm),
     ("renewal::a_sleeping_pool_moves_to_another_socket", asleep),
+    ("renewal::a_pool_without_workers_listens_on", without_workers),
     ("renewal::the_status_socket_follows_the_configuration", status_socket),
     ("renewal::overlap_bounds_the_workers_and_fails_no_request", overlap),
     (
@@ -181,6 +182,18 @@ fn asleep() {
     master.signal(Signal::SIGUSR2);
     master.said_often("ready to handle connections", 2);
     assert!(!master.get_on("another", "/pid.php").is_empty());
+}
+
+fn without_workers() {
+    let place = place();
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = ondemand\npm.max_children = 1\n");
+    let master = place.serve();
+    for reloads in 1..4 {
+        master.signal(Signal::SIGUSR2);
+        master.said_often("ready to handle connections", 1 + reloads);
+    }
+    assert_eq!(master.count("ERROR"), 0, "{:?}", master.log());
+    assert!(!master.get("/pid.php").is_empty());
 }
 
 fn status_socket() {

@@ -23,6 +23,7 @@ pub const CASES: &[Case] = &[
         what_cannot_be_started_says_why,
     ),
     ("start::why_php_does_not_start_is_told_in_its_own_words", last_words),
+    ("start::what_php_displays_at_its_start_is_said_once", displayed),
     (
         "start::a_pool_that_cannot_start_does_not_take_the_others_down",
         one_bad_pool,
@@ -218,6 +219,28 @@ fn what_is_in_the_sockets_place() {
         let other = fs::read(master.place.path("other"));
         assert!(other.is_err() || other.unwrap() == b"worth something");
     }
+}
+
+fn displayed() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    place.write(
+        "own.ini",
+        "extension = there-is-none\nlog_errors = 0\ndisplay_errors = 1\ndisplay_startup_errors = 1\n",
+    );
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\npm.max_requests = 1\nphp.ini = {dir}/own.ini\n\
+         catch_workers_output = yes\n",
+    );
+    let mut master = place.serve();
+    for _ in 0..3 {
+        assert!(master.get("/pid.php").parse::<i32>().is_ok());
+    }
+    master.signal(Signal::SIGTERM);
+    assert!(master.ended().success());
+    let mut log = master.log();
+    log.retain(|line| line.contains("'there-is-none' (tried") && !line.contains("PHP message"));
+    assert_eq!(log.len(), 1, "{log:#?}");
 }
 
 fn the_socket_has_its_mode() {

@@ -578,6 +578,39 @@ fn lengths(c: &mut Cases) {
         let request = t.page(INPUT).post("text/plain", "the body").unset("CONTENT_LENGTH");
         assert_eq!(t.send(&request).text(), "<>");
     });
+    c.differs(
+        "a_body_that_comes_in_chunks_is_read_to_its_end",
+        &LARGE,
+        "What a client sends in chunks, or by HTTP/2 without a length, Apache passes on, where it is long, without CONTENT_LENGTH, as \
+         nginx does with fastcgi_request_buffering off; Caddy says -1. php-fpm then runs the script with an empty body, or waits for \
+         ever; for us the body ends where it ends.",
+        |t| {
+            const NONE: &str = r#"{"post":[],"files":[]}"#;
+            let page = t.page(&format!("echo md5(file_get_contents('php://input')), ' '; {FILES}"));
+            let post = |kind: &str, body: &[u8]| page.clone().post(kind, body).unset("CONTENT_LENGTH").keep();
+            let chunked = |kind: &str, body: &[u8]| post(kind, body).set("HTTP_TRANSFER_ENCODING", "chunked");
+            let long = noise(3_000_000);
+            let upload = Multipart::new().field("a", "1").file("f", "f.bin", &long).end();
+            let text = b"the body";
+            let mut requests = vec![(chunked("text/plain", text), "3066176185fcca35", NONE)];
+            if t.is_php_pool() {
+                requests.extend([
+                    (chunked("text/plain", b""), "d41d8cd9", NONE),
+                    (chunked(FORM, b"a=1&b=2"), "ed04c91cf6f6ab5a", r#"{"post":{"a":"1","b":"2"},"files":[]}"#),
+                    (chunked("text/plain", &long).method("PUT"), "efa1958cbad5272f", NONE),
+                    (chunked(Multipart::TYPE, &upload), "d41d8cd9", r#""size":3000000"#),
+                    (post("text/plain", text).set("CONTENT_LENGTH", "-1"), "3066176185fcca35", NONE),
+                    (post("text/plain", text).set("SERVER_PROTOCOL", "HTTP/2.0"), "3066176185fcca35", NONE),
+                ]);
+            }
+            let mut connection = t.connect();
+            for (request, md5, rest) in requests {
+                connection.send(&request.bytes());
+                let text = t.reply(&mut connection, 1).text();
+                assert_eq!(text.starts_with(md5) && text.contains(rest), t.is_php_pool(), "{text}");
+            }
+        },
+    );
     c.same("an_empty_content_length_is_none", &Setup::BASE, |t| {
         let request = t.page(INPUT).post("text/plain", "").set("CONTENT_LENGTH", "");
         assert_eq!(t.send(&request).text(), "<>");

@@ -168,6 +168,13 @@ fn bodies(c: &mut Cases) {
                 connection.send(&short("PUT", "4").bytes());
                 assert_eq!(t.reply(&mut connection, 1).text(), "4over");
             }
+            // Without CONTENT_LENGTH only who goes away has not said all.
+            let request = short("PUT", "").set("HTTP_TRANSFER_ENCODING", "chunked");
+            let mut left = t.connect();
+            left.send(&[request.head(), Record::new(STDIN, 1, "part").bytes()].concat());
+            left.half_close();
+            let reply = t.reply(&mut left, 1);
+            assert_eq!((reply.status(), reply.text().as_str()), (400, ""), "{reply}");
             let request = short("PUT", "5");
             connection.send(&[request.head(), Record::new(STDIN, 1, "part").bytes()].concat());
             let reply = t.reply(&mut connection, 1);
@@ -245,7 +252,7 @@ fn bodies(c: &mut Cases) {
             let request = t
                 .page("echo 'ran';")
                 .post("text/plain", "body")
-                .set("CONTENT_LENGTH", "-1");
+                .set("CONTENT_LENGTH", "-2");
             length_refused(t, &request);
         },
     );

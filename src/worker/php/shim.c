@@ -701,7 +701,9 @@ bool shim_start(const struct shim_start *start)
     sapi.php_ini_ignore_cwd = 1;
     sapi.ini_entries = (char *) start->ini_entries;
     sapi.executable_location = (char *) start->executable;
-    if (sapi.startup(&sapi) == FAILURE) {
+    bool started = sapi.startup(&sapi) != FAILURE;
+    fflush(NULL); /* what PHP displays at its start is in C's buffers, and every worker's end would say it once more */
+    if (!started) {
         return false;
     }
     if (start->extended_info) {

@@ -611,6 +611,19 @@ fn lengths(c: &mut Cases) {
             }
         },
     );
+    c.differs(
+        "a_form_in_chunks_is_held_to_post_max_size",
+        &LIMITED,
+        "A form with files whose length is not known before its end is read up to post_max_size, and what follows is dropped, with a warning.",
+        |t| {
+            let body = Multipart::new().field("a", "1").file("f", "f.bin", &noise(100_000)).field("b", "2").end();
+            let request = t.page(FILES).post(Multipart::TYPE, body).unset("CONTENT_LENGTH");
+            let reply = t.send(&request.set("HTTP_TRANSFER_ENCODING", "chunked"));
+            let (text, warning) = (reply.text(), "and exceeds 1000 bytes");
+            assert_eq!(text.contains(r#""post":{"a":"1"}"#), t.is_php_pool(), "{text}");
+            assert_eq!(reply.errors().contains(warning), t.is_php_pool(), "{}", reply.errors());
+        },
+    );
     c.same("an_empty_content_length_is_none", &Setup::BASE, |t| {
         let request = t.page(INPUT).post("text/plain", "").set("CONTENT_LENGTH", "");
         assert_eq!(t.send(&request).text(), "<>");

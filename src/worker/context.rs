@@ -189,7 +189,7 @@ impl Worker {
             id: exchange.id.as_bytes(),
             remote: exchange.peer,
             status: exchange.status,
-            content_length: exchange.content_length,
+            content_length: exchange.content_length(),
             memory,
             parameter: &|name| {
                 std::str::from_utf8(name)

@@ -91,6 +91,46 @@ enum Body {
     Missing,
 }
 
+/// How long a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    /// CONTENT_LENGTH; where there is none, 0.
+    Known(u64),
+    /// That is known at its end: the client sends it in chunks, and the web server passes them on as they come.
+    Open,
+    /// The client's CONTENT_LENGTH makes no sense.
+    Bad,
+}
+
+impl Length {
+    fn of(params: &Params) -> Self {
+        let get = |name| params.get(name).unwrap_or_default();
+        let text = get("CONTENT_LENGTH");
+        let open = match text {
+            // Caddy, in the words of Go's HTTP.
+            b"-1" => true,
+            // None by HTTP's own rules.
+            b"" if !get("HTTP_TRANSFER_ENCODING").is_empty() => true,
+            b"" => {
+                let is_framed = matches!(get("SERVER_PROTOCOL").get(..6), Some(b"HTTP/2" | b"HTTP/3"));
+                is_framed && !matches!(get("REQUEST_METHOD"), b"GET" | b"HEAD")
+            }
+            _ => false,
+        };
+        if open && params.get("REQUEST_BODY_FILE").is_none() {
+            return Self::Open;
+        }
+        parse_length(text).map_or(Self::Bad, Self::Known)
+    }
+
+    fn known(self) -> u64 {
+        match self {
+            Self::Known(length) => length,
+            Self::Open | Self::Bad => 0,
+        }
+    }
+}
+
 /// Why a body is not all there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cut {
@@ -121,13 +161,8 @@ pub struct Exchange {
     named: bool,
     /// What is run.
     pub script: Script,
-    /// CONTENT_LENGTH
-    pub content_length: u64,
+    length: Length,
     body_left: u64,
-    /// The client sends its body in chunks, and the web server passes them on as they come: its length is known at its end.
-    chunked: bool,
-    /// The client's CONTENT_LENGTH makes no sense.
-    bad_length: bool,
     body: Body,
     /// Why there will be no more of the body, before CONTENT_LENGTH.
     cut: Option<Cut>,
@@ -173,26 +208,18 @@ impl Exchange {
         let (given, parent) = (params.get("HTTP_X_REQUEST_ID"), params.get("HTTP_TRACEPARENT"));
         let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
         let (settings, logging) = &worker.script_settings;
-        let chunked = comes_in_chunks(&params);
+        let length = Length::of(&params);
         // PHP reads and stores a body before it goes to the script's folder.
-        let has_body = chunked || !matches!(params.get("CONTENT_LENGTH"), None | Some(b"" | b"0"));
-        if worker.starts_at_home || has_body || script::is_relative(&params) {
+        if worker.starts_at_home || length != Length::Known(0) || script::is_relative(&params) {
             // Not where the last script was, which may be of another site: relative paths would lead there.
             let _ = nix::unistd::chdir(&worker.home);
         }
         let script = script::resolve(&mut params, settings, &super::php::PhpFiles);
-        let length = if script.named {
-            params.get("CONTENT_LENGTH").unwrap_or_default()
-        } else {
-            b""
-        };
-        let parsed = parse_length(length);
-        let content_length = parsed.unwrap_or(0);
+        let length = if script.named { length } else { Length::Known(0) };
         let body = match params.get("REQUEST_BODY_FILE") {
             Some(path) => Body::Unopened(PathBuf::from(OsStr::from_bytes(path))),
             None => Body::Stdin,
         };
-        let chunked = chunked && script.named && matches!(body, Body::Stdin);
         Self {
             worker,
             begin,
@@ -203,10 +230,12 @@ impl Exchange {
             named: false,
             params,
             script,
-            content_length,
-            body_left: if chunked { u64::MAX } else { content_length },
-            chunked,
-            bad_length: parsed.is_none() && !chunked,
+            length,
+            body_left: if length == Length::Open {
+                u64::MAX
+            } else {
+                length.known()
+            },
             body,
             cut: None,
             lost: None,
@@ -225,6 +254,11 @@ impl Exchange {
 
     fn pool(&self) -> &'static PoolSettings {
         self.worker.pool()
+    }
+
+    /// CONTENT_LENGTH, as far as it is one.
+    pub fn content_length(&self) -> u64 {
+        self.length.known()
     }
 
     /// All parameters, for C. Many scripts never ask for them.
@@ -248,7 +282,7 @@ impl Exchange {
                 script: self.script.path.as_deref().unwrap_or_default(),
                 user: self.user().as_deref().unwrap_or_default(),
                 id: self.id.as_bytes(),
-                content_length: self.content_length,
+                content_length: self.content_length(),
             },
         );
     }
@@ -331,10 +365,14 @@ impl Exchange {
             };
             match part {
                 // This is its end.
-                Ok(0) if self.chunked => self.body_left = done as u64,
+                Ok(0) if self.length == Length::Open => self.body_left = done as u64,
                 // A body of which nothing at all was sent is none, and no part of one: web servers that are told not to pass
                 // it on (nginx: fastcgi_pass_request_body) still pass its length on.
-                Ok(0) if done == 0 && self.body_left == self.content_length && matches!(self.body, Body::Stdin) => {
+                Ok(0)
+                    if done == 0
+                        && self.length == Length::Known(self.body_left)
+                        && matches!(self.body, Body::Stdin) =>
+                {
                     self.body_left = 0;
                 }
                 Ok(0) => self.cut = Some(Cut::Short),
@@ -348,13 +386,13 @@ impl Exchange {
         }
         self.body_left -= done as u64;
         if self.cut.is_some_and(|cut| cut != Cut::Aborted) {
-            let text = if self.chunked {
-                "the body ended before its last chunk".to_owned()
-            } else {
-                format!(
+            let text = match self.length {
+                Length::Open => "the body ended before its last chunk".to_owned(),
+                length => format!(
                     "the body ended {} bytes before its CONTENT_LENGTH of {}",
-                    self.body_left, self.content_length
-                )
+                    self.body_left,
+                    length.known()
+                ),
             };
             self.log(Level::Notice, false, text.as_bytes());
         }
@@ -479,7 +517,7 @@ impl Exchange {
     /// PHP has started up: what is the answer?
     pub fn answer(&mut self) -> Answer {
         let (slot, settings) = (self.worker.slot(), self.pool());
-        if self.bad_length {
+        if self.length == Length::Bad {
             return Answer::Page(Page::error(400, "Bad Request: CONTENT_LENGTH is not a number.\n"));
         }
         match self.cut {
@@ -647,21 +685,6 @@ pub fn answer_aside(out: &mut Output, event: &Event, capacity: u32) {
         Event::Abort { id, .. } => append_end_request(bytes, *id, ProtocolStatus::Complete),
         Event::NeedMore | Event::Request(_) | Event::Stdin(_) | Event::StdinEnd => {}
     });
-}
-
-/// Whether the body's length is known at its end alone: it has none by HTTP's own rules, and the web server passes it on as it comes.
-fn comes_in_chunks(params: &Params) -> bool {
-    let get = |name| params.get(name).unwrap_or_default();
-    match get("CONTENT_LENGTH") {
-        // Caddy, in the words of Go's HTTP.
-        b"-1" => true,
-        b"" if !get("HTTP_TRANSFER_ENCODING").is_empty() => true,
-        b"" => {
-            let is_framed = matches!(get("SERVER_PROTOCOL").get(..6), Some(b"HTTP/2" | b"HTTP/3"));
-            is_framed && !matches!(get("REQUEST_METHOD"), b"GET" | b"HEAD")
-        }
-        _ => false,
-    }
 }
 
 /// X-Request-Start (`t=` and seconds with a fraction, or a whole number of milliseconds or microseconds), to `now`,

@@ -426,7 +426,7 @@ pub fn serve(exchange: &mut Exchange) -> bool {
         authorization: only_if_named(text("HTTP_AUTHORIZATION")),
         php_value: text("PHP_VALUE"),
         php_admin_value: text("PHP_ADMIN_VALUE"),
-        content_length: exchange.content_length as i64,
+        content_length: exchange.content_length() as i64,
         status: if exchange.script.missing { 404 } else { 200 },
     };
     CURRENT.store(exchange, Relaxed);

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::fcgi::{self, Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, stream};
-use crate::support::process::{copy_program, spawn, that_dies_with_us};
+use crate::support::process::{copy_program, family, kill_all, spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -229,8 +229,11 @@ pub struct Master {
 
 impl Drop for Master {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Ok(None) = self.child.try_wait() {
+            // php-fpm's workers outlive a master that is killed.
+            let family = family(self.child.id());
+            kill_all(&mut self.child, &family, Duration::ZERO);
+        }
     }
 }
 

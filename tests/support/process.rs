@@ -81,6 +81,15 @@ pub fn family(pid: u32) -> Vec<Process> {
     family
 }
 
+/// Kills a program, and those of its family that have not ended by themselves within `patience` of it.
+pub fn kill_all(program: &mut Child, family: &[Process], patience: Duration) {
+    let _ = program.kill();
+    let _ = program.wait();
+    for process in family.iter().filter(|p| !p.gone_within(patience)) {
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
+}
+
 /// The pids of a family's last generation: those that are nobody's parent, but for the first, whose family it is.
 pub fn childless(family: &[Process]) -> Vec<i32> {
     let childless = |p: &&Process| family.iter().all(|other| other.parent != p.pid);
@@ -190,11 +199,7 @@ impl Drop for Daemon {
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(2));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        for process in family.iter().filter(|p| !p.gone_within(Duration::from_secs(5))) {
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-        }
+        kill_all(&mut self.child, &family, Duration::from_secs(5));
     }
 }
 

@@ -121,10 +121,14 @@ pub fn plan(load: &LoadOptions, to: &Path, keep: bool) -> Result<Plan, MigrateEr
     if pools.is_empty() {
         return Err(MigrateError::NoPool(load.path.clone()));
     }
+    let mut on_demand = Vec::new();
     for (name, lines) in pools {
         match unit::check_name(name) {
             Ok(()) => {
                 let pool = pool(name, &lines, &global, to, keep, &mut plan.to_do);
+                if is_on_demand(&lines) {
+                    on_demand.push(name);
+                }
                 plan.pools.push(pool);
             }
             Err(error) => plan.refused.push(format!(
@@ -133,6 +137,13 @@ pub fn plan(load: &LoadOptions, to: &Path, keep: bool) -> Result<Plan, MigrateEr
                 lines[0].number
             )),
         }
+    }
+    if !on_demand.is_empty() {
+        plan.to_do.push(format!(
+            "{} with pm = ondemand: each keeps a PHP of its own in memory once it has been asked, some 10 MB and what opcache \
+             compiles. Where that is too much, zygote_idle_time and exit_idle_time let it go",
+            some_of(&on_demand)
+        ));
     }
     php_settings(load, &mut plan.to_do);
     plan.to_do.push(
@@ -290,6 +301,27 @@ fn pool(
         source,
         text,
         changes,
+    }
+}
+
+/// Whether `pm = ondemand` is the last that a pool's lines say of it.
+fn is_on_demand(lines: &[&SourceLine]) -> bool {
+    let entries = lines.iter().flat_map(|line| &line.statements);
+    let said = entries.filter_map(|statement| match statement {
+        Statement::Entry { name, value } if name == "pm" => value.as_deref(),
+        _ => None,
+    });
+    said.last() == Some("ondemand")
+}
+
+/// Pools by name, so many of them as a line has room for.
+fn some_of(pools: &[&str]) -> String {
+    const SHOWN: usize = 3;
+    let names = pools[..pools.len().min(SHOWN)].join(", ");
+    match pools.len() {
+        1 => format!("pool {names}"),
+        ..=SHOWN => format!("pools {names}"),
+        all => format!("{all} pools ({names}, …)"),
     }
 }
 

@@ -298,6 +298,7 @@ fn to_do() -> Result<(), Failed> {
         "pool shut: only root can connect to /run/php-pool/shut.sock",
         "write the address instead of 'localhost.example'",
         "'o d d' cannot name a pool",
+        "pools host, port, shut with pm = ondemand: each keeps a PHP of its own",
     ] {
         holds(&said, part)?;
     }

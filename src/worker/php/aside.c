@@ -145,6 +145,26 @@ static int compare_names(Bucket *a, Bucket *b)
     return strcasecmp(ZSTR_VAL(a->key), ZSTR_VAL(b->key));
 }
 
+static void add_name(HashTable *names, const char *name)
+{
+    zval none;
+    ZVAL_NULL(&none);
+    zend_hash_str_update(names, name, strlen(name), &none);
+}
+
+/* In the order of the alphabet, whatever the order of loading; empties the table. */
+static void print_names(const char *head, HashTable *names)
+{
+    zend_hash_sort(names, compare_names, 0);
+    php_printf("[%s]\n", head);
+    zend_string *name;
+    ZEND_HASH_FOREACH_STR_KEY(names, name) {
+        php_printf("%s\n", ZSTR_VAL(name));
+    } ZEND_HASH_FOREACH_END();
+    php_printf("\n");
+    zend_hash_clean(names);
+}
+
 void shim_print_modules(void)
 {
     if (!print_begin()) {
@@ -152,26 +172,18 @@ void shim_print_modules(void)
     }
     HashTable names;
     zend_hash_init(&names, 64, NULL, NULL, 0);
-    zend_module_entry *entry;
-    ZEND_HASH_FOREACH_PTR(&module_registry, entry) {
-        zval none;
-        ZVAL_NULL(&none);
-        zend_hash_str_update(&names, entry->name, strlen(entry->name), &none);
+    zend_module_entry *module;
+    ZEND_HASH_FOREACH_PTR(&module_registry, module) {
+        add_name(&names, module->name);
     } ZEND_HASH_FOREACH_END();
-    zend_hash_sort(&names, compare_names, 0);
-    php_printf("[PHP Modules]\n");
-    zend_string *name;
-    ZEND_HASH_FOREACH_STR_KEY(&names, name) {
-        php_printf("%s\n", ZSTR_VAL(name));
-    } ZEND_HASH_FOREACH_END();
-    zend_hash_destroy(&names);
-    php_printf("\n[Zend Modules]\n");
+    print_names("PHP Modules", &names);
     zend_llist_position position;
     for (zend_extension *e = zend_llist_get_first_ex(&zend_extensions, &position); e;
          e = zend_llist_get_next_ex(&zend_extensions, &position)) {
-        php_printf("%s\n", e->name);
+        add_name(&names, e->name);
     }
-    php_printf("\n");
+    print_names("Zend Modules", &names);
+    zend_hash_destroy(&names);
     php_request_shutdown(NULL);
 }
 

@@ -9,6 +9,8 @@ use std::process::Command;
 use libtest_mimic::Failed;
 use php_pool::config::{self, LoadOptions, directives, phpini};
 
+use crate::support::server::php_fpm;
+
 /// What both find in their environment.
 const ENVIRONMENT: [(&str, &str); 5] = [
     ("PATH", "/usr/bin:/bin"),
@@ -105,7 +107,7 @@ impl Corpus {
 
     /// What php-fpm makes of it.
     pub fn php_fpm(&self, name: &str) -> Result<Verdict, Failed> {
-        let program = std::env::var_os("PHP_FPM").unwrap_or_else(|| OsString::from("/usr/sbin/php-fpm8.2"));
+        let program = php_fpm();
         let mut command = Command::new(&program);
         command
             .env_clear()

@@ -14,8 +14,8 @@ const DIALECT: [&str; 6] = [
     "A value ends with its line, and blanks around it do not count. Quotes are needed for a text that holds one of \
      `= ; & | ^ ~ ! ( ) \" '` or one of the words yes, no, on, off, true, false, none and null. In double quotes `\\\"`, `\\\\` \
      and `\\$` stand for the second character; in single quotes nothing is special. Outside quotes `|`, `&`, `^`, `~` and `!` \
-     compute with whole numbers and PHP's levels: `E_ALL & ~E_NOTICE`. (`E_ALL` is 32767 with every PHP; of 8.4 itself it is \
-     30719, without the bit of `E_STRICT`, which nothing raises any more.)",
+     compute with whole numbers and PHP's levels: `E_ALL & ~E_NOTICE`. (`E_ALL` is 32767 with every PHP; 8.4, whose \
+     own is 30719, drops the bit of `E_STRICT` from `error_reporting`.)",
     "`${NAME}` is replaced by the setting NAME of php.ini or of the command line's `-d`, else by the variable NAME of the \
      environment; `${NAME:-else}` has a default. `$pool` is the pool's name in every text.",
     "Times are whole or have a fraction, in seconds unless `ms`, `s`, `m`, `h` or `d` follows. Sizes are in bytes unless \

@@ -211,7 +211,8 @@ static DIFFERENCES: &[Difference] = &[
     Difference {
         what: "`E_ALL` with PHP 8.4",
         php_fpm: "30719: it is without `E_STRICT`, which is gone.",
-        ours: "32767 with every PHP, for files are read without PHP. The bit more means nothing to 8.4.",
+        ours: "`-tt` says 32767 with every PHP, for files are read without PHP; the workers of 8.4 drop that bit from \
+               `error_reporting`.",
         cases: &["constants", "php-settings"],
     },
     Difference {

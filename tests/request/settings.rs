@@ -1,7 +1,7 @@
 //! What php.ini, the pool, `.user.ini` and the web server may set, and for how long; `doc_root` and `user_dir`.
 
 use crate::harness::{Case, Cases, Run};
-use crate::support::server::Setup;
+use crate::support::server::{Setup, php_fpm_release};
 
 static POOL: Setup = Setup {
     name: "pool-settings",
@@ -157,7 +157,11 @@ fn pool(c: &mut Cases) {
         c,
         "constants_in_a_value_are_computed",
         &["error_reporting"],
-        "error_reporting=32759\n",
+        match php_fpm_release() < [8, 4, 0] {
+            true => "error_reporting=32759\n",
+            // Without E_STRICT.
+            false => "error_reporting=30711\n",
+        },
     );
     setting(
         c,

@@ -741,6 +741,13 @@ bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t v
         return false;
     }
     zend_string *text = zend_string_init(value, value_len, 1);
+#if PHP_VERSION_ID >= 80400
+    /* Pool files are read without PHP: E_ALL still has the bit of E_STRICT there. A number does not get longer by losing it. */
+    if (zend_string_equals_literal(entry->name, "error_reporting") && value_len > 0
+        && strspn(ZSTR_VAL(text), "0123456789") == value_len) {
+        ZSTR_LEN(text) = sprintf(ZSTR_VAL(text), ZEND_LONG_FMT, ZEND_STRTOL(ZSTR_VAL(text), NULL, 10) & E_ALL);
+    }
+#endif
     bool set = false;
     zend_first_try {
         set = !entry->on_modify

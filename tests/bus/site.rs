@@ -211,7 +211,11 @@ impl Site {
         command.arg("--json=short").arg(format!("--address={}", self.address()));
         command.args(["--match", "type='signal',interface='org.phppool.Pool1'", "monitor"]);
         let process = Process::start(command);
-        process.said("Monitoring bus message stream");
+        // busctl of 257 does not say that it listens.
+        wait_for("the monitor hears a signal", || {
+            self.said(&["emit", "/probe", "org.phppool.Pool1", "Probe"]);
+            process.text().contains("\"Probe\"")
+        });
         process
     }
 }

@@ -72,6 +72,12 @@ pub enum StartError {
     /// The pid file.
     #[error(transparent)]
     PidFile(#[from] PidFileError),
+    /// Which workers are a zygote's own is read there; a container's own tools mount it.
+    #[error(
+        "/proc does not show this process as {pid}: it must be there, and of the pid namespace that php-pool runs in",
+        pid = std::process::id()
+    )]
+    Proc,
     /// What the master itself needs.
     #[error("{0} cannot be made: {reason}", reason = errno(.1))]
     Make(&'static str, #[source] io::Error),
@@ -219,6 +225,10 @@ fn prepare(
         .flatten();
     let stderr = stderr.map(File::from).inspect(append);
     log.open(&log_settings(&launch, global), replace_stderr)?;
+    let own = std::process::id().to_string();
+    if !std::fs::read_link("/proc/self").is_ok_and(|shown| shown.as_os_str() == own.as_str()) {
+        return Err(StartError::Proc);
+    }
     let opened: Vec<_> = config
         .pools
         .iter()

@@ -54,8 +54,8 @@ pub struct Worker {
     pub tcp: bool,
     /// Rung when few workers are idle.
     pub bell: OwnedFd,
-    /// Settings of script resolution, and fastcgi.logging.
-    pub script_settings: (Settings, bool),
+    /// Settings of script resolution.
+    pub script_settings: Settings,
     /// Every request starts in the working folder.
     pub starts_at_home: bool,
     /// Requests after which it leaves; 0 is never.

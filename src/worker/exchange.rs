@@ -172,7 +172,6 @@ pub struct Exchange {
     finished: bool,
     /// FCGI_STDERR has had a message.
     complained: bool,
-    logging: bool,
     /// The script has ended: what is left of a body is nobody's.
     executed: bool,
     /// HTTP status of the reply.
@@ -207,14 +206,13 @@ impl Exchange {
         out.begin(begin.id);
         let (given, parent) = (params.get("HTTP_X_REQUEST_ID"), params.get("HTTP_TRACEPARENT"));
         let id = RequestId::given(given, parent).unwrap_or_else(|| worker.ids.next());
-        let (settings, logging) = &worker.script_settings;
         let length = Length::of(&params);
         // PHP reads and stores a body before it goes to the script's folder.
         if worker.starts_at_home || length != Length::Known(0) || script::is_relative(&params) {
             // Not where the last script was, which may be of another site: relative paths would lead there.
             let _ = nix::unistd::chdir(&worker.home);
         }
-        let script = script::resolve(&mut params, settings, &super::php::PhpFiles);
+        let script = script::resolve(&mut params, &worker.script_settings, &super::php::PhpFiles);
         let length = if script.named { length } else { Length::Known(0) };
         let body = match params.get("REQUEST_BODY_FILE") {
             Some(path) => Body::Unopened(PathBuf::from(OsStr::from_bytes(path))),
@@ -241,7 +239,6 @@ impl Exchange {
             lost: None,
             finished: false,
             complained: false,
-            logging: *logging,
             executed: false,
             status: 200,
             page: Page::default(),
@@ -472,7 +469,7 @@ impl Exchange {
             message.truncate(MESSAGE_BUFFER - 3);
             message.extend_from_slice(b"...");
         }
-        if !self.logging || self.finished || self.conn.is_none() {
+        if self.finished || self.conn.is_none() || !super::php::logs_to_client() {
             return;
         }
         let joint: &[u8] = if std::mem::replace(&mut self.complained, true) {

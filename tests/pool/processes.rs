@@ -28,6 +28,10 @@ pub const CASES: &[Case] = &[
         "processes::a_dead_zygote_is_replaced_and_no_request_lost",
         a_dead_zygote_is_replaced,
     ),
+    (
+        "processes::zygotes_that_fall_at_once_follow_one_another_ever_more_slowly",
+        zygotes_that_fall_at_once,
+    ),
     ("processes::a_stopped_zygote_blocks_nobody", a_stopped_zygote),
     ("processes::titles_are_those_of_php_fpm", titles),
     ("processes::nobody_survives_the_master", nobody_survives_the_master),
@@ -128,6 +132,23 @@ fn a_dead_zygote_is_replaced() {
         master.below("zygote www").iter().any(|pid| *pid != zygote)
     });
     wait_for("two workers of the new one", || master.workers("www").len() == 2);
+    master.get("/pid.php");
+}
+
+/// Being ready is not having worked: else such a pool would do nothing but start PHP.
+fn zygotes_that_fall_at_once() {
+    let master = place(1, "log_level = debug", "").serve();
+    let mut begin = None;
+    for fall in 1..=6 {
+        let line = master.said_often(" is ready, PHP ", fall);
+        let zygote = line.split("zygote ").nth(1).and_then(|rest| rest.split(' ').next());
+        begin.get_or_insert_with(Instant::now);
+        crash(zygote.unwrap().parse().unwrap(), Signal::SIGKILL);
+    }
+    master.said_often(" is ready, PHP ", 7);
+    // A half of 100, 200, 400, 800 and 1,600 ms at the least; or one of them has lasted for a second.
+    let elapsed = begin.expect("there were some").elapsed();
+    assert!(elapsed >= Duration::from_secs(1), "{elapsed:?}");
     master.get("/pid.php");
 }
 

@@ -22,6 +22,7 @@ pub const CASES: &[Case] = &[
         "start::what_cannot_be_started_says_why",
         what_cannot_be_started_says_why,
     ),
+    ("start::a_proc_of_others_ends_the_start", proc_of_others),
     ("start::why_php_does_not_start_is_told_in_its_own_words", last_words),
     ("start::what_php_displays_at_its_start_is_said_once", displayed),
     (
@@ -436,6 +437,30 @@ fn test_lines() {
         format!("NOTICE: configuration file {file} test is successful")
     );
     assert!(!exists(&place.path("sock")) && !exists(&place.path("pid")));
+}
+
+/// In a container whose /proc is that of the machine no worker could be told from a stranger.
+fn proc_of_others() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // who makes pid namespaces
+    }
+    let place = Place::new();
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    // One that starts all the same must end with the test.
+    let mut command = Command::new("timeout");
+    command
+        .args(["--signal=KILL", "20", "unshare", "--pid", "--fork", "--kill-child=KILL"])
+        .arg(place.path("php-fpm"))
+        .args(["-F", "-O", "-n", "-y"])
+        .arg(place.path("pool.conf"));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("ERROR: /proc does not show this process as 1: it must be there"),
+        "{said}"
+    );
+    assert!(said.contains("FPM initialization failed"), "{said}");
+    assert_eq!(output.status.code(), Some(78));
 }
 
 /// Under systemd stderr is the journal: with `error_log` the lines are in that file, and there alone.

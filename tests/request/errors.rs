@@ -22,6 +22,13 @@ static UNLOGGED: Setup = Setup {
     ..Setup::BASE
 };
 
+/// A worker of php-fpm keeps what requests have set, so that no other case may run there.
+static LOGGING_SET: Setup = Setup {
+    name: "fastcgi-logging-by-request",
+    workers: 1,
+    ..Setup::BASE
+};
+
 static OWN_LOG: Setup = Setup {
     name: "own-error-log",
     ini: "error_log = {home}/php.log\n",
@@ -117,6 +124,15 @@ fn reported(c: &mut Cases) {
     c.same("without_fastcgi_logging_nothing_is_sent_as_stderr", &UNLOGGED, |t| {
         let reply = t.php("error_log('one'); no_such_function();");
         assert_eq!((reply.status(), reply.errors().as_str()), (500, ""));
+    });
+    c.same("a_request_may_turn_fastcgi_logging_off_for_itself", &LOGGING_SET, |t| {
+        let request = t.page("error_log('one'); no_such_function();");
+        for name in ["PHP_VALUE", "PHP_ADMIN_VALUE"] {
+            let reply = t.send(&request.clone().set(name, "fastcgi.logging=0"));
+            assert_eq!((reply.status(), reply.errors().as_str()), (500, ""), "{name}");
+        }
+        let reply = t.send(&request.set("PHP_ADMIN_VALUE", "fastcgi.logging=1"));
+        assert!(reply.errors().starts_with("PHP message: one; "), "{}", reply.errors());
     });
     c.same("a_log_of_php_ini_takes_the_messages_away", &OWN_LOG, |t| {
         let reply = t.php("error_log('into the file'); trigger_error('this too');");

@@ -33,6 +33,10 @@ const PONG_WITHIN: Duration = Duration::from_secs(15);
 /// A pool that takes longer to start does not hold up the others of its master.
 const SLOW_START: Duration = Duration::from_secs(10);
 
+/// A generation whose zygote falls earlier has not worked, though it was ready: where that goes on, the next ones must not
+/// follow one another without a pause.
+const LASTING: Duration = Duration::from_secs(1);
+
 impl Pool {
     /// Starts a generation that is to take over.
     pub fn start(&mut self) {
@@ -151,7 +155,6 @@ impl Pool {
             level,
             format_args!("zygote {} is ready, PHP {}", next.zygote().pid(), next.php),
         );
-        self.restart.worked();
         (self.restart_at, self.failed) = (None, None);
         if self
             .current
@@ -184,8 +187,9 @@ impl Pool {
         self.touch();
         let Some(generation) = self.generation(id) else { return };
         generation.zygote_ended();
-        let (pid, told) = (
+        let (pid, begun, told) = (
             generation.zygote().pid(),
+            generation.begun,
             generation.quit.is_some() || generation.drain.is_some(),
         );
         if self.next.as_ref().is_some_and(|next| next.place.generation == id) {
@@ -200,10 +204,18 @@ impl Pool {
                 "zygote {pid} exited {}; a new generation takes over",
                 describe(Some(exit))
             ));
-            let now = watch::now();
-            self.restart.failed(now, self.ctx.jitter());
-            self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
+            self.replace_fallen(begun);
         }
+    }
+
+    /// Another generation is to follow one that began then and has fallen.
+    pub(super) fn replace_fallen(&mut self, begun: Duration) {
+        let now = watch::now();
+        if begun + LASTING <= now {
+            self.restart.worked();
+        }
+        self.restart.failed(now, self.ctx.jitter());
+        self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
     }
 
     /// Ends a start that comes to nothing.

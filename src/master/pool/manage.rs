@@ -117,7 +117,7 @@ impl Pool {
         // Somebody may have begun a request between the count and the new bell, unheard.
         let missed = header.active.load(SeqCst) > ring_above.max(i64::from(snapshot.active));
 
-        let hung = current.hangs(now).then(|| current.zygote().pid());
+        let hung = current.hangs(now).then(|| (current.zygote().pid(), current.begun));
 
         for line in &decision.lines {
             self.say(line, &config);
@@ -151,12 +151,11 @@ impl Pool {
             None if !self.up => self.wake_at(now + Duration::from_millis(20)),
             None => {}
         }
-        if let Some(pid) = hung.filter(|_| self.next.is_none() && self.restart_at.is_none()) {
+        if let Some((pid, begun)) = hung.filter(|_| self.next.is_none() && self.restart_at.is_none()) {
             self.log().warning(format_args!(
                 "zygote {pid} does not answer; a new generation takes over"
             ));
-            self.restart.failed(now, self.ctx.jitter());
-            self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
+            self.replace_fallen(begun);
             self.touch();
         } else if starting > 0 {
             // A queue with limits waits for them.

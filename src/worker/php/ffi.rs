@@ -115,7 +115,6 @@ pub struct Start {
 pub struct Cgi {
     pub fix_pathinfo: bool,
     pub discard_path: bool,
-    pub logging: bool,
     pub decodes_path_info: bool,
     pub doc_root: *const c_char,
     pub revalidate: i64,
@@ -155,6 +154,7 @@ unsafe extern "C" {
     pub fn shim_load_extension(name: *const c_char) -> bool;
     pub fn shim_disable(names: *const c_char, classes: bool);
     pub fn shim_settings(out: *mut Cgi);
+    pub fn shim_logs_to_client() -> bool;
     pub fn shim_starts_at_home() -> bool;
     pub fn shim_resolved_before(path: *const c_char, len: usize) -> bool;
     pub fn shim_resolves(path: *const c_char) -> bool;

@@ -320,11 +320,10 @@ pub fn stop() {
 }
 
 /// Settings of the request's path, for a worker that is where it belongs: from here on its folder is remembered.
-pub fn script_settings() -> (Settings, bool) {
+pub fn script_settings() -> Settings {
     let mut raw = ffi::Cgi {
         fix_pathinfo: true,
         discard_path: false,
-        logging: true,
         decodes_path_info: false,
         doc_root: null(),
         revalidate: 0,
@@ -336,15 +335,18 @@ pub fn script_settings() -> (Settings, bool) {
         // SAFETY: a C string of PHP's, copied at once.
         unsafe { CStr::from_ptr(raw.doc_root) }.to_bytes().to_vec()
     });
-    (
-        Settings {
-            fix_pathinfo: raw.fix_pathinfo,
-            discard_path: raw.discard_path,
-            decodes_path_info: raw.decodes_path_info,
-            doc_root,
-        },
-        raw.logging,
-    )
+    Settings {
+        fix_pathinfo: raw.fix_pathinfo,
+        discard_path: raw.discard_path,
+        decodes_path_info: raw.decodes_path_info,
+        doc_root,
+    }
+}
+
+/// Whether messages go to the web server, too: `fastcgi.logging`, which a request may set for itself.
+pub fn logs_to_client() -> bool {
+    // SAFETY: PHP is started.
+    unsafe { ffi::shim_logs_to_client() }
 }
 
 /// Whether a request of this pool must start in the worker's own folder: something looks at it before the script does.

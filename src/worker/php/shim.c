@@ -793,12 +793,16 @@ void shim_settings(struct shim_cgi *out)
 {
     out->fix_pathinfo = cgi.fix_pathinfo;
     out->discard_path = cgi.discard_path;
-    out->logging = cgi.logging;
     out->decodes_path_info = PHP_VERSION_ID >= 80400;
     out->doc_root = PG(doc_root) && *PG(doc_root) ? PG(doc_root) : NULL;
     /* Without opcache none of these exists, and all are 0. */
     bool looks = INI_BOOL("opcache.validate_timestamps");
     out->revalidate = !INI_BOOL("opcache.enable") ? 0 : looks ? INI_INT("opcache.revalidate_freq") : INT64_MAX;
+}
+
+bool shim_logs_to_client(void)
+{
+    return cgi.logging;
 }
 
 bool shim_starts_at_home(void)

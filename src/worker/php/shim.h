@@ -97,7 +97,6 @@ struct shim_start {
 struct shim_cgi {
     bool fix_pathinfo;
     bool discard_path;
-    bool logging;
     bool decodes_path_info; /* not a setting, but what this PHP's php-fpm does */
     const char *doc_root;   /* PG(doc_root); NULL when empty */
     int64_t revalidate;   /* seconds for which PHP takes a file for what it was: opcache's, or 0 */
@@ -156,6 +155,8 @@ bool shim_set_ini(const char *name, size_t name_len, const char *value, size_t v
 bool shim_load_extension(const char *name);
 void shim_disable(const char *names, bool classes);
 void shim_settings(struct shim_cgi *out);
+/* fastcgi.logging, as it is at this moment: a request may set it. */
+bool shim_logs_to_client(void);
 /* Whether something looks at the working folder while a request starts, before its script does. */
 bool shim_starts_at_home(void);
 /* Whether PHP's cache has the path as one that resolves. */

@@ -46,13 +46,14 @@ fn receive<M: Serialize + DeserializeOwned + Debug>(packet: &[u8], descriptors: 
     let channel = Channel::<M, M>::from(ours);
     if let Ok(received) = channel.receive(false) {
         assert!(received.fds.len() <= usize::from(descriptors));
-        // What is understood can be said, in at most as many bytes, and is understood again as the same.
+        // What is understood can be said, in about as many bytes, and is understood again as the same. (About: what is beyond a
+        // second of a duration's nanoseconds may make its seconds longer.)
         let said = format!("{:?}", received.message);
         drop(received.fds);
         channel
             .send(&received.message, &[], false)
             .expect("the socket takes it");
-        let mut buffer = vec![0; packet.len().max(1)];
+        let mut buffer = vec![0; packet.len() + 16];
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let length = recvmsg::<()>(theirs.as_raw_fd(), &mut slices, None, MsgFlags::empty())
             .expect("it is there")

@@ -306,12 +306,12 @@ fn pool(
 
 /// Whether `pm = ondemand` is the last that a pool's lines say of it.
 fn is_on_demand(lines: &[&SourceLine]) -> bool {
-    let entries = lines.iter().flat_map(|line| &line.statements);
-    let said = entries.filter_map(|statement| match statement {
+    let mut entries = lines.iter().flat_map(|line| &line.statements).rev();
+    let said = entries.find_map(|statement| match statement {
         Statement::Entry { name, value } if name == "pm" => value.as_deref(),
         _ => None,
     });
-    said.last() == Some("ondemand")
+    said == Some("ondemand")
 }
 
 /// Pools by name, so many of them as a line has room for.

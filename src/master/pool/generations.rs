@@ -211,11 +211,16 @@ impl Pool {
     /// Another generation is to follow one that began then and has fallen.
     pub(super) fn replace_fallen(&mut self, begun: Duration) {
         let now = watch::now();
+        self.is_over(begun, now);
+        self.restart.failed(now, self.ctx.jitter());
+        self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
+    }
+
+    /// A generation that began then is over: if it lasted, what fails next is a first failure.
+    fn is_over(&mut self, begun: Duration, now: Duration) {
         if begun + LASTING <= now {
             self.restart.worked();
         }
-        self.restart.failed(now, self.ctx.jitter());
-        self.restart_at = Some(self.restart.wait(now).unwrap_or(now));
     }
 
     /// Ends a start that comes to nothing.
@@ -294,8 +299,11 @@ impl Pool {
     }
 
     pub(super) fn retire(&mut self, mut generation: Generation) {
-        let limit = self.wanted.global.process_control_timeout;
-        generation.start_drain((!limit.is_zero()).then(|| watch::now() + limit), false);
+        let (now, limit) = (watch::now(), self.wanted.global.process_control_timeout);
+        if generation.life == Life::Ready {
+            self.is_over(generation.begun, now);
+        }
+        generation.start_drain((!limit.is_zero()).then(|| now + limit), false);
         self.old.push(generation);
     }
 

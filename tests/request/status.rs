@@ -1,6 +1,6 @@
 //! The status page in all formats, ping, and `fpm_get_status()`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Case, Cases, Request, Run, wait_until};
 use crate::logs::shape;
@@ -387,9 +387,11 @@ fn processes(c: &mut Cases) {
     c.same("an_idle_process_says_what_it_did_last", &STATUS, |t| {
         let request = t.page("$x = str_repeat('x', 3 << 20); echo 'done';").query("last=1");
         let deadline = Instant::now() + PATIENCE;
-        // The page may be served by the worker that has just run the script: then its slot tells of the page.
+        // The page may be served by the worker that has just run the script: then its slot tells of the page. On a busy
+        // machine that one comes back for it sooner than the other wakes, unless it is given the time to fall asleep.
         let idle = loop {
             assert_eq!(t.send_unrecorded(&request).text(), "done");
+            std::thread::sleep(Duration::from_millis(2));
             let status = json(t, "json&full");
             let processes = status["processes"].as_array().expect("an array").clone();
             let ran = |p: &&serde_json::Value| p["state"] == "Idle" && p["request uri"] == "/index.php?last=1";

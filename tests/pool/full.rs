@@ -115,36 +115,44 @@ fn again_and_again() {
     place.write("nap.php", "<?php echo hrtime(true); usleep(30000);");
     place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 2\n");
     let master = place.serve();
-    // When each request came to the socket, and when its script began.
-    let came = Mutex::new(0u32);
-    let began = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                for _ in 0..20 {
-                    let (number, mut connection) = {
-                        let mut came = came.lock().unwrap();
-                        *came += 1;
-                        let mut connection = master.connect("sock");
-                        master.ask(&mut connection, "/nap.php", 0);
-                        (*came, connection)
-                    };
-                    let time: u64 = body(&connection.reply(1)).parse().unwrap();
-                    began.lock().unwrap().push((time, number));
-                }
-            });
+    // How many that came later one had to let go first, at most.
+    let overtaken = || {
+        // When each request came to the socket, and when its script began.
+        let came = Mutex::new(0u32);
+        let began = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let (number, mut connection) = {
+                            let mut came = came.lock().unwrap();
+                            *came += 1;
+                            let mut connection = master.connect("sock");
+                            master.ask(&mut connection, "/nap.php", 0);
+                            (*came, connection)
+                        };
+                        let time: u64 = body(&connection.reply(1)).parse().unwrap();
+                        began.lock().unwrap().push((time, number));
+                    }
+                });
+            }
+        });
+        let mut began = began.into_inner().unwrap();
+        began.sort_unstable();
+        let numbers = began.iter().map(|(_, number)| *number).collect::<Vec<_>>();
+        let earlier = |at: usize| numbers[..at].iter().filter(|earlier| **earlier > numbers[at]).count();
+        (0..numbers.len()).map(earlier).max().expect("160 of them")
+    };
+    // Two workers may begin in either order, and one that comes may meet a worker on its way to the line. On a busy machine
+    // more may, as long as the master has no turn.
+    let mut tries = Vec::new();
+    while tries.len() < 5 {
+        match overtaken() {
+            ..=3 => return,
+            too_many => tries.push(too_many),
         }
-    });
-    let mut began = began.into_inner().unwrap();
-    began.sort_unstable();
-    let overtook = |at: usize, number: u32| began[..at].iter().filter(|(_, earlier)| *earlier > number).count();
-    let most = began
-        .iter()
-        .enumerate()
-        .map(|(at, (_, number))| overtook(at, *number))
-        .max();
-    // Two workers may begin in either order, and one that comes may meet a worker on its way to the line.
-    assert!(most.unwrap() <= 3, "one was overtaken by {most:?}: {began:?}");
+    }
+    panic!("one was overtaken by so many in each of five tries: {tries:?}");
 }
 
 fn status_and_ping() {

@@ -139,8 +139,9 @@ fn an_idle_connection_has_no_limit() {
 }
 
 fn a_slow_request_is_traced() {
-    let master = serve("request_slowlog_timeout = 200ms\nslowlog = {dir}/slow.log\nrequest_terminate_timeout = 1s");
-    master.get("/sleep.php");
+    let master = serve("request_slowlog_timeout = 200ms\nslowlog = {dir}/slow.log");
+    let mut slow = master.connect("sock");
+    master.ask(&mut slow, "/sleep.php", 0);
     master.said("executing too slow (");
     let path = master.place.path("slow.log");
     crate::harness::wait_for("the record", || {

@@ -24,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::log_file;
 use super::saved::{Kept, Restorer, Saver};
@@ -81,6 +82,8 @@ enum Order {
     Follow(GenerationId, Arc<Scoreboard>),
     Leave(GenerationId),
     WriteTo(Arc<File>),
+    /// Nobody goes on with this log.
+    End,
 }
 
 /// A generation whose lines are written, as long as this is there.
@@ -247,13 +250,15 @@ impl AccessLog {
             return Ok(());
         }
         let (orders, receiver) = mpsc::channel();
-        let (events, (say, mut said)) = (events.clone(), tokio::sync::mpsc::channel(16));
+        let (events, (say, said)) = (events.clone(), tokio::sync::mpsc::channel(16));
+        let mut said = Said(said, self.path.clone());
         tokio::task::spawn_local(async move {
-            while let Some((level, text)) = said.recv().await {
+            while let Some((level, text)) = said.0.recv().await {
                 let _ = events.send(Event::AccessLog(pool, level, text)).await;
             }
         });
         let mut writer = Writer {
+            path: self.path.clone(),
             file: self.file.borrow().clone(),
             orders: receiver,
             bell: self.bell.clone(),
@@ -267,6 +272,7 @@ impl AccessLog {
             losses: self.losses.clone(),
             say,
             ends: None,
+            is_last: false,
         };
         for (generation, board) in &*self.boards.borrow() {
             writer.follow(*generation, board.clone());
@@ -296,6 +302,7 @@ impl AccessLog {
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
+        self.order(Order::End);
         self.stop();
     }
 }
@@ -345,6 +352,29 @@ impl Drop for Alive {
     }
 }
 
+/// What threads had to say when the master's loop did not listen any more.
+static UNSAID: Mutex<Vec<Message>> = Mutex::new(Vec::new());
+
+/// For the master's log.
+type Message = (Level, String);
+
+fn leave_unsaid(log: &Path, messages: impl IntoIterator<Item = Message>) {
+    let name = |(level, text)| (level, format!("{text} ({})", log.display()));
+    let mut unsaid = UNSAID.lock().expect("nobody panics with it");
+    unsaid.extend(messages.into_iter().map(name));
+}
+
+/// What the thread of a log says. What is not heard here is not lost.
+struct Said(tokio::sync::mpsc::Receiver<Message>, PathBuf);
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        let Self(said, log) = self;
+        said.close();
+        leave_unsaid(log, std::iter::from_fn(|| said.try_recv().ok()));
+    }
+}
+
 /// Waits until every access log that has been stopped has its last lines; says so if one does not take them.
 pub fn wait_for_all(log: &Logger) {
     let live = LIVE.0.lock().expect("nobody panics with it");
@@ -354,9 +384,13 @@ pub fn wait_for_all(log: &Logger) {
     if *waited.expect("nobody panics with it").0 > 0 {
         log.warning("an access log has not taken its last lines: they are lost");
     }
+    for (level, text) in UNSAID.lock().expect("nobody panics with it").drain(..) {
+        log.log(level, text);
+    }
 }
 
 struct Writer {
+    path: PathBuf,
     file: Arc<File>,
     orders: Receiver<Order>,
     bell: Arc<OwnedFd>,
@@ -371,9 +405,11 @@ struct Writer {
     failing: bool,
     losses: Arc<Losses>,
     /// The way to the master's log.
-    say: tokio::sync::mpsc::Sender<(Level, String)>,
+    say: tokio::sync::mpsc::Sender<Message>,
     /// Nobody will order anything any more; it tries until then.
     ends: Option<Instant>,
+    /// And nobody goes on where this ends.
+    is_last: bool,
 }
 
 impl Writer {
@@ -384,6 +420,9 @@ impl Writer {
             let ends = self.ends.is_some();
             let busy = self.sweep();
             if ends {
+                if self.is_last {
+                    self.tell_losses();
+                }
                 return;
             }
             if busy || std::mem::take(&mut woken) {
@@ -449,6 +488,7 @@ impl Writer {
             Order::Follow(id, board) => self.follow(id, board),
             Order::Leave(id) => self.left.push(id),
             Order::WriteTo(file) => (self.file, self.torn) = (file, false),
+            Order::End => self.is_last = true,
         }
     }
 
@@ -480,6 +520,16 @@ impl Writer {
         self.losses.lines.fetch_add(lines, Relaxed);
     }
 
+    /// Says how many are lost, if there are such since it was said last; whether there are.
+    fn tell_losses(&self) -> bool {
+        let lost = self.losses.lines.load(Relaxed);
+        let untold = lost.saturating_sub(self.losses.told.swap(lost, Relaxed));
+        if untold > 0 {
+            self.say(Level::Warning, format!("{untold} lines of the access log are lost"));
+        }
+        untold > 0
+    }
+
     /// Writes the lines up to a time.
     fn write(&mut self, until: u64) {
         let mut batch = std::mem::take(&mut self.batch);
@@ -491,10 +541,7 @@ impl Writer {
         match self.put(&batch) {
             Ok(()) => {
                 self.failing = false;
-                let lost = self.losses.lines.load(Relaxed);
-                let untold = lost.saturating_sub(self.losses.told.swap(lost, Relaxed));
-                if untold > 0 {
-                    self.say(Level::Warning, format!("{untold} lines of the access log are lost"));
+                if self.tell_losses() {
                     for (_, board, _) in &self.boards {
                         board.header().log_loses.store(0, Relaxed);
                     }
@@ -574,7 +621,9 @@ impl Writer {
     }
 
     fn say(&self, level: Level, text: String) {
-        // The loop is about to end, or has much to do: it stands in the status, too.
-        let _ = self.say.try_send((level, text));
+        // Where the loop has too much to do, it stands in the status, too.
+        if let Err(TrySendError::Closed(message)) = self.say.try_send((level, text)) {
+            leave_unsaid(&self.path, [message]);
+        }
     }
 }

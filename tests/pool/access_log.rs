@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
+use tempfile::TempDir;
 
 use crate::harness::{Master, Place, body, wait_for};
 use crate::support::process::{spawn, that_dies_with_us};
@@ -29,6 +30,10 @@ pub const CASES: &[Case] = &[
     (
         "access_log::a_reader_that_stalls_holds_nobody_up",
         a_stalled_reader_holds_nobody_up,
+    ),
+    (
+        "access_log::a_reader_that_stalls_at_the_end_is_told_of",
+        a_stalled_reader_is_given_up_at_the_end,
     ),
     ("access_log::a_full_disk_is_said_once", a_full_disk_is_said_once),
     ("access_log::stderr_takes_it_and_outlives_a_rotation", stderr_takes_it),
@@ -190,33 +195,16 @@ fn a_killed_worker_loses_no_line() {
 }
 
 fn a_stalled_reader_holds_nobody_up() {
-    let place = place("access.log = {dir}/fifo\naccess.format = \"%q.%{A}e\"\n");
-    // The way to it is root's alone, or a pipe is refused.
-    let home = tempfile::Builder::new().prefix("php-pool-fifo").tempdir().unwrap();
-    let fifo = home.path().join("fifo");
-    mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-    let directory = place.path("").display().to_string();
-    let text = fs::read_to_string(place.path("pool.conf")).unwrap();
-    let text = text.replace(&format!("{directory}fifo"), &fifo.display().to_string());
-    place.write("pool.conf", &text);
-    let mut reader = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(&fifo)
-        .unwrap();
-    let mut master = place.serve();
+    let (mut master, mut reader, _home) = into_a_fifo();
     // More than pipe, batch and rings hold.
-    let long = "x".repeat(900);
     let mut asked = 0;
     while master.count("lines are lost") == 0 {
         assert!(asked < 20_000, "nothing is lost");
-        assert!(!master.get(&format!("/pid.php?{asked}.{long}")).is_empty());
+        ask_at_length(&master, asked);
         asked += 1;
     }
-    for _ in 0..200 {
-        assert!(!master.get(&format!("/pid.php?{asked}.{long}")).is_empty());
-        asked += 1;
-    }
+    (asked..asked + 200).for_each(|number| ask_at_length(&master, number));
+    asked += 200;
     assert_eq!(master.count("lines are lost"), 1, "said once, though many are");
     // A reader that comes back gets whole lines, and the log says how many are missing.
     let mut text = Vec::new();
@@ -227,11 +215,65 @@ fn a_stalled_reader_holds_nobody_up() {
     master.signal(Signal::SIGQUIT);
     assert!(master.ended().success());
     let _ = reader.read_to_end(&mut text);
-    let text = String::from_utf8(text).unwrap();
-    let lost = master.said("lines of the access log are lost");
-    let lost: usize = lost.split(' ').find_map(|word| word.parse().ok()).unwrap();
-    assert_eq!(text.lines().count() + lost, asked);
-    assert!(text.lines().all(|line| line.ends_with(&format!("{long}.-"))));
+    assert_eq!(whole_lines(&text) + lost(&master), asked);
+}
+
+/// It has two seconds, and the master is not there any more when it comes back.
+fn a_stalled_reader_is_given_up_at_the_end() {
+    let (mut master, mut reader, _home) = into_a_fifo();
+    let asked = 100;
+    (0..asked).for_each(|number| ask_at_length(&master, number));
+    master.signal(Signal::SIGQUIT);
+    assert!(master.ended().success());
+    let mut text = Vec::new();
+    let _ = reader.read_to_end(&mut text);
+    let read = whole_lines(&text);
+    assert!(read < asked, "the pipe takes all of them");
+    assert_eq!(read + lost(&master), asked);
+    let line = master.said("lines of the access log are lost (");
+    assert!(line.contains("WARNING: ") && line.ends_with("/fifo)"), "{line}");
+    master.said("ERROR: lines could not be written to the access log: ");
+}
+
+/// A pool that writes its access log into a pipe, and the end for its reader.
+fn into_a_fifo() -> (Master, File, TempDir) {
+    let place = place("access.log = {dir}/fifo\naccess.format = \"%q.%{A}e\"\n");
+    // The way to it is root's alone, or a pipe is refused.
+    let home = tempfile::Builder::new().prefix("php-pool-fifo").tempdir().unwrap();
+    let fifo = home.path().join("fifo");
+    mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let directory = place.path("").display().to_string();
+    let text = fs::read_to_string(place.path("pool.conf")).unwrap();
+    let text = text.replace(&format!("{directory}fifo"), &fifo.display().to_string());
+    place.write("pool.conf", &text);
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&fifo)
+        .unwrap();
+    (place.serve(), reader, home)
+}
+
+/// A request whose line is long.
+fn ask_at_length(master: &Master, number: usize) {
+    assert!(!master.get(&format!("/pid.php?{number}.{}", "x".repeat(900))).is_empty());
+}
+
+/// How many of their lines there are, none of them torn.
+fn whole_lines(text: &[u8]) -> usize {
+    let end = format!("{}.-", "x".repeat(900));
+    let text = std::str::from_utf8(text).unwrap();
+    assert!(text.ends_with('\n'), "the last one is torn");
+    assert!(text.lines().all(|line| line.ends_with(&end)));
+    text.lines().count()
+}
+
+/// How many it says are lost, each time that it says so.
+fn lost(master: &Master) -> usize {
+    let lines = master.log().into_iter();
+    let lines = lines.filter(|line| line.contains("lines of the access log are lost"));
+    let count = |line: String| line.split(' ').find_map(|word| word.parse::<usize>().ok());
+    lines.map(|line| count(line).expect("a number")).sum()
 }
 
 /// The shell's `2>FILE`, to which both write.

@@ -53,6 +53,7 @@ fn full_disk() {
     fs::rename(master.place.path("new"), master.place.path("error.log")).unwrap();
     master.signal(Signal::SIGUSR1);
     wait_for("the log to go on", || log().contains("error log file re-opened"));
+    wait_for("what was lost", || log().contains(" lines could not be written to "));
     let lost = log().lines().find_map(|line| {
         let (text, _) = line.split_once(" lines could not be written to ")?;
         text.rsplit(' ').next()?.parse::<u32>().ok()

@@ -407,7 +407,7 @@ fn full_status() {
     let place = Place::new();
     place.write(
         "all.php",
-        "<?php touch(__DIR__ . '/here-' . getmypid()); while (count(glob(__DIR__ . '/here-*')) < 140) usleep(10000);",
+        "<?php touch(__DIR__ . '/here-' . getmypid()); while (count(glob(__DIR__ . '/here-*')) < 140) usleep(50000);",
     );
     place.write(
         "count.php",
@@ -421,7 +421,8 @@ fn full_status() {
     assert_eq!(master.get("/count.php"), "140 long");
     let mut connection = master.connect("sock");
     master.ask(&mut connection, "/status?full", 0);
-    assert_eq!(body(&connection.reply(1)).matches("\npid:").count(), 140);
+    let page = body(&connection.reply(1));
+    assert_eq!(page.matches("\npid:").count(), 140, "{page}");
 }
 
 /// Its limit is that of an idle one, however long its script took before.

@@ -201,6 +201,7 @@ StartServers 1
 ServerLimit 2
 ThreadsPerChild 25
 MaxRequestWorkers 50
+KeepAliveTimeout 60
 TypesConfig /dev/null
 AddType text/css .css
 AddType text/javascript .js

@@ -36,12 +36,19 @@ fn files() {
     let control = master.place.path("control").display().to_string();
     let prefix = master.place.path("profile").display().to_string();
     for whom in [vec!["--control", &control], vec![&*master.pid().to_string()]] {
-        let output = run(&[&["profile", "--seconds", "2", "--output", &prefix], &whom[..]].concat());
-        let text = printed(&output);
-        assert_eq!(output.status.code(), Some(0), "{text}");
-        let (busy, rest) = text.split_once(" of ").unwrap();
-        let busy: u64 = busy.parse().unwrap();
-        assert!(rest.contains(" samples of 2 workers are of requests ("), "{text}");
+        let mut busy = 0;
+        wait_for(
+            "a profile of as many samples as a machine takes that is not too busy",
+            || {
+                let output = run(&[&["profile", "--seconds", "2", "--output", &prefix], &whom[..]].concat());
+                let text = printed(&output);
+                assert_eq!(output.status.code(), Some(0), "{text}");
+                let (of_requests, rest) = text.split_once(" of ").unwrap();
+                busy = of_requests.parse().unwrap();
+                assert!(rest.contains(" samples of 2 workers are of requests ("), "{text}");
+                busy >= 20
+            },
+        );
 
         let folded = fs::read_to_string(format!("{prefix}.folded")).unwrap();
         let counts: BTreeMap<&str, u64> = folded

@@ -300,7 +300,7 @@ fn busy() {
          function generate() { yield 1; yield 2; }\n\
          function middle($i) { foreach ($this->generate() as $x);\n\
            return $this->leaf($i) + array_sum(array_map(fn($v) => $v * 2, [1, 2, 3])); }\n}\n\
-         $o = new T; while (true) { T::fib(8); for ($i = 0; $i < 50; $i++) $o->middle($i); }",
+         set_time_limit(0); $o = new T; while (true) { T::fib(8); for ($i = 0; $i < 50; $i++) $o->middle($i); }",
     );
     place.configure(&pool(1, ""));
     let master = place.serve_with(1);

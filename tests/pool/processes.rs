@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -58,6 +59,11 @@ pub const CASES: &[Case] = &[
         writes_late,
     ),
     ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
+    ("processes::a_zygote_may_take_long_for_many_workers", slow_births),
+    (
+        "processes::a_zygote_that_makes_no_worker_any_more_is_replaced",
+        no_births,
+    ),
     ("processes::who_leaves_hands_over_when_it_can", waits_to_hand_over),
     (
         "processes::a_connection_that_cannot_be_handed_over_stays",
@@ -444,6 +450,44 @@ fn has_all_of_its_time_when_let_go_of() {
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(master.ask_kept(&mut connection, "/plain.php"), "plain");
     }
+}
+
+/// As on a machine that has much else to do. One that makes none at all for ten seconds is replaced.
+fn slow_births() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    let source = place.write(
+        "slow.c",
+        "#include <pthread.h>\n#include <unistd.h>\nstatic void slow(void) { usleep(700000); }\n\
+         __attribute__((constructor)) static void load(void) { pthread_atfork(slow, 0, 0); }",
+    );
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-shared", "-fPIC", "-Wl,-z,nodelete", "-o"])
+        .arg(place.path("slow.so"))
+        .arg(source);
+    assert!(gcc.status().expect("gcc is there").success());
+    // It is no extension, of which PHP warns, but stays.
+    place.write("www.ini", &format!("extension = {}\n", place.path("slow.so").display()));
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 20\nphp.ini = {dir}/www.ini\n");
+    let master = place.serve();
+    let zygote = master.zygote("www");
+    wait_for("all workers", || master.workers("www").len() == 20);
+    assert_eq!(master.zygote("www"), zygote);
+    assert_eq!(master.count("does not answer"), 0, "{:?}", master.log());
+}
+
+fn no_births() {
+    let master = place(2, "", "").serve_with(2);
+    let zygote = master.zygote("www");
+    crash(zygote, Signal::SIGSTOP);
+    crash(master.workers("www")[0], Signal::SIGKILL);
+    master.said(&format!(
+        "WARNING: [pool www] zygote {zygote} does not answer; a new generation takes over"
+    ));
+    wait_for("another zygote's workers", || {
+        !lives(zygote) && master.workers("www").len() == 2
+    });
+    assert_eq!(master.count("does not answer"), 1, "{:?}", master.log());
 }
 
 /// Held by a test that fills what the kernel lets a user have under way: there is one such measure on the machine.

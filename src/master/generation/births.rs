@@ -167,10 +167,21 @@ impl Generation {
         self.zygote.is_silent()
     }
 
-    /// Whether the zygote has left an order undone for so long that it will never do it.
-    pub fn hangs(&self, now: Duration) -> bool {
+    /// Whether the zygote has made no worker for so long, of those that it was ordered, that it will make none any more. It makes
+    /// one after the other, which takes its time where they are many, or the machine has much else to do.
+    pub fn hangs(&mut self, now: Duration) -> bool {
         const PATIENCE: Duration = Duration::from_secs(10);
-        let undone = |worker: &Worker| worker.process.is_none() && worker.started + PATIENCE <= now;
-        self.life == Life::Ready && self.workers.values().any(undone)
+        let next = self.next_birth().filter(|_| self.life == Life::Ready);
+        self.awaited = next.map(|next| match self.awaited {
+            Some((same, since)) if same == next => (next, since),
+            _ => (next, now),
+        });
+        self.awaited.is_some_and(|(_, since)| since + PATIENCE <= now)
+    }
+
+    /// The first of the workers that the zygote has been ordered and has not made.
+    pub fn next_birth(&self) -> Option<WorkerId> {
+        let unborn = |worker: &&Worker| worker.process.is_none();
+        self.workers.values().find(unborn).map(|worker| worker.id)
     }
 }

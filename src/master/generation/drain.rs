@@ -57,7 +57,8 @@ impl Generation {
         /// Between SIGTERM and SIGKILL.
         const LAST: Duration = Duration::from_secs(1);
         let drain = self.drain.as_mut()?;
-        if self.workers.is_empty() {
+        // Those that it has been ordered and has not made are not wanted any more, and it may hang.
+        if self.workers.values().all(|worker| worker.process.is_none()) {
             self.end_zygote(now);
             return self.quit;
         }

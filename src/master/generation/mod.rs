@@ -88,6 +88,8 @@ pub struct Generation {
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     closer: Closer,
+    /// The worker that the zygote is to make next, and since when it has been that one.
+    awaited: Option<(WorkerId, Duration)>,
     /// Workers that were not accepted.
     refused: u32,
     free: BTreeSet<u32>,
@@ -164,6 +166,7 @@ impl Generation {
             ctx: ctx.clone(),
             zygote,
             closer: queue.closer().clone(),
+            awaited: None,
             refused: 0,
             free: (0..slots).collect(),
             bell,

@@ -123,6 +123,7 @@ impl Generation {
             php: saved.php,
             exposed: saved.exposed,
             mapped: saved.mapped,
+            awaited: None,
             refused: saved.refused,
             ctx: ctx.clone(),
             zygote,

@@ -262,6 +262,11 @@ impl Pool {
             }
             None => self.wake_at(self.ping_at),
             Some(at) if at + PONG_WITHIN > now => self.wake_at(at + PONG_WITHIN),
+            // What it is ordered to make comes first, and has a limit of its own.
+            Some(_) if current.next_birth().is_some() => {
+                self.pinged = Some(now);
+                self.wake_at(now + PONG_WITHIN);
+            }
             Some(_) => {
                 let (pid, limit) = (current.zygote().pid(), PONG_WITHIN.as_secs());
                 self.pinged = Some(now);

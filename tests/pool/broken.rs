@@ -76,31 +76,19 @@ fn succeeds(master: &Master) {
     });
 }
 
-/// An extension that ends the process which loads it.
-fn crash(place: &Place) {
-    let source = place.write(
-        "crash.c",
-        "__attribute__((constructor)) static void crash(void) { __builtin_trap(); }",
-    );
-    let mut command = Command::new("gcc");
-    command
-        .args(["-shared", "-fPIC"])
-        .arg(source)
-        .arg("-o")
-        .arg(place.path("crash.so"));
-    assert!(command.status().expect("gcc is there").success());
-}
-
 fn cannot_start() {
     let place = place();
-    crash(&place);
+    let crash = place.library(
+        "crash",
+        "__attribute__((constructor)) static void crash(void) { __builtin_trap(); }",
+    );
     place.write("throws.php", "<?php throw new Exception('of the preload');");
     let master = started(place);
     let path = |name: &str| master.place.path(name).display().to_string();
     let ini = [
         (
             "an extension that crashes",
-            format!("extension = {}", path("crash.so")),
+            format!("extension = {}", crash.display()),
             "exited on signal",
         ),
         (

@@ -82,6 +82,18 @@ impl Place {
         self.path(name)
     }
 
+    /// Makes a shared library of C code, which stays where it is loaded.
+    pub fn library(&self, name: &str, code: &str) -> PathBuf {
+        let source = self.write(&format!("{name}.c"), code);
+        let library = self.path(&format!("{name}.so"));
+        let mut command = Command::new("gcc");
+        command
+            .args(["-shared", "-fPIC", "-Wl,-z,nodelete", "-o"])
+            .args([&library, &source]);
+        assert!(command.status().expect("gcc is there").success());
+        library
+    }
+
     pub fn connect(&self, socket: &str) -> Connection {
         Connection::open(&Address::Unix(self.path(socket))).unwrap()
     }

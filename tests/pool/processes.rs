@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -292,13 +291,24 @@ fn requests_do_not_wake_the_master() {
         });
         seen.0
     };
-    let before = rests();
-    for _ in 0..1000 {
-        master.get("/pid.php");
-    }
-    let woken = sleeps(master.pid()) - before;
-    // On a busy machine it may take a worker for stuck, and looks what is the matter.
-    assert!(woken <= 50, "1,000 requests woke the master {woken} times");
+    // On a busy machine it may take a worker for stuck, and looks what is the matter: of five tries one is enough.
+    let hardly_wakes = |what: &str, requests: &mut dyn FnMut()| {
+        let mut tries = Vec::new();
+        while tries.len() < 5 {
+            let before = rests();
+            requests();
+            match sleeps(master.pid()) - before {
+                ..=5 => return,
+                too_often => tries.push(too_often),
+            }
+        }
+        panic!("{what} woke the master so often in each of five tries: {tries:?}");
+    };
+    hardly_wakes("1,000 requests", &mut || {
+        for _ in 0..1000 {
+            master.get("/pid.php");
+        }
+    });
 
     // As many kept connections as workers: each goes to a worker that has none, though all of them are idle.
     let workers = master.workers("www");
@@ -318,15 +328,11 @@ fn requests_do_not_wake_the_master() {
         pids.collect::<BTreeSet<_>>()
     };
     assert_eq!(round().len(), 4);
-    let before = rests();
-    for _ in 0..250 {
-        assert_eq!(round().len(), 4);
-    }
-    let woken = sleeps(master.pid()) - before;
-    assert!(
-        woken <= 50,
-        "1,000 requests on kept connections woke the master {woken} times"
-    );
+    hardly_wakes("1,000 requests on kept connections", &mut || {
+        for _ in 0..250 {
+            assert_eq!(round().len(), 4);
+        }
+    });
 }
 
 /// As a client does that makes all of its connections in one turn of its event loop, and writes to them in the next.
@@ -456,18 +462,13 @@ fn has_all_of_its_time_when_let_go_of() {
 fn slow_births() {
     let place = Place::new();
     place.write("pid.php", "<?php echo getmypid();");
-    let source = place.write(
-        "slow.c",
+    let slow = place.library(
+        "slow",
         "#include <pthread.h>\n#include <unistd.h>\nstatic void slow(void) { usleep(700000); }\n\
          __attribute__((constructor)) static void load(void) { pthread_atfork(slow, 0, 0); }",
     );
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-shared", "-fPIC", "-Wl,-z,nodelete", "-o"])
-        .arg(place.path("slow.so"))
-        .arg(source);
-    assert!(gcc.status().expect("gcc is there").success());
     // It is no extension, of which PHP warns, but stays.
-    place.write("www.ini", &format!("extension = {}\n", place.path("slow.so").display()));
+    place.write("www.ini", &format!("extension = {}\n", slow.display()));
     place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 20\nphp.ini = {dir}/www.ini\n");
     let master = place.serve();
     let zygote = master.zygote("www");

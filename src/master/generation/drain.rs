@@ -72,7 +72,7 @@ impl Generation {
             (Some(_), Some(cut)) if cut + LAST > now => return Some(cut + LAST),
             (Some(_), Some(_)) => {
                 // What the zygote has not made by now it never will; it must not keep the pool from its end.
-                if self.workers.values().any(|worker| worker.process.is_none()) {
+                if self.next_birth().is_some() {
                     self.zygote.process.signal(Signal::SIGKILL);
                 }
                 (Signal::SIGKILL, now + LAST)
@@ -123,13 +123,7 @@ impl Generation {
         self.zygote.output.drain();
         self.life = Life::Ended;
         // What it had not made yet it never will.
-        let unmade: Vec<_> = self
-            .workers
-            .values()
-            .filter(|worker| worker.process.is_none())
-            .map(|worker| worker.id)
-            .collect();
-        for id in unmade {
+        while let Some(id) = self.next_birth() {
             self.forget(id);
         }
     }

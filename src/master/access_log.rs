@@ -45,6 +45,10 @@ const BATCH: usize = 256 << 10;
 /// How long the end of the pool waits for a reader of the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How much longer the master waits for a thread to count what it has not written, on a machine that has much to do or with
+/// a disk that does not answer.
+const LAST_COUNT: Duration = Duration::from_secs(5);
+
 /// It cannot be opened.
 #[derive(Debug, Error)]
 #[error("failed to open access log ({path}): {reason}", path = .0.display(), reason = errno(.1))]
@@ -378,9 +382,9 @@ impl Drop for Said {
 /// Waits until every access log that has been stopped has its last lines; says so if one does not take them.
 pub fn wait_for_all(log: &Logger) {
     let live = LIVE.0.lock().expect("nobody panics with it");
-    // A little longer than a thread tries.
-    let patience = LAST_WORDS + Duration::from_millis(500);
-    let waited = LIVE.1.wait_timeout_while(live, patience, |live| *live > 0);
+    let waited = LIVE
+        .1
+        .wait_timeout_while(live, LAST_WORDS + LAST_COUNT, |live| *live > 0);
     if *waited.expect("nobody panics with it").0 > 0 {
         log.warning("an access log has not taken its last lines: they are lost");
     }
@@ -464,16 +468,23 @@ impl Writer {
         self.boards.iter().any(has_more)
     }
 
-    fn end(&mut self) {
-        self.ends.get_or_insert_with(|| Instant::now() + LAST_WORDS);
-    }
-
-    fn obey(&mut self) {
+    /// Carries out what is ordered; whether lines go to another file from now on.
+    fn obey(&mut self) -> bool {
+        let mut another_file = false;
         loop {
             match self.orders.try_recv() {
-                Ok(order) => self.carry_out(order),
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => return self.end(),
+                Ok(Order::Follow(id, board)) => self.follow(id, board),
+                Ok(Order::Leave(id)) => self.left.push(id),
+                Ok(Order::WriteTo(file)) => {
+                    (self.file, self.torn) = (file, false);
+                    another_file = true;
+                }
+                Ok(Order::End) => self.is_last = true,
+                Err(TryRecvError::Empty) => return another_file,
+                Err(TryRecvError::Disconnected) => {
+                    self.ends.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+                    return another_file;
+                }
             }
         }
     }
@@ -481,15 +492,6 @@ impl Writer {
     fn follow(&mut self, id: GenerationId, board: Arc<Scoreboard>) {
         let places = (0..board.slots()).map(|slot| board.ring(slot).place()).collect();
         self.boards.push((id, board, places));
-    }
-
-    fn carry_out(&mut self, order: Order) {
-        match order {
-            Order::Follow(id, board) => self.follow(id, board),
-            Order::Leave(id) => self.left.push(id),
-            Order::WriteTo(file) => (self.file, self.torn) = (file, false),
-            Order::End => self.is_last = true,
-        }
     }
 
     /// Takes what is there and writes it; false when there was nothing.
@@ -585,9 +587,11 @@ impl Writer {
                     if self.ends.is_some_and(|ends| ends <= Instant::now()) {
                         return Err((from, error));
                     }
-                    let a_while = PollTimeout::from(100u8);
-                    let _ = poll(&mut [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)], a_while);
-                    if self.takes_another_file() {
+                    let reader = PollFd::new(self.file.as_fd(), PollFlags::POLLOUT);
+                    let order = PollFd::new(self.call.as_fd(), PollFlags::POLLIN);
+                    let _ = poll(&mut [reader, order], PollTimeout::from(100u8));
+                    watch::empty(&self.call);
+                    if self.obey() {
                         // The line that was begun goes there as a whole.
                         from = batch[..from]
                             .iter()
@@ -599,25 +603,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    /// Orders that come while a reader is waited for.
-    fn takes_another_file(&mut self) -> bool {
-        match self.orders.try_recv() {
-            Ok(Order::WriteTo(file)) => {
-                (self.file, self.torn) = (file, false);
-                true
-            }
-            Ok(order) => {
-                self.carry_out(order);
-                false
-            }
-            Err(TryRecvError::Empty) => false,
-            Err(TryRecvError::Disconnected) => {
-                self.end();
-                false
-            }
-        }
     }
 
     fn say(&self, level: Level, text: String) {

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -198,7 +199,7 @@ impl Place {
         let stderr = child.stderr.take().unwrap();
         let log = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
         let sink = log.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 sink.0.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
                 sink.1.notify_all();
@@ -208,6 +209,7 @@ impl Place {
             place: self,
             child,
             log,
+            reader,
         }
     }
 
@@ -237,6 +239,8 @@ pub struct Master {
     pub place: Place,
     child: Child,
     log: Arc<(Mutex<Vec<String>>, Condvar)>,
+    /// Fills the log until nobody has the other end any more.
+    reader: JoinHandle<()>,
 }
 
 impl Drop for Master {
@@ -285,11 +289,12 @@ impl Master {
         found(&lines).unwrap_or_else(|| panic!("the log does not say {text:?} {times} times:\n{}", lines.join("\n")))
     }
 
-    /// Waits for the end of the master.
+    /// Waits for the end of the master; all that it has said is in the log then.
     pub fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            let ended = self.child.try_wait().unwrap();
+            if let Some(status) = ended.filter(|_| self.reader.is_finished()) {
                 return status;
             }
             assert!(

@@ -53,20 +53,26 @@ fn serve(lines: &str) -> Master {
     place.serve()
 }
 
-fn ends_inside_php() {
-    let master = serve("request_terminate_timeout = 400ms");
-    let worker = master.get("/pid.php");
-    for script in ["/spin.php", "/sleep.php"] {
+/// Has a script run until its time is over: the worker that ended it inside PHP, and lives on.
+fn ended_inside(master: &Master, script: &str) -> String {
+    // PHP has a tenth of a second for it, which a busy machine may not give it.
+    let survivor = (0..5).find_map(|_| {
+        let worker = master.get("/pid.php");
         let begin = Instant::now();
         let mut connection = master.connect("sock");
         master.ask(&mut connection, script, 0);
         let reply = connection.reply(1);
         assert!(begin.elapsed() < Duration::from_secs(15));
-        assert!(
-            reply.end.is_some(),
-            "{script}: the worker died before PHP could end the request"
-        );
-        assert!(String::from_utf8_lossy(&reply.stdout).contains("shut down"), "{script}");
+        let shut_down = String::from_utf8_lossy(&reply.stdout).contains("shut down");
+        (reply.end.is_some() && shut_down && master.get("/pid.php") == worker).then_some(worker)
+    });
+    survivor.unwrap_or_else(|| panic!("{script}: PHP never ends it: {:?}", master.log()))
+}
+
+fn ends_inside_php() {
+    let master = serve("request_terminate_timeout = 400ms");
+    for script in ["/spin.php", "/sleep.php"] {
+        ended_inside(&master, script);
         let line = master.said(&format!("{script}' (request: \"GET {script}\") execution timed out ("));
         assert!(
             line.contains("WARNING:") && line.ends_with("sec), terminating"),
@@ -77,7 +83,6 @@ fn ends_inside_php() {
             master.place.path(&script[1..]).display()
         ));
     }
-    assert_eq!(master.get("/pid.php"), worker, "the worker did not live on");
 }
 
 /// The worker that lives on has no word left of the request that was ended: its time-out's signal is for nobody, and SIGTERM asks
@@ -90,11 +95,9 @@ fn the_next_request_is_left_alone() {
          while (!file_exists(__DIR__ . '/go')) { usleep(1000); clearstatcache(); }\n\
          file_put_contents(__DIR__ . '/done', 'done');",
     );
-    let worker = master.get("/pid.php");
-    let mut connection = master.connect("sock");
-    master.ask(&mut connection, "/sleep.php", 0);
-    assert!(connection.reply(1).end.is_some());
-    master.said("execution timed out (");
+    let worker = ended_inside(&master, "/sleep.php");
+    master.said("Maximum execution time");
+    let timed_out = master.count("Maximum execution time");
 
     let mut connection = master.connect("sock");
     master.ask(&mut connection, "/go-on.php", 0);
@@ -110,7 +113,7 @@ fn the_next_request_is_left_alone() {
     master.place.write("go", "");
     crate::harness::wait_for("the script has come to its end", || there("done"));
     master.said(&format!("child {worker} exited with code 0"));
-    assert_eq!(master.count("Maximum execution time"), 1);
+    assert_eq!(master.count("Maximum execution time"), timed_out);
 }
 
 fn is_killed() {
@@ -130,10 +133,10 @@ fn is_killed() {
 }
 
 fn an_idle_connection_has_no_limit() {
-    let master = serve("request_terminate_timeout = 200ms");
+    let master = serve("request_terminate_timeout = 1s");
     let mut connection = master.connect("sock");
     let worker = master.ask_kept(&mut connection, "/pid.php");
-    std::thread::sleep(Duration::from_millis(700)); // what must not happen would have
+    std::thread::sleep(Duration::from_millis(1500)); // what must not happen would have
     assert_eq!(master.ask_kept(&mut connection, "/pid.php"), worker);
     assert_eq!(master.count("execution timed out"), 0);
 }

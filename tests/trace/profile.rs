@@ -15,7 +15,7 @@ pub const CASES: &[Case] = &[
 ];
 
 const SCRIPT: &str = "<?php\nfunction hot() { for ($i = 0; $i < 100000; $i++) $x = $i * 2; }\n\
-    function cold() { hot(); }\nfunction other() { hot(); }\nwhile (true) { cold(); cold(); other(); }";
+    function cold() { hot(); }\nfunction other() { hot(); }\nwhile (true) { cold(); cold(); cold(); cold(); other(); }";
 
 fn serve() -> Master {
     let place = Place::new();
@@ -36,7 +36,7 @@ fn files() {
     let control = master.place.path("control").display().to_string();
     let prefix = master.place.path("profile").display().to_string();
     for whom in [vec!["--control", &control], vec![&*master.pid().to_string()]] {
-        let mut busy = 0;
+        let (mut busy, mut folded) = (0, String::new());
         wait_for(
             "a profile of as many samples as a machine takes that is not too busy",
             || {
@@ -46,11 +46,11 @@ fn files() {
                 let (of_requests, rest) = text.split_once(" of ").unwrap();
                 busy = of_requests.parse().unwrap();
                 assert!(rest.contains(" samples of 2 workers are of requests ("), "{text}");
-                busy >= 20
+                folded = fs::read_to_string(format!("{prefix}.folded")).unwrap();
+                busy >= 20 && folded.contains(";other;hot")
             },
         );
 
-        let folded = fs::read_to_string(format!("{prefix}.folded")).unwrap();
         let counts: BTreeMap<&str, u64> = folded
             .lines()
             .map(|line| line.rsplit_once(' ').unwrap())

@@ -177,10 +177,15 @@ impl Conn {
         self.input.is_drained()
     }
 
-    /// Its request has been answered, and the next one has all of its time before it. Skips what is at hand of the old one's body, and
-    /// nothing of what follows it. Whether that was all of it: who is still to send a body that nobody wants is of no use to another.
+    /// Its request has been answered, and the next one has all of its time before it. Whether the old one's body is over.
     pub fn answered(&mut self) -> bool {
-        (self.kept, self.began, self.owed_since) = (true, 0, 0);
+        (self.kept, self.owed_since) = (true, 0);
+        self.skip_body()
+    }
+
+    /// Skips what is at hand of the last request's body, and nothing of what follows it. Whether that was all of it: who is still to
+    /// send a body that nobody wants is of no use to another.
+    pub fn skip_body(&mut self) -> bool {
         while self.input.is_owed_a_body() {
             let before = self.start;
             // The rest of the record under way, or the next one's header, whole.
@@ -188,9 +193,7 @@ impl Conn {
                 break;
             }
         }
-        if self.has_unread() {
-            self.began = monotonic_ns();
-        }
+        self.began = if self.has_unread() { monotonic_ns() } else { 0 };
         !self.input.is_owed_a_body()
     }
 

@@ -555,6 +555,10 @@ impl Loop {
                                 Some(End::Linger) => return self.finish(conn, token),
                                 Some(End::Close) => return self.close(conn, token),
                             }
+                            // Who leaves hears no next request.
+                            if conn.owed_since != 0 && self.must_leave() && conn.skip_body() {
+                                return self.give_away(conn, token);
+                            }
                         }
                         Ok(None) => return self.park(conn, token, Wait::Request),
                         Err(_) => return self.close(conn, token),
@@ -572,11 +576,8 @@ impl Loop {
                         return self.finish(conn, token);
                     }
                     let all = conn.answered();
-                    if self.must_leave() {
-                        return match all {
-                            true => self.give_away(conn, token),
-                            false => self.finish(conn, token),
-                        };
+                    if self.must_leave() && all {
+                        return self.give_away(conn, token);
                     }
                     (answered, between) = (true, Between::default());
                 }

@@ -390,7 +390,12 @@ fn in_a_real_prometheus() {
         let _over = SetOnDrop(&over);
         scope.spawn(|| {
             while !over.load(Relaxed) {
-                master.at_once(5, "/slow.php");
+                let mut slow: Vec<_> = (0..5).map(|_| master.connect("sock")).collect();
+                for connection in &mut slow {
+                    master.ask(connection, "/slow.php", 0);
+                }
+                // Whether PHP ends them in time or their workers are killed.
+                slow.iter_mut().for_each(|connection| drop(connection.reply(1)));
                 let mut dies = master.connect("sock");
                 master.ask(&mut dies, "/dies.php", 0);
                 dies.reply(1);

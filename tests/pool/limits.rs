@@ -156,7 +156,7 @@ fn a_slow_request_is_traced() {
 }
 
 /// A PUT of so many bytes, of which none is there yet, for a script that does not read them.
-fn put(master: &Master, uri: &str, length: &str, flags: u8) -> Vec<u8> {
+pub fn put(master: &Master, uri: &str, length: &str, flags: u8) -> Vec<u8> {
     let file = master.place.path(&uri[1..]).display().to_string();
     let params = [
         ("SCRIPT_FILENAME", file.as_str()),

@@ -4,7 +4,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Master, Place, body, wait_for};
+use crate::limits::put;
 use crate::support::Case;
+use crate::support::fcgi::{KEEP_CONN, STDIN, stream};
 
 pub const CASES: &[Case] = &[
     (
@@ -18,6 +20,10 @@ pub const CASES: &[Case] = &[
     (
         "recycling::who_is_used_up_hands_over_the_connection_that_it_answered_last",
         kept_connection,
+    ),
+    (
+        "recycling::who_is_used_up_hands_over_a_connection_when_its_body_is_over",
+        kept_connection_with_a_body,
     ),
     ("recycling::who_is_used_up_takes_nobody_out_of_line", in_line),
     ("recycling::an_old_worker_serves_until_it_is_replaced", by_age),
@@ -59,6 +65,36 @@ fn kept_connection() {
     let mut kept = master.connect("sock");
     let pids: std::collections::BTreeSet<String> = (0..30).map(|_| master.ask_kept(&mut kept, "/pid.php")).collect();
     assert!(pids.len() >= 10, "{pids:?}");
+}
+
+/// The last record of a body, which is empty, or a part that no script wants may be in the socket still, or come later.
+fn kept_connection_with_a_body() {
+    const LENGTH: usize = 300_000;
+    let master = serve("pm.max_requests = 1\nlinger_timeout = 60s");
+    master
+        .place
+        .write("length.php", "<?php echo strlen(file_get_contents('php://input'));");
+    let all = stream(STDIN, 1, &[b'x'; LENGTH], 50_000);
+    let mut kept = master.connect("sock");
+    for (script, answer) in [("/length.php", Some(LENGTH.to_string())), ("/pid.php", None)] {
+        for late in [0, 8, 20_000] {
+            let (now, later) = all.split_at(all.len() - late);
+            // A script that reads all of a body waits for all of it.
+            if late > 8 && answer.is_some() {
+                continue;
+            }
+            let request = put(&master, script, &LENGTH.to_string(), KEEP_CONN);
+            assert!(kept.send(&[&request, now].concat()));
+            let answered = body(&kept.reply(1));
+            assert!(answer.as_ref().is_none_or(|answer| *answer == answered), "{answered}");
+            assert!(kept.send(later));
+            assert_ne!(
+                master.ask_kept(&mut kept, "/pid.php"),
+                answered,
+                "{script}, {late} bytes later"
+            );
+        }
+    }
 }
 
 /// Each request ends its worker, and none is overtaken by one that came later.

@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Most bytes of a log message that are one entry. Beyond [`LOG_INLINE`] they come beside the message, as a sealed memfd.
 pub const LOG_BYTES: usize = 512 << 10;
@@ -245,6 +245,9 @@ pub struct Handover {
     /// Since when its request waits in the pool's queue, the same clock; 0 is not yet.
     #[serde(default)]
     pub queued: u64,
+    /// Since when the rest of its last request's body is waited for, the same clock; 0 is that nothing is left of it.
+    #[serde(default)]
+    pub owed: u64,
 }
 
 /// One worker to the master.

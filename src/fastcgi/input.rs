@@ -143,10 +143,11 @@ impl Default for Input {
 }
 
 impl Input {
-    /// Reads a connection on which something has been said before: what is left of that is skipped.
-    pub fn resumed() -> Self {
+    /// Reads a connection on which something has been said before: what is left of that is skipped. `owed`: there is something left.
+    pub fn resumed(owed: bool) -> Self {
         Self {
             state: State::Idle,
+            stdin_ended: !owed,
             ..Self::default()
         }
     }
@@ -179,6 +180,8 @@ impl Input {
         let Some(record) = self.record else { return out };
         let header = |kind, id, content| Header::bytes(kind, id, content, record.padding);
         match record.sink {
+            // An empty STDIN would end the body that is still to come.
+            _ if record.ended && self.is_owed_a_body() => out.extend(header(RecordType::Data, other, 0)),
             _ if record.ended => out.extend(header(RecordType::Stdin, other, 0)),
             Sink::Params => out.extend(header(RecordType::Params, record.id, record.left)),
             Sink::Abort => out.extend(header(RecordType::AbortRequest, record.id, record.left)),
@@ -564,6 +567,41 @@ mod tests {
         assert_eq!(run(&late, 8), Err(ProtocolError::OutOfPlace(RecordType::Stdin)));
     }
 
+    #[test]
+    fn the_rest_of_a_body_is_owed_to_whoever_takes_over() {
+        let bytes = [request(1, &[b""], &[b"first", b"second"]), request(1, &[b""], &[])].concat();
+        let read = |input: &mut Input, mut bytes: &[u8]| {
+            let mut requests = 0;
+            loop {
+                match input.next(bytes).unwrap() {
+                    (used, Event::NeedMore) => return (requests, bytes[used..].to_vec()),
+                    (used, event) => {
+                        bytes = &bytes[used..];
+                        if matches!(event, Event::Request(_)) {
+                            requests += 1;
+                            input.finish();
+                        }
+                    }
+                }
+            }
+        };
+        for cut in 0..bytes.len() {
+            let mut first = Input::default();
+            let (before, unread) = read(&mut first, &bytes[..cut]);
+            let owed = first.is_owed_a_body();
+            let mut second = if first.is_fresh() {
+                Input::default()
+            } else {
+                Input::resumed(owed)
+            };
+            let (during, more) = read(&mut second, &[first.replay(), unread].concat());
+            assert_eq!((during, second.is_owed_a_body()), (0, owed), "{cut}");
+            let (after, _) = read(&mut second, &[&more, &bytes[cut..]].concat());
+            assert_eq!(before + after, 2, "{cut}");
+            assert!(!second.is_owed_a_body(), "{cut}");
+        }
+    }
+
     proptest! {
         #[test]
         fn pieces_of_any_size_read_alike(body in proptest::collection::vec(any::<u8>(), 0..300), cut in 1usize..40, step in 1usize..60) {
@@ -617,9 +655,12 @@ mod tests {
             if failed {
                 prop_assert_eq!(before, whole);
             } else {
-                let mut second = if first.is_fresh() { Input::default() } else { Input::resumed() };
+                let owed = first.is_owed_a_body();
+                let mut second = if first.is_fresh() { Input::default() } else { Input::resumed(owed) };
                 let rest = [first.replay(), unread, bytes[cut..].to_vec()].concat();
-                before.extend(read(&mut second, &rest).0);
+                before.extend(read(&mut second, &rest[..first.replay().len()]).0);
+                prop_assert_eq!(second.is_owed_a_body(), owed);
+                before.extend(read(&mut second, &rest[first.replay().len()..]).0);
                 prop_assert_eq!(before, whole);
             }
         }

@@ -142,12 +142,12 @@ impl Conn {
         self.input.params().len() + self.end - self.start
     }
 
-    /// Takes over where another process was, with the bytes that it had read.
-    pub fn resume(&mut self, bytes: &[u8], kept: bool) {
+    /// Takes over where another process was, with the bytes that it had read; `owed_since` is [`Conn::owed_since`].
+    pub fn resume(&mut self, bytes: &[u8], kept: bool, owed_since: u64) {
         if kept {
-            self.input = Input::resumed();
+            self.input = Input::resumed(owed_since != 0);
         }
-        (self.kept, self.shared) = (kept, true);
+        (self.kept, self.shared, self.owed_since) = (kept, true, owed_since);
         self.buffer.resize(BUFFER.max(bytes.len()), 0);
         self.buffer[..bytes.len()].copy_from_slice(bytes);
         (self.start, self.end) = (0, bytes.len());
@@ -177,15 +177,9 @@ impl Conn {
         self.input.is_drained()
     }
 
-    /// Its request has been answered, and the next one has all of its time before it. Whether the old one's body is over.
-    pub fn answered(&mut self) -> bool {
-        (self.kept, self.owed_since) = (true, 0);
-        self.skip_body()
-    }
-
-    /// Skips what is at hand of the last request's body, and nothing of what follows it. Whether that was all of it: who is still to
-    /// send a body that nobody wants is of no use to another.
-    pub fn skip_body(&mut self) -> bool {
+    /// Its request has been answered, and the next one has all of its time before it. Skips what is at hand of the old one's body, and
+    /// nothing of what follows it.
+    pub fn answered(&mut self) {
         while self.input.is_owed_a_body() {
             let before = self.start;
             // The rest of the record under way, or the next one's header, whole.
@@ -193,8 +187,10 @@ impl Conn {
                 break;
             }
         }
-        self.began = if self.has_unread() { monotonic_ns() } else { 0 };
-        !self.input.is_owed_a_body()
+        let now = |wanted| if wanted { monotonic_ns() } else { 0 };
+        self.kept = true;
+        self.began = now(self.has_unread());
+        self.owed_since = now(self.input.is_owed_a_body());
     }
 
     /// What the bytes at hand say; [`Event::NeedMore`] when they say nothing more.
@@ -427,7 +423,8 @@ mod tests {
             conn.fill().unwrap();
             assert!(matches!(conn.next(), Ok(Event::Request(_))), "{there}");
             conn.input.finish();
-            assert_eq!(conn.answered(), there >= whole.len(), "{there}");
+            conn.answered();
+            assert_eq!(conn.owed_since == 0, there >= whole.len(), "{there}");
             assert_eq!(conn.began != 0, conn.has_unread(), "{there}");
             // The rest comes, and the second request is read.
             theirs.write_all(&both[there..]).unwrap();

@@ -227,10 +227,8 @@ impl Worker {
             return;
         }
         let left = if keep {
-            match conn.answered() {
-                true => self.hand_over(conn, false),
-                false => Some(conn),
-            }
+            conn.answered();
+            self.hand_over(conn, false)
         } else if conn.is_over() {
             self.put_by(conn.into_memory());
             None
@@ -264,6 +262,7 @@ impl Worker {
                 kept: conn.kept || !conn.input.is_fresh(),
                 since: conn.began,
                 queued: 0,
+                owed: conn.owed_since,
             };
             let message = FromWorker::Keep(handover);
             let sent = match must {

@@ -50,18 +50,25 @@ enum End {
 }
 
 impl Between {
-    /// So many bytes more have come. Some: that is too much, or takes too long.
-    fn end(&mut self, bytes: usize, conn: &Conn, pool: &PoolSettings) -> Option<End> {
+    /// So many bytes more have come.
+    fn came(&mut self, bytes: usize) {
         self.bytes += bytes;
-        match (self.since, conn.owed_since) {
-            (0, 0) => {
-                self.since = conn.began;
-                return None;
-            }
-            (0, owed) => self.since = owed,
-            _ => {}
+        if self.since == 0 {
+            self.since = monotonic_ns();
         }
-        let time = Duration::from_nanos(monotonic_ns().saturating_sub(self.since));
+    }
+
+    /// Some: what has come, and is still no request, is too much, or takes too long.
+    fn end(&self, conn: &Conn, pool: &PoolSettings) -> Option<End> {
+        if self.bytes == 0 {
+            return None;
+        }
+        let since = if conn.owed_since == 0 {
+            self.since
+        } else {
+            conn.owed_since
+        };
+        let time = Duration::from_nanos(monotonic_ns().saturating_sub(since));
         if conn.input.is_in_params() {
             return (time > pool.request_header_timeout).then_some(End::Close);
         }
@@ -407,8 +414,14 @@ impl Loop {
         if self.worker.tcp && self.worker.pool.access_log {
             conn.ask_peer();
         }
-        let Handover { bytes, kept, since, .. } = received.message;
-        conn.resume(&bytes, kept);
+        let Handover {
+            bytes,
+            kept,
+            since,
+            owed,
+            ..
+        } = received.message;
+        conn.resume(&bytes, kept, owed);
         // What has begun has a limit, whoever began to read it.
         conn.began = if since == 0 && !bytes.is_empty() {
             monotonic_ns()
@@ -541,6 +554,11 @@ impl Loop {
                         (true, _) => {}
                         (false, _) => conn.owed_since = 0,
                     }
+                    match between.end(&conn, &self.worker.pool) {
+                        None => {}
+                        Some(End::Linger) => return self.finish(conn, token),
+                        Some(End::Close) => return self.close(conn, token),
+                    }
                     let filled = match new && !answered {
                         true => self.fill_new(&mut conn, &mut until),
                         false => conn.fill(),
@@ -550,15 +568,7 @@ impl Loop {
                             if conn.began == 0 {
                                 conn.began = monotonic_ns();
                             }
-                            match between.end(count, &conn, &self.worker.pool) {
-                                None => {}
-                                Some(End::Linger) => return self.finish(conn, token),
-                                Some(End::Close) => return self.close(conn, token),
-                            }
-                            // Who leaves hears no next request.
-                            if conn.owed_since != 0 && self.must_leave() && conn.skip_body() {
-                                return self.give_away(conn, token);
-                            }
+                            between.came(count);
                         }
                         Ok(None) => return self.park(conn, token, Wait::Request),
                         Err(_) => return self.close(conn, token),
@@ -575,8 +585,8 @@ impl Loop {
                     if !keep {
                         return self.finish(conn, token);
                     }
-                    let all = conn.answered();
-                    if self.must_leave() && all {
+                    conn.answered();
+                    if self.must_leave() {
                         return self.give_away(conn, token);
                     }
                     (answered, between) = (true, Between::default());

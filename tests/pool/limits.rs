@@ -29,6 +29,10 @@ pub const CASES: &[Case] = &[
         "limits::what_is_left_of_a_body_is_no_part_of_the_next_request",
         a_rest_is_not_the_next_request,
     ),
+    (
+        "limits::what_is_left_of_a_body_ties_its_connection_to_no_worker",
+        a_rest_ties_to_no_worker,
+    ),
 ];
 
 fn serve(lines: &str) -> Master {
@@ -219,5 +223,60 @@ fn a_rest_is_not_the_next_request() {
     wait_for("both lines", || lines().lines().count() == 2);
     for took in lines().lines() {
         assert!(took.parse::<f64>().unwrap() < 1000.0, "a request has taken {took} ms");
+    }
+}
+
+/// The end of a body comes after the answer, as Apache may send it, and with it its connection's next request, when the worker that
+/// gave the answer has another one, which takes longer than `linger_timeout`.
+fn a_rest_ties_to_no_worker() {
+    const LONG: &str =
+        "<?php touch(__DIR__ . '/has-' . getmypid()); while (!file_exists(__DIR__ . '/go')) usleep(1000);";
+    let master = serve("pm.max_children = 2");
+    master.place.write("long.php", LONG);
+    let file = |name: &str| master.place.path(name);
+    for (rest, others) in [("", false), ("12345", false), ("", true), ("12345", true)] {
+        let whole = [Record::new(STDIN, 1, rest).bytes(), Record::new(STDIN, 1, []).bytes()].concat();
+        // Which worker takes the long request is the kernel's to say.
+        let answered = (0..50).any(|_| {
+            let _ = std::fs::remove_file(file("go"));
+            let mut kept = master.connect("sock");
+            assert!(kept.send(&put(&master, "/pid.php", "10", KEEP_CONN)));
+            let has = file(&format!("has-{}", body(&kept.reply(1))));
+            let _ = std::fs::remove_file(&has);
+            let begun = |count| {
+                wait_for("the long requests run", || {
+                    let all = std::fs::read_dir(file("")).unwrap().flatten();
+                    let begun = all.filter(|entry| entry.file_name().to_string_lossy().starts_with("has-"));
+                    begun.count() == count
+                });
+            };
+            let mut long: Vec<_> = (0..if others { 1 } else { 2 })
+                .map(|_| master.connect("sock"))
+                .collect();
+            for (count, connection) in (1..).zip(&mut long) {
+                master.ask(connection, "/long.php", 0);
+                begun(count);
+            }
+            let chosen = has.exists();
+            if chosen {
+                assert!(kept.send(&whole));
+                master.ask(&mut kept, "/pid.php", KEEP_CONN);
+                if others {
+                    assert!(!body(&kept.reply(1)).is_empty(), "{rest:?}");
+                } else {
+                    std::thread::sleep(Duration::from_millis(2500)); // longer than linger_timeout
+                }
+            }
+            master.place.write("go", "");
+            long.iter_mut().for_each(|connection| drop(body(&connection.reply(1))));
+            for worker in master.workers("www") {
+                let _ = std::fs::remove_file(file(&format!("has-{worker}")));
+            }
+            if chosen && !others {
+                assert!(!body(&kept.reply(1)).is_empty(), "{rest:?}");
+            }
+            chosen
+        });
+        assert!(answered, "the worker that has answered never has the long request");
     }
 }

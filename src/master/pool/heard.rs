@@ -116,15 +116,17 @@ impl Pool {
                 if let Some(fd) = fds.into_iter().next() {
                     let config = &self.wanted.config;
                     let patience = or_never(config.request_header_timeout);
+                    let left = |patience: Duration, since| {
+                        let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
+                        Some(patience.saturating_sub(spent))
+                    };
                     let limit = match handover.since {
+                        _ if handover.owed != 0 => left(config.linger_timeout, handover.owed),
                         0 if handover.kept => Some(config.connection_idle_timeout).filter(|limit| !limit.is_zero()),
                         // One that has never said a word is no kept connection.
                         0 => Some(patience),
                         // A request that has begun has what is left of its time, whoever waits for it.
-                        since => {
-                            let spent = Duration::from_nanos(monotonic_ns().saturating_sub(since));
-                            Some(patience.saturating_sub(spent))
-                        }
+                        since => left(patience, since),
                     };
                     self.queue.keep(handover, fd, limit);
                     if self.stopping {

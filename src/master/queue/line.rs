@@ -275,7 +275,7 @@ fn judge(handover: &Handover, more: &[u8], rules: &Rules) -> Wish {
 
 pub fn input_of(handover: &Handover) -> Input {
     if handover.kept {
-        Input::resumed()
+        Input::resumed(handover.owed != 0)
     } else {
         Input::default()
     }
@@ -346,6 +346,7 @@ async fn exchange(fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Option<Hand
         kept,
         since,
         queued: 0,
+        owed: 0,
     })
 }
 

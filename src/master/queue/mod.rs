@@ -381,7 +381,8 @@ impl Shared {
             if !until_it_speaks(held).await || held.gone.get() {
                 return false;
             }
-            if !self.open.get() {
+            // What is left of a body is a worker's to skip.
+            if !self.open.get() || held.handover.borrow().owed != 0 {
                 break;
             }
             match line::hear(self, held).await {

@@ -117,10 +117,8 @@ impl Loop {
         let waiting: Vec<u64> = self
             .parked
             .iter()
-            // Very long parameters that are half read have to stay, and who is still to send a body that nobody wants.
-            .filter(|(_, p)| {
-                matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2 && p.conn.owed_since == 0
-            })
+            // Very long parameters that are half read have to stay.
+            .filter(|(_, p)| matches!(p.wait, Wait::Request) && p.conn.pending() <= QUEUE_BYTES / 2)
             .filter(|(_, p)| !last || !p.is_new())
             .map(|(token, _)| *token)
             .collect();

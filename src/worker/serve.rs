@@ -349,7 +349,7 @@ impl Loop {
             self.give_away(conn, None);
         }
         if undone.contains(&QUEUE)
-            && let Some(conn) = self.worker.queue.receive(false).ok().and_then(|got| self.resume(got))
+            && let Some(conn) = self.take_from_queue().ok().and_then(|got| self.resume(got))
         {
             self.give_away(conn, None);
         }
@@ -370,7 +370,7 @@ impl Loop {
             if !self.has_room() {
                 return None;
             }
-            let received = match self.worker.queue.receive(false) {
+            let received = match self.take_from_queue() {
                 Ok(received) => received,
                 Err(ChannelError::Closed) => {
                     self.worker.orphaned.set(true);
@@ -384,6 +384,31 @@ impl Loop {
                 return Some((conn, queued));
             }
             self.worker.put_by(conn.into_memory());
+        }
+    }
+
+    /// A connection of the queue: one that finds no descriptor free here is closed by the kernel, and lost.
+    fn take_from_queue(&mut self) -> Result<Received<Handover>, ChannelError> {
+        if !self.has_descriptor() {
+            self.starve();
+            self.clear_waiting_room();
+        }
+        match self.has_descriptor() {
+            true => self.worker.queue.receive(false),
+            false => Err(ChannelError::WouldBlock),
+        }
+    }
+
+    /// Whether a descriptor is free. Where no connection waits here one is: that of the last one.
+    fn has_descriptor(&self) -> bool {
+        self.parked.is_empty() || rustix::io::fcntl_dupfd_cloexec(self.wake, 0).is_ok()
+    }
+
+    /// Scripts have left nothing to open: the next one is another worker's.
+    fn starve(&mut self) {
+        if !std::mem::replace(&mut self.leaving, true) {
+            let text = "scripts keep all descriptors of this worker: it is replaced";
+            print_log(Level::Warning, false, text.as_bytes(), self.worker.pool.log_limit);
         }
     }
 
@@ -489,13 +514,17 @@ impl Loop {
             Err(error) => {
                 // Out of descriptors or memory, which those that wait here have.
                 let waiting = self.parked.len();
-                self.clear_waiting_room();
-                if self.parked.len() == waiting {
-                    let text = format!("a connection could not be accepted: {error}");
-                    print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
-                    // It may pass.
-                    std::thread::sleep(Duration::from_millis(20));
+                if error == Errno::EMFILE && waiting > 0 {
+                    self.starve();
                 }
+                self.clear_waiting_room();
+                if self.parked.len() < waiting {
+                    return self.accept_from(listener);
+                }
+                let text = format!("a connection could not be accepted: {error}");
+                print_log(Level::Error, false, text.as_bytes(), self.worker.pool.log_limit);
+                // It may pass.
+                std::thread::sleep(Duration::from_millis(20));
                 None
             }
         }

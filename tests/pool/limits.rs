@@ -33,6 +33,10 @@ pub const CASES: &[Case] = &[
         "limits::what_is_left_of_a_body_ties_its_connection_to_no_worker",
         a_rest_ties_to_no_worker,
     ),
+    (
+        "limits::a_script_that_keeps_all_descriptors_costs_no_connection",
+        all_descriptors_cost_no_connection,
+    ),
 ];
 
 fn serve(lines: &str) -> Master {
@@ -279,4 +283,38 @@ fn a_rest_ties_to_no_worker() {
         });
         assert!(answered, "the worker that has answered never has the long request");
     }
+}
+
+/// What a script opens for good, such as persistent connections, stays open in its worker.
+fn all_descriptors_cost_no_connection() {
+    const LIMIT: usize = 100;
+    let master = serve(&format!("rlimit_files = {LIMIT}"));
+    let server = std::os::unix::net::UnixListener::bind(master.place.path("server")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(master.place.path("server"), mode).unwrap();
+    for n in 0..LIMIT {
+        // A persistent connection for each name.
+        std::os::unix::fs::symlink("server", master.place.path(&format!("server.{n}"))).unwrap();
+    }
+    let keep = "<?php for ($n = 0; @pfsockopen('unix://' . __DIR__ . \"/server.$n\", -1); $n++); echo getmypid();";
+    master.place.write("keep.php", keep);
+    let mut kept: Vec<_> = (0..4).map(|_| master.connect("sock")).collect();
+    for connection in &mut kept {
+        master.ask_kept(connection, "/pid.php");
+    }
+    let worker = master.ask_kept(&mut kept[0], "/keep.php");
+    // Whatever is free is for those that are silent.
+    let mut silent = Vec::new();
+    wait_for("all are taken", || {
+        silent.push(master.connect("sock"));
+        std::thread::sleep(Duration::from_millis(100)); // until it is in the waiting room
+        let open = std::fs::read_dir(format!("/proc/{worker}/fd")).map_or(LIMIT, Iterator::count);
+        open == LIMIT
+    });
+    for connection in kept.iter_mut().rev() {
+        assert!(!master.ask_kept(connection, "/pid.php").is_empty());
+    }
+    assert_ne!(master.get("/pid.php"), worker, "it lives on without descriptors");
+    master.said("scripts keep all descriptors of this worker: it is replaced");
+    drop((server, silent));
 }

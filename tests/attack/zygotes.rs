@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use php_pool::control::{FromWorker, Handover};
 
 use crate::Outcome::{self, Broken, Held};
 use crate::attacks::{Attack, well};
@@ -271,16 +272,17 @@ pub const ATTACKS: &[Attack] = &[
         tries: "worker: hand connections over that are none (listening sockets, epolls, files, sockets that do not close)",
         plan: PLAIN,
         run: |site| {
-            // FromWorker::Keep { bytes: [], kept, since: 0, queued: 0 }, on every socket that may be the link
+            // On every socket that may be the link.
+            let code = format!("$keep = {};", keep("", b""));
             site.try_run(
                 "villain",
-                "$keep = \"\\0\\0\\1\\0\\0\"; $listening = attack_syscall(41, 1, 1, 0)[0]; attack_syscall(50, $listening, 1);
+                &(code + "$listening = attack_syscall(41, 1, 1, 0)[0]; attack_syscall(50, $listening, 1);
                  $epoll = attack_syscall(291, 0)[0]; $file = attack_syscall(2, '/dev/zero', 0)[0]; $pipe = attack_syscall(22, str_repeat('x', 8))[2];
                  $pipe = unpack('l2', $pipe)[1];
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
                      for ($i = 0; $i < 200; $i++) foreach ([$listening, $epoll, $file, $pipe, $link] as $fd) { attack_send($link, $keep, [$fd]); attack_send($link, $keep, [$fd, $fd, $fd]); }
                  foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket'))
-                     { $fd = attack_lingering(); attack_send($link, $keep, [$fd]); attack_syscall(3, $fd); } echo 'sent';",
+                     { $fd = attack_lingering(); attack_send($link, $keep, [$fd]); attack_syscall(3, $fd); } echo 'sent';"),
                 Duration::from_secs(20),
             );
             survives(site, Duration::ZERO)
@@ -308,13 +310,18 @@ pub const ATTACKS: &[Attack] = &[
         plan: PLAIN,
         run: |site| {
             let before = resident(site.master());
+            const HEADER: &[u8] = b"\x01\x04\x00\x01\xff\xff\x00\x00";
+            let half = [HEADER, &[b'x'; 60_000]].concat();
+            let code = format!(
+                "$half = hex2bin('{}') . str_repeat('x', 60000); $keep = {};",
+                hex(HEADER),
+                keep("$half", &half)
+            );
             site.try_run(
                 "villain",
-                "$half = \"\\1\\4\\0\\1\\xff\\xff\\0\\0\" . str_repeat('x', 60000); $n = strlen($half);
-                 $keep = \"\\0\" . chr($n & 0x7f | 0x80) . chr($n >> 7 & 0x7f | 0x80) . chr($n >> 14) . $half . \"\\1\\0\\0\";
-                 for ($i = 0; $i < 2000; $i++) { $pair = attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]; [, $a, $b] = unpack('l2', $pair);
+                &(code + "for ($i = 0; $i < 2000; $i++) { $pair = attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]; [, $a, $b] = unpack('l2', $pair);
                      foreach (attack_sockets() as $link => $what) if (str_contains($what, 'seqpacket')) attack_send($link, $keep, [$a]);
-                     attack_syscall(3, $a); } echo 'sent';",
+                     attack_syscall(3, $a); } echo 'sent';"),
                 Duration::from_secs(20),
             );
             let grown = resident(site.master()).saturating_sub(before);
@@ -325,6 +332,26 @@ pub const ATTACKS: &[Attack] = &[
         },
     },
 ];
+
+/// What a worker says to hand over a connection, in PHP; `name` is that of what has been read of it.
+fn keep(name: &str, bytes: &[u8]) -> String {
+    let message = postcard::to_stdvec(&FromWorker::Keep(Handover {
+        bytes: bytes.to_vec(),
+        kept: true,
+        ..Handover::default()
+    }));
+    let message = message.unwrap();
+    if name.is_empty() {
+        return format!("hex2bin('{}')", hex(&message));
+    }
+    let at = message.windows(bytes.len()).position(|window| window == bytes).unwrap();
+    let (before, after) = (&message[..at], &message[at + bytes.len()..]);
+    format!("hex2bin('{}') . {name} . hex2bin('{}')", hex(before), hex(after))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Whether the log has more lines with a text than one pool may have: ten seconds' worth at once, and each second as many.
 fn too_many(site: &Site, begun: Instant, text: &str) -> Option<String> {

@@ -63,16 +63,16 @@ impl Between {
         if self.bytes == 0 {
             return None;
         }
+        let time = |since| Duration::from_nanos(monotonic_ns().saturating_sub(since));
+        if conn.input.is_in_params() {
+            return (time(conn.began) > pool.request_header_timeout).then_some(End::Close);
+        }
         let since = if conn.owed_since == 0 {
             self.since
         } else {
             conn.owed_since
         };
-        let time = Duration::from_nanos(monotonic_ns().saturating_sub(since));
-        if conn.input.is_in_params() {
-            return (time > pool.request_header_timeout).then_some(End::Close);
-        }
-        (time > pool.linger_timeout || self.bytes > LINGER_BYTES).then_some(End::Linger)
+        (time(since) > pool.linger_timeout || self.bytes > LINGER_BYTES).then_some(End::Linger)
     }
 }
 
@@ -160,6 +160,8 @@ pub struct Loop {
     last_step: Option<Instant>,
     /// `listen.allowed_clients` has been looked at.
     clients_checked: bool,
+    /// A script has let go of its connection, and may have opened something in its place.
+    let_go: bool,
 }
 
 impl Loop {
@@ -193,6 +195,7 @@ impl Loop {
             turn: 0,
             last_step: None,
             clients_checked: false,
+            let_go: false,
         })
     }
 
@@ -263,6 +266,7 @@ impl Loop {
         // Replies that are still on their way to a slow reader, as closing now could reset them; and the last to be heard.
         while !self.parked.is_empty() {
             self.wait();
+            self.clear_waiting_room();
         }
         Ok(())
     }
@@ -390,8 +394,9 @@ impl Loop {
     /// A connection of the queue: one that finds no descriptor free here is closed by the kernel, and lost.
     fn take_from_queue(&mut self) -> Result<Received<Handover>, ChannelError> {
         if !self.has_descriptor() {
-            self.starve();
+            let waiting = self.parked.len();
             self.clear_waiting_room();
+            self.starve(waiting);
         }
         match self.has_descriptor() {
             true => self.worker.queue.receive(false),
@@ -399,14 +404,18 @@ impl Loop {
         }
     }
 
-    /// Whether a descriptor is free. Where no connection waits here one is: that of the last one.
-    fn has_descriptor(&self) -> bool {
-        self.parked.is_empty() || rustix::io::fcntl_dupfd_cloexec(self.wake, 0).is_ok()
+    /// Whether a descriptor is free. Where no connection waits here one is: that of the last one, if its script has not let go of it.
+    fn has_descriptor(&mut self) -> bool {
+        if self.let_go || !self.parked.is_empty() {
+            self.let_go = rustix::io::fcntl_dupfd_cloexec(self.wake, 0).is_err();
+            return !self.let_go;
+        }
+        true
     }
 
-    /// Scripts have left nothing to open: the next one is another worker's.
-    fn starve(&mut self) {
-        if !std::mem::replace(&mut self.leaving, true) {
+    /// No descriptor was free, and `waiting` connections had some. If scripts keep the others, the next one is another worker's.
+    fn starve(&mut self, waiting: usize) {
+        if waiting < self.most_parked / 2 && self.served > 0 && !std::mem::replace(&mut self.leaving, true) {
             let text = "scripts keep all descriptors of this worker: it is replaced";
             print_log(Level::Warning, false, text.as_bytes(), self.worker.pool.log_limit);
         }
@@ -514,10 +523,10 @@ impl Loop {
             Err(error) => {
                 // Out of descriptors or memory, which those that wait here have.
                 let waiting = self.parked.len();
-                if error == Errno::EMFILE && waiting > 0 {
-                    self.starve();
-                }
                 self.clear_waiting_room();
+                if error == Errno::EMFILE {
+                    self.starve(waiting);
+                }
                 if self.parked.len() < waiting {
                     return self.accept_from(listener);
                 }
@@ -571,7 +580,7 @@ impl Loop {
                 Ok(Event::NeedMore)
                     if answered && conn.input.is_idle() && !conn.has_unread() && !conn.input.is_owed_a_body() =>
                 {
-                    conn.began = 0;
+                    (conn.began, conn.owed_since) = (0, 0);
                     return self.park(conn, token, Wait::Request);
                 }
                 Ok(Event::NeedMore) => {
@@ -616,7 +625,11 @@ impl Loop {
                     }
                     conn.answered();
                     if self.must_leave() {
-                        return self.give_away(conn, token);
+                        // Where nobody goes on with it, its answer must not be reset by what is still to come.
+                        return match conn.owed_since != 0 && self.is_last() {
+                            true => self.finish(conn, token),
+                            false => self.give_away(conn, token),
+                        };
                     }
                     (answered, between) = (true, Between::default());
                 }
@@ -715,6 +728,7 @@ impl Loop {
 
         let Over { conn, keep, memory } = exchange.over();
         self.memory = memory;
+        self.let_go |= conn.is_none();
         let released = worker.released.take().map(|conn| (conn, None));
         conn.or(released).map(|(conn, lost)| (conn, lost, keep))
     }
@@ -799,11 +813,15 @@ impl Loop {
                     self.woken = self.woken.wrapping_add(1);
                     self.pressed |= self.woken.is_multiple_of(LOOK_EVERY);
                     self.attend(conn, None);
+                } else if self.leaving {
+                    self.undone.push(token);
                 }
             }
             QUEUE => {
                 if let Some((conn, _)) = self.next_in_queue() {
                     self.attend(conn, None);
+                } else if self.leaving {
+                    self.undone.push(token);
                 }
             }
             LINK => match self.worker.link.receive(false) {

@@ -34,6 +34,11 @@ pub const CASES: &[Case] = &[
         a_rest_ties_to_no_worker,
     ),
     (
+        "limits::a_connection_whose_body_is_over_is_as_idle_as_any",
+        a_body_that_is_over_leaves_no_limit,
+    ),
+    ("limits::a_stop_resets_no_answer", a_stop_resets_no_answer),
+    (
         "limits::a_script_that_keeps_all_descriptors_costs_no_connection",
         all_descriptors_cost_no_connection,
     ),
@@ -282,6 +287,50 @@ fn a_rest_ties_to_no_worker() {
             chosen
         });
         assert!(answered, "the worker that has answered never has the long request");
+    }
+}
+
+/// A request whose body, longer than is read in one go, is there whole.
+fn upload(master: &Master, uri: &str) -> Vec<u8> {
+    const LENGTH: usize = 300_000;
+    let request = put(master, uri, &LENGTH.to_string(), KEEP_CONN);
+    [request, stream(STDIN, 1, &vec![b'x'; LENGTH], 50_000)].concat()
+}
+
+fn a_body_that_is_over_leaves_no_limit() {
+    let master = serve("linger_timeout = 500ms");
+    let mut kept = master.connect("sock");
+    assert!(kept.send(&upload(&master, "/pid.php")));
+    let worker = body(&kept.reply(1));
+    kept.pause(Duration::from_millis(1500)); // what must not happen would have
+    assert_eq!(master.ask_kept(&mut kept, "/pid.php"), worker);
+}
+
+/// The pool stops, or its master is killed, while the last record of a body, which the script has read as far as it says anything, is in
+/// the socket still.
+fn a_stop_resets_no_answer() {
+    use nix::sys::signal::Signal;
+    for end in [Signal::SIGQUIT, Signal::SIGKILL] {
+        let mut master = serve("");
+        master.place.write(
+            "waits.php",
+            "<?php $all = strlen(file_get_contents('php://input')); touch(__DIR__ . '/begun');\n\
+             while (!file_exists(__DIR__ . '/go')) { usleep(1000); clearstatcache(); } echo $all;",
+        );
+        let mut kept = master.connect("sock");
+        let request = upload(&master, "/waits.php");
+        let (read, rest) = request.split_at(request.len() - 8);
+        assert!(kept.send(read));
+        wait_for("the script runs", || master.place.path("begun").exists());
+        assert!(kept.send(rest));
+        master.signal(end);
+        if end == Signal::SIGQUIT {
+            master.said("Finishing ...");
+        }
+        master.place.write("go", "");
+        assert_eq!(body(&kept.reply(1)), "300000");
+        assert_eq!(kept.end().1, fcgi::Ended::Closed, "{end}");
+        master.ended();
     }
 }
 

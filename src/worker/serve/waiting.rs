@@ -53,7 +53,8 @@ impl Loop {
 
     /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
     pub(super) fn finish(&mut self, mut conn: Conn, token: Option<u64>) {
-        if conn.is_over() {
+        // What is left of a body is there in most cases.
+        if conn.is_over() || (conn.fill().is_ok() && conn.is_over()) {
             return self.close(conn, token);
         }
         conn.shut_down();
@@ -126,6 +127,10 @@ impl Loop {
             let Some(parked) = self.parked.remove(&token) else {
                 continue;
             };
+            if last && parked.conn.owed_since != 0 {
+                self.finish(parked.conn, Some(token));
+                continue;
+            }
             match self.worker.hand_over(parked.conn, leaves) {
                 None => {}
                 Some(conn) if leaves => self.close(conn, Some(token)),

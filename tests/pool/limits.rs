@@ -238,55 +238,40 @@ fn a_rest_is_not_the_next_request() {
 /// The end of a body comes after the answer, as Apache may send it, and with it its connection's next request, when the worker that
 /// gave the answer has another one, which takes longer than `linger_timeout`.
 fn a_rest_ties_to_no_worker() {
-    const LONG: &str =
-        "<?php touch(__DIR__ . '/has-' . getmypid()); while (!file_exists(__DIR__ . '/go')) usleep(1000);";
+    const LONG: &str = "<?php $go = __DIR__ . '/go-' . getmypid(); touch(__DIR__ . '/has-' . getmypid());\n\
+                        while (!file_exists($go)) { usleep(1000); clearstatcache(); } unlink($go); echo getmypid();";
     let master = serve("pm.max_children = 2");
     master.place.write("long.php", LONG);
-    let file = |name: &str| master.place.path(name);
-    for (rest, others) in [("", false), ("12345", false), ("", true), ("12345", true)] {
-        let whole = [Record::new(STDIN, 1, rest).bytes(), Record::new(STDIN, 1, []).bytes()].concat();
-        // Which worker takes the long request is the kernel's to say.
-        let answered = (0..50).any(|_| {
-            let _ = std::fs::remove_file(file("go"));
-            let mut kept = master.connect("sock");
-            assert!(kept.send(&put(&master, "/pid.php", "10", KEEP_CONN)));
-            let has = file(&format!("has-{}", body(&kept.reply(1))));
-            let _ = std::fs::remove_file(&has);
-            let begun = |count| {
-                wait_for("the long requests run", || {
-                    let all = std::fs::read_dir(file("")).unwrap().flatten();
-                    let begun = all.filter(|entry| entry.file_name().to_string_lossy().starts_with("has-"));
-                    begun.count() == count
-                });
-            };
-            let mut long: Vec<_> = (0..if others { 1 } else { 2 })
-                .map(|_| master.connect("sock"))
-                .collect();
-            for (count, connection) in (1..).zip(&mut long) {
-                master.ask(connection, "/long.php", 0);
-                begun(count);
-            }
-            let chosen = has.exists();
-            if chosen {
-                assert!(kept.send(&whole));
-                master.ask(&mut kept, "/pid.php", KEEP_CONN);
-                if others {
-                    assert!(!body(&kept.reply(1)).is_empty(), "{rest:?}");
-                } else {
-                    std::thread::sleep(Duration::from_millis(2500)); // longer than linger_timeout
-                }
-            }
-            master.place.write("go", "");
-            long.iter_mut().for_each(|connection| drop(body(&connection.reply(1))));
-            for worker in master.workers("www") {
-                let _ = std::fs::remove_file(file(&format!("has-{worker}")));
-            }
-            if chosen && !others {
-                assert!(!body(&kept.reply(1)).is_empty(), "{rest:?}");
-            }
-            chosen
-        });
-        assert!(answered, "the worker that has answered never has the long request");
+    wait_for("both workers", || master.workers("www").len() == 2);
+    let workers = master.workers("www");
+    let go = |worker: i32| drop(master.place.write(&format!("go-{worker}"), ""));
+    for (rest, one_gets_free) in [("", false), ("12345", false), ("", true), ("12345", true)] {
+        let mut kept = master.connect("sock");
+        assert!(kept.send(&put(&master, "/pid.php", "10", KEEP_CONN)));
+        let answered: i32 = body(&kept.reply(1)).parse().unwrap();
+        let other = *workers.iter().find(|worker| **worker != answered).unwrap();
+        let mut long = [(); 2].map(|()| master.connect("sock"));
+        for connection in &mut long {
+            master.ask(connection, "/long.php", 0);
+        }
+        let begun = |worker: &i32| master.place.path(&format!("has-{worker}"));
+        wait_for("both are busy", || workers.iter().all(|worker| begun(worker).exists()));
+        let end = [Record::new(STDIN, 1, rest).bytes(), Record::new(STDIN, 1, []).bytes()];
+        assert!(kept.send(&end.concat()));
+        master.ask(&mut kept, "/pid.php", KEEP_CONN);
+        if one_gets_free {
+            go(other);
+            assert_eq!(body(&kept.reply(1)), other.to_string(), "{rest:?}");
+            go(answered);
+        } else {
+            std::thread::sleep(Duration::from_millis(2500)); // longer than linger_timeout
+            workers.iter().for_each(|worker| go(*worker));
+            assert!(!body(&kept.reply(1)).is_empty(), "{rest:?}");
+        }
+        for (connection, worker) in long.iter_mut().zip(&workers) {
+            body(&connection.reply(1));
+            std::fs::remove_file(begun(worker)).unwrap();
+        }
     }
 }
 

@@ -625,11 +625,7 @@ impl Loop {
                     }
                     conn.answered();
                     if self.must_leave() {
-                        // Where nobody goes on with it, its answer must not be reset by what is still to come.
-                        return match conn.owed_since != 0 && self.is_last() {
-                            true => self.finish(conn, token),
-                            false => self.give_away(conn, token),
-                        };
+                        return self.give_away(conn, token);
                     }
                     (answered, between) = (true, Between::default());
                 }

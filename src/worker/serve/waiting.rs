@@ -106,6 +106,10 @@ impl Loop {
 
     /// To the master, or nobody.
     pub(super) fn give_away(&mut self, conn: Conn, token: Option<u64>) {
+        // Where nobody goes on with it, its answer must not be reset by what is still to come.
+        if conn.owed_since != 0 && self.is_last() {
+            return self.finish(conn, token);
+        }
         if let Some(conn) = self.worker.hand_over(conn, true) {
             self.close(conn, token);
         }
@@ -127,18 +131,14 @@ impl Loop {
             let Some(parked) = self.parked.remove(&token) else {
                 continue;
             };
-            if last && parked.conn.owed_since != 0 {
-                self.finish(parked.conn, Some(token));
+            if leaves {
+                self.give_away(parked.conn, Some(token));
                 continue;
             }
-            match self.worker.hand_over(parked.conn, leaves) {
-                None => {}
-                Some(conn) if leaves => self.close(conn, Some(token)),
-                // It waits here, then, and so do the others.
-                Some(conn) => {
-                    self.parked.insert(token, Parked { conn, ..parked });
-                    return;
-                }
+            // It waits here, then, and so do the others.
+            if let Some(conn) = self.worker.hand_over(parked.conn, false) {
+                self.parked.insert(token, Parked { conn, ..parked });
+                return;
             }
         }
     }

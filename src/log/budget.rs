@@ -68,9 +68,9 @@ impl Budget {
         Some(std::mem::take(&mut self.suppressed))
     }
 
-    /// Whether it is not heard now.
-    pub(super) fn is_mute(&self) -> bool {
-        self.mute_until.is_some()
+    /// Until when it is not heard.
+    pub(super) fn mute_until(&self) -> Option<Duration> {
+        self.mute_until
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
             written(&mut budget, 700_000, 700_001, RATE * SECONDS, 1).0,
             RATE * SECONDS
         );
-        assert!(!budget.is_mute());
+        assert_eq!(budget.mute_until(), None);
     }
 
     #[test]

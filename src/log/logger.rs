@@ -121,6 +121,8 @@ struct State {
     syslog_clock: Clock,
     /// What each pool may still have logged.
     budgets: HashMap<String, [Budget; 2]>,
+    /// When the first of those that are not heard is heard again.
+    mute_until: Option<Duration>,
     started: bool,
     tied: bool,
 }
@@ -152,6 +154,7 @@ impl Logger {
             opened: None,
             syslog_clock: Clock::new("%b %e %H:%M:%S"),
             budgets: HashMap::new(),
+            mute_until: None,
             started: false,
             tied: false,
         })))
@@ -241,11 +244,13 @@ impl Logger {
         self.0.borrow_mut().write(level, line);
     }
 
-    /// Writes a line that a worker has printed.
+    /// Whether a line of so many bytes that a pool's processes have printed is written. To be asked before anything is done for it.
+    pub fn hears(&self, pool: &str, bytes: usize) -> bool {
+        self.admits(Some(pool), Whose::Theirs, bytes)
+    }
+
+    /// Writes a line that a worker has printed, and that [is heard](Self::hears).
     pub fn printed(&self, fields: &Fields<'_>, said: &Said<'_>) {
-        if !self.admits(fields.pool, Whose::Theirs, said.line.len()) {
-            return;
-        }
         let otherwise = if said.stream == Stream::Stderr { 5 } else { 6 };
         let (severity, text) = journal::severity_of(said.text, otherwise);
         if !self.to_journal(severity, fields, text) {
@@ -274,23 +279,34 @@ impl Logger {
         let Some(pool) = pool else { return true };
         let now = Duration::from_nanos(monotonic_ns());
         self.tell_suppressed(now);
-        let budgets = &mut self.0.borrow_mut().budgets;
+        let State {
+            budgets, mute_until, ..
+        } = &mut *self.0.borrow_mut();
         if !budgets.contains_key(pool) {
             budgets.insert(pool.to_owned(), [Budget::new(now), Budget::new(now)]);
         }
-        let budget = budgets.get_mut(pool).map(|budgets| &mut budgets[whose as usize]);
-        budget.is_none_or(|budget| budget.take(bytes, now) == Verdict::Write)
+        let Some(budget) = budgets.get_mut(pool).map(|budgets| &mut budgets[whose as usize]) else {
+            return true;
+        };
+        let verdict = budget.take(bytes, now);
+        *mute_until = mute_until.iter().copied().chain(budget.mute_until()).min();
+        verdict == Verdict::Write
     }
 
     /// Says of each pool that was not heard, and is again, how many lines that has cost.
     fn tell_suppressed(&self, now: Duration) {
         let mut state = self.0.borrow_mut();
+        // Asked before each line of many: the pools are looked at when there is something to find.
+        if state.mute_until.is_none_or(|until| now < until) {
+            return;
+        }
         let mut over = Vec::new();
         for (pool, budgets) in &mut state.budgets {
             for (budget, what) in budgets.iter_mut().zip(["of its processes", "about it"]) {
                 over.extend(budget.suppressed(now).map(|lines| (pool.clone(), lines, what)));
             }
         }
+        state.mute_until = state.budgets.values().flatten().filter_map(Budget::mute_until).min();
         drop(state);
         for (pool, lines, what) in over {
             let fields = Fields {
@@ -379,7 +395,7 @@ impl Logger {
     pub fn flush(&self) -> bool {
         self.tell_suppressed(Duration::from_nanos(monotonic_ns()));
         let mut state = self.0.borrow_mut();
-        state.flush(Duration::ZERO) && !state.budgets.values().flatten().any(Budget::is_mute)
+        state.flush(Duration::ZERO) && state.mute_until.is_none()
     }
 
     /// Entries about a pool.

@@ -38,6 +38,9 @@ const AT_ONCE: usize = 64;
 /// Most frames of a backtrace that somebody asks for.
 const MOST_FRAMES: u32 = 1000;
 
+/// How long workers have that are to end, and have been told or killed.
+const KILL_AFTER: Duration = Duration::from_secs(3);
+
 /// How long whoever called a daemon waits for PHP to be up; it is told of success then all the same.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -71,6 +74,8 @@ pub struct Daemon {
     taken_over: Option<Scope>,
     /// The program at our path can take over: to be done when the events at hand are.
     successor: Option<Scope>,
+    /// When all that is left is killed, whoever made it.
+    kill_at: Option<Duration>,
 }
 
 /// What a reload renews.
@@ -199,6 +204,7 @@ impl Daemon {
             unread: None,
             taken_over: None,
             successor: None,
+            kill_at: None,
         })
     }
 
@@ -327,7 +333,7 @@ impl Daemon {
                 pool.look(room);
             }
         }
-        self.removed.retain(|pool| !pool.is_gone());
+        self.removed.retain(|pool| !(pool.is_gone() && pool.is_read()));
         self.sockets.close_unused();
         if self.report_at <= now {
             self.tell_caller();
@@ -343,6 +349,13 @@ impl Daemon {
         match self.ctx.state.get() {
             State::Normal => self.advance(),
             _ if self.all().all(|pool| pool.is_gone()) => Some(self.leave()),
+            // Something that a pool has left behind keeps workers from ending that have been killed. Without a control group nobody
+            // else would end it.
+            _ if self.kill_at.is_some_and(|at| at <= now) => {
+                self.kill_at = Some(now + KILL_AFTER);
+                process::kill_below();
+                None
+            }
             _ => None,
         }
     }
@@ -485,6 +498,7 @@ impl Daemon {
                 State::Terminating | State::Killing => {
                     self.log().notice("Terminating at once");
                     self.ctx.state.set(State::Killing);
+                    self.kill_at = Some(watch::now() + KILL_AFTER);
                     self.all().for_each(Pool::kill);
                 }
             },
@@ -509,6 +523,7 @@ impl Daemon {
             latest = latest.max(now + limit);
             pool.stop(now + limit);
         }
+        self.kill_at = Some(latest + KILL_AFTER);
         self.systemd.stopping(latest);
     }
 
@@ -523,6 +538,20 @@ impl Daemon {
             self.log().warning(error);
         }
         self.sockets.remove_files();
+        self.free_threads();
+    }
+
+    /// A thread that cannot end keeps this process from ending, and its sockets taken.
+    fn free_threads(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const LONGEST: Duration = Duration::from_secs(10);
+        let begin = watch::now();
+        while !self.all().all(|pool| pool.is_read()) && watch::now() < begin + LONGEST {
+            if watch::now() >= begin + PATIENCE {
+                process::kill_below();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Collects the children that have ended: zygotes, workers that were left to us, and strangers, who come to a subreaper

@@ -14,6 +14,7 @@
 
 mod access_log;
 mod acl;
+mod aside;
 mod background;
 mod backlog;
 mod cgroup;

@@ -1,46 +1,48 @@
 //! What a zygote or worker prints, into the log.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
-use std::io::{self, PipeReader, PipeWriter, Read};
+mod reader;
+
+use std::cell::{OnceCell, RefCell};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
+pub use self::reader::Reader;
+use self::reader::{AT_ONCE, Chunk, End, Late, Pipe};
 use super::saved::{Kept, Restorer, Saver};
-use super::sys;
 use super::watch::Watch;
 use super::worker::fields_of;
 use crate::log::{Lines, Logger, Stream, WorkerOutput};
 use crate::scoreboard::{Scoreboard, TextView, realtime_us};
 
-/// Most that is read of one process in one go: another one's turn then.
-const AT_ONCE: usize = 64 << 10;
+/// Most that is read, out of turn, of what a process has said before it ended: what a pipe holds.
+const LAST_WORDS: usize = 64 << 10;
 
-/// The reading ends of a process's stdout and stderr.
-#[derive(Debug)]
+/// The reading ends of a process's stdout and stderr; None: what it prints there is lost.
+#[derive(Debug, Default)]
 pub struct Pipes {
-    stdout: Option<PipeReader>,
-    stderr: PipeReader,
+    stdout: Option<Pipe>,
+    stderr: Option<Pipe>,
 }
 
 /// The pipes of a process, for a successor.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct SavedPipes {
     stdout: Option<Kept>,
-    stderr: Kept,
+    stderr: Option<Kept>,
 }
 
 impl Pipes {
     /// What is to go on.
     pub fn save(&self, saver: &mut Saver) -> SavedPipes {
+        let mut keep = |pipe: &Option<Pipe>| pipe.as_ref().map(|pipe| saver.keep(pipe));
         SavedPipes {
-            stdout: self.stdout.as_ref().map(|stdout| saver.keep(stdout)),
-            stderr: saver.keep(&self.stderr),
+            stdout: keep(&self.stdout),
+            stderr: keep(&self.stderr),
         }
     }
 
@@ -48,11 +50,17 @@ impl Pipes {
     ///
     /// # Errors
     /// When a descriptor is missing.
-    pub fn restore(saved: SavedPipes, fds: &mut Restorer) -> io::Result<Self> {
+    pub fn restore(saved: SavedPipes, reader: &Reader, fds: &mut Restorer) -> io::Result<Self> {
+        let mut take = |kept| fds.take_some(kept)?.map(|pipe| Pipe::new(pipe, reader)).transpose();
         Ok(Self {
-            stdout: fds.take_some(saved.stdout)?.map(PipeReader::from),
-            stderr: fds.take(saved.stderr)?.into(),
+            stdout: take(saved.stdout)?,
+            stderr: take(saved.stderr)?,
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = (Stream, &Pipe)> {
+        let stdout = self.stdout.iter().map(|pipe| (Stream::Stdout, pipe));
+        stdout.chain(self.stderr.iter().map(|pipe| (Stream::Stderr, pipe)))
     }
 }
 
@@ -60,30 +68,27 @@ impl Pipes {
 ///
 /// # Errors
 /// When there are no descriptors left.
-pub fn pipes() -> io::Result<(Pipes, PipeWriter, PipeWriter)> {
-    let (stdout, out) = io::pipe()?;
-    let (stderr, err) = io::pipe()?;
-    for fd in [&stdout, &stderr] {
-        rustix::io::ioctl_fionbio(fd, true)?;
-    }
-    Ok((
-        Pipes {
-            stdout: Some(stdout),
-            stderr,
-        },
-        out,
-        err,
-    ))
+pub fn pipes(reader: &Reader) -> io::Result<(Pipes, OwnedFd, OwnedFd)> {
+    let (stdout, out) = pipe(reader)?;
+    let (stderr, err) = pipe(reader)?;
+    Ok((Pipes { stdout, stderr }, out, err))
 }
 
 /// Makes the pipe of a zygote, of which only stderr is read.
 ///
 /// # Errors
 /// When there are no descriptors left.
-pub fn stderr_pipe() -> io::Result<(Pipes, PipeWriter)> {
-    let (stderr, err) = io::pipe()?;
-    rustix::io::ioctl_fionbio(&stderr, true)?;
+pub fn stderr_pipe(reader: &Reader) -> io::Result<(Pipes, OwnedFd)> {
+    let (stderr, err) = pipe(reader)?;
     Ok((Pipes { stdout: None, stderr }, err))
+}
+
+fn pipe(reader: &Reader) -> io::Result<(Option<Pipe>, OwnedFd)> {
+    if reader.is_full() {
+        return Ok((None, null()?));
+    }
+    let (ours, theirs) = io::pipe()?;
+    Ok((Some(Pipe::new(ours.into(), reader)?), theirs.into()))
 }
 
 /// Whose output it is.
@@ -101,7 +106,7 @@ pub struct Speaker<'a> {
 #[derive(Debug)]
 pub struct Output {
     shared: Rc<Shared>,
-    _watch: Watch,
+    watch: RefCell<Option<Watch>>,
 }
 
 /// The output of a process, for a successor, with the line that is not complete.
@@ -116,30 +121,23 @@ struct Shared {
     log: Logger,
     pool: String,
     worker: i32,
-    stdout: Option<AsyncFd<PipeReader>>,
-    stderr: AsyncFd<PipeReader>,
+    pipes: Pipes,
+    reader: Reader,
     lines: RefCell<WorkerOutput>,
     slot: Option<(Arc<Scoreboard>, u32)>,
 }
 
 impl Output {
     /// Begins to read.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn start(pipes: Pipes, log: &Logger, speaker: Speaker<'_>, decorate: bool) -> io::Result<Self> {
+    pub fn start(pipes: Pipes, reader: &Reader, log: &Logger, speaker: Speaker<'_>, decorate: bool) -> Self {
         let lines = WorkerOutput::new(speaker.pool, speaker.pid, decorate);
-        Self::with(pipes, log, speaker, lines)
+        Self::with(pipes, reader, log, speaker, lines)
     }
 
     /// What is to go on.
     pub fn save(&self, saver: &mut Saver) -> SavedOutput {
-        let stdout = self.shared.stdout.as_ref();
         SavedOutput {
-            pipes: SavedPipes {
-                stdout: stdout.map(|stdout| saver.keep(stdout.get_ref())),
-                stderr: saver.keep(self.shared.stderr.get_ref()),
-            },
+            pipes: self.shared.pipes.save(saver),
             lines: self.shared.lines.borrow().clone(),
         }
     }
@@ -148,125 +146,140 @@ impl Output {
     ///
     /// # Errors
     /// When a descriptor is missing.
-    pub fn restore(saved: SavedOutput, log: &Logger, speaker: Speaker<'_>, fds: &mut Restorer) -> io::Result<Self> {
-        Self::with(Pipes::restore(saved.pipes, fds)?, log, speaker, saved.lines)
+    pub fn restore(
+        saved: SavedOutput,
+        reader: &Reader,
+        log: &Logger,
+        speaker: Speaker<'_>,
+        fds: &mut Restorer,
+    ) -> io::Result<Self> {
+        let pipes = Pipes::restore(saved.pipes, reader, fds)?;
+        Ok(Self::with(pipes, reader, log, speaker, saved.lines))
     }
 
-    fn with(pipes: Pipes, log: &Logger, speaker: Speaker<'_>, lines: WorkerOutput) -> io::Result<Self> {
-        let register = |pipe| sys::register(pipe, Interest::READABLE);
+    fn with(pipes: Pipes, reader: &Reader, log: &Logger, speaker: Speaker<'_>, lines: WorkerOutput) -> Self {
         let shared = Rc::new(Shared {
             log: log.clone(),
             pool: speaker.pool.to_owned(),
             worker: speaker.pid,
-            stdout: pipes.stdout.map(register).transpose()?,
-            stderr: register(pipes.stderr)?,
+            pipes,
+            reader: reader.clone(),
             lines: RefCell::new(lines),
             slot: speaker.slot,
         });
         let task = shared.clone();
-        let watch = Watch::start(async move { task.run().await });
-        Ok(Self { shared, _watch: watch })
+        let watch = Watch::start(async move {
+            loop {
+                if let Some((stream, chunk)) = task.read().await {
+                    task.take(stream, &chunk);
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let watch = RefCell::new(Some(watch));
+        Self { shared, watch }
     }
 
-    /// Reads what is there now.
-    pub fn read(&self) {
-        self.shared.read(Stream::Stdout);
-        self.shared.read(Stream::Stderr);
+    /// Reads what is there now, as far as the pool's processes let it be read in time. Err: they do not.
+    pub fn read(&self) -> Result<(), Late> {
+        self.shared.read_now()
     }
 
     /// Reads what is there, to the end: the process has ended.
     pub fn drain(&self) {
-        self.read();
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            self.shared.with(|lines, to| lines.close(stream, to));
+        if self.read().is_ok() {
+            return self.shared.close();
         }
+        // It comes late, but it comes.
+        *self.watch.borrow_mut() = None;
+        let (shared, late) = (self.shared.clone(), self.shared.reader.closes_late());
+        tokio::task::spawn_local(async move {
+            for (stream, pipe) in shared.pipes.all() {
+                while pipe
+                    .fetch()
+                    .await
+                    .is_none_or(|chunk| shared.take(stream, &chunk) == End::Full)
+                {}
+            }
+            shared.close();
+            drop(late);
+        });
     }
 }
 
 impl Shared {
-    async fn run(&self) {
-        let (mut out, mut err) = (self.stdout.is_some(), true);
-        while out || err {
-            let stdout = async {
-                match &self.stdout {
-                    Some(fd) if out => fd.readable().await,
-                    _ => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                ready = stdout => out = ready.is_ok_and(|mut ready| self.step(Stream::Stdout, &mut ready)),
-                ready = self.stderr.readable(), if err => {
-                    err = ready.is_ok_and(|mut ready| self.step(Stream::Stderr, &mut ready));
-                }
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// False at the stream's end.
-    fn step(&self, stream: Stream, ready: &mut tokio::io::unix::AsyncFdReadyGuard<'_, PipeReader>) -> bool {
-        match self.read(stream) {
-            Got::Nothing => ready.clear_ready(),
-            Got::Some => {}
-            Got::End => return false,
-        }
-        true
-    }
-
-    fn read(&self, stream: Stream) -> Got {
-        let pipe = match (stream, &self.stdout) {
-            (Stream::Stdout, Some(stdout)) => stdout,
-            (Stream::Stdout, None) => return Got::End,
-            (Stream::Stderr, _) => &self.stderr,
+    /// What comes next, stdout before stderr where both are ready.
+    async fn read(&self) -> Option<(Stream, Chunk)> {
+        let read = async |stream, pipe: &Option<Pipe>| match pipe {
+            Some(pipe) => pipe.read().await.map(|chunk| (stream, chunk)),
+            None => std::future::pending().await,
         };
-        let mut buffer = [0; 8192];
-        let mut read = 0;
-        while read < AT_ONCE {
-            match pipe.get_ref().read(&mut buffer) {
-                Ok(0) => return Got::End,
-                Ok(count) => {
-                    read += count;
-                    self.with(|lines, to| lines.feed(stream, &buffer[..count], to));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Got::Nothing,
-                Err(_) => return Got::End,
-            }
+        tokio::select! {
+            biased;
+            chunk = read(Stream::Stdout, &self.pipes.stdout) => chunk,
+            chunk = read(Stream::Stderr, &self.pipes.stderr) => chunk,
         }
-        Got::Some
+    }
+
+    fn read_now(&self) -> Result<(), Late> {
+        self.reader.patiently(|until| {
+            self.pipes.all().try_for_each(|(stream, pipe)| {
+                for _ in 0..LAST_WORDS / AT_ONCE {
+                    let Some(chunk) = pipe.read_until(until)? else { break };
+                    if self.take(stream, &chunk) != End::Full {
+                        break;
+                    }
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn take(&self, stream: Stream, chunk: &Chunk) -> End {
+        self.with(|lines, to| lines.feed(stream, &chunk.bytes, to));
+        chunk.end
+    }
+
+    /// Nothing more will come.
+    fn close(&self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.with(|lines, to| lines.close(stream, to));
+        }
     }
 
     fn with(&self, act: impl FnOnce(&mut WorkerOutput, &mut Lines<'_>)) {
+        // A look at the scoreboard is dear: one is enough, and none for lines that nobody will read.
+        let current = OnceCell::new();
         let mut lines = Lines {
             now: realtime_us(),
             format: &mut self.log.format(),
             take: &mut |said| {
-                let request = self.request(said.request);
-                self.log.printed(&fields_of(&self.pool, self.worker, &request), &said);
+                if !self.log.hears(&self.pool, said.line.len()) {
+                    return;
+                }
+                let current = current.get_or_init(|| self.request());
+                let other;
+                let request = match said.request {
+                    Some(id) if id != current.id => {
+                        other = TextView {
+                            id: id.to_owned(),
+                            ..TextView::default()
+                        };
+                        &other
+                    }
+                    _ => current,
+                };
+                self.log.printed(&fields_of(&self.pool, self.worker, request), &said);
             },
         };
         act(&mut self.lines.borrow_mut(), &mut lines);
     }
 
-    /// The request of a line: the one that its worker has named, or else the one that it has, or had last.
-    fn request(&self, named: Option<&str>) -> TextView {
+    /// The request that its worker has, or had last: a line is about the one that the worker has named, else about this.
+    fn request(&self) -> TextView {
         let view = self.slot.as_ref().map(|(board, slot)| board.view(*slot as usize));
-        let request = view.and_then(|view| view.text).unwrap_or_default();
-        match named {
-            Some(id) if id != request.id => TextView {
-                id: id.to_owned(),
-                ..TextView::default()
-            },
-            _ => request,
-        }
+        view.and_then(|view| view.text).unwrap_or_default()
     }
-}
-
-enum Got {
-    Some,
-    Nothing,
-    End,
 }
 
 /// /dev/null, for what nobody reads.
@@ -279,4 +292,100 @@ pub fn null() -> io::Result<OwnedFd> {
         .write(true)
         .open("/dev/null")?
         .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::reader::tests::{hold, locally, print};
+    use super::*;
+    use crate::config::LogTarget;
+    use crate::log::{Level, Settings, Stamp};
+    use crate::scoreboard::{Request, Stage};
+
+    /// A log in a file.
+    fn log_in(folder: &tempfile::TempDir) -> (Logger, impl Fn() -> String) {
+        let (log, path) = (Logger::new(Stamp::Time), folder.path().join("log"));
+        let settings = Settings {
+            target: Some(LogTarget::File(path.clone())),
+            level: Level::Notice,
+            limit: 1024,
+            request_ids: false,
+            ident: String::new(),
+            facility: 0,
+        };
+        log.open(&settings, true).unwrap();
+        log.started();
+        (log, move || std::fs::read_to_string(&path).unwrap())
+    }
+
+    fn speaker<'a>(slot: Option<(Arc<Scoreboard>, u32)>) -> Speaker<'a> {
+        Speaker {
+            pool: "www",
+            pid: 1,
+            slot,
+        }
+    }
+
+    #[test]
+    fn last_words_may_come_late_but_come() {
+        locally(async {
+            let folder = tempfile::tempdir().unwrap();
+            let (log, text) = log_in(&folder);
+            let reader = Reader::default();
+            let (pipes, out, err) = pipes(&reader).unwrap();
+            let output = Output::start(pipes, &reader, &log, speaker(None), true);
+            print(&out, "the first\n");
+            print(&err, "the last\n");
+            let silent = hold(&out);
+            output.drain();
+            drop((output, out, err));
+            assert_eq!(text(), "");
+            drop(silent);
+            while !text().contains("the last") {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let said = |text: &str| {
+                text.lines()
+                    .map(|line| line.split(" WARNING: ").nth(1).map(str::to_owned))
+                    .collect::<Vec<_>>()
+            };
+            let line = |stream, text| Some(format!("[pool www] child 1 said into {stream}: \"{text}\""));
+            assert_eq!(said(&text()), [line("stdout", "the first"), line("stderr", "the last")]);
+        });
+    }
+
+    #[test]
+    fn nothing_is_done_for_a_line_that_nobody_will_read() {
+        const LINES: usize = 10_000;
+        let board = Arc::new(Scoreboard::create(1).unwrap());
+        let request = Request {
+            query: &[0xff; 2000],
+            ..Request::default()
+        };
+        board.slot(0).begin(Stage::Running, &request);
+        let looks = Instant::now();
+        for _ in 0..LINES {
+            board.view(0);
+        }
+        let looks = looks.elapsed();
+        locally(async {
+            let folder = tempfile::tempdir().unwrap();
+            let (log, text) = log_in(&folder);
+            // It has said more than it may.
+            assert!(!log.hears("www", usize::MAX));
+            let slot = Some((board, 0));
+            let output = Output::start(Pipes::default(), &Reader::default(), &log, speaker(slot), true);
+            let bytes = b"x\n".repeat(LINES);
+            let lines = Instant::now();
+            output.shared.take(Stream::Stderr, &Chunk { bytes, end: End::Full });
+            assert!(
+                lines.elapsed() < looks / 4,
+                "{:?}, and as many looks {looks:?}",
+                lines.elapsed()
+            );
+            assert_eq!(text(), "");
+        });
+    }
 }

@@ -20,6 +20,43 @@ pub struct Process {
     pid: i32,
 }
 
+/// Kills what this process has below it, whoever made it.
+pub fn kill_below() {
+    /// More have another turn.
+    const AT_ONCE: usize = 1000;
+    let ours = std::process::id() as i32;
+    let mut parents: Vec<Option<Process>> = vec![None];
+    while let Some(parent) = parents.pop() {
+        let number = parent.as_ref().map_or(ours, Process::pid);
+        for pid in children(number) {
+            let Ok(child) =
+                Process::of_child(pid).and_then(|it| Process::of_pidfd(it.as_fd(), number).map_err(io::Error::other))
+            else {
+                continue;
+            };
+            // As long as the parent is there, its number is its own.
+            if parent.as_ref().is_none_or(|parent| !parent.has_ended()) {
+                child.signal(Signal::SIGKILL);
+                if parents.len() < AT_ONCE {
+                    parents.push(Some(child));
+                }
+            }
+        }
+    }
+}
+
+/// The numbers of a process's children.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|all| all.split(' ').flat_map(str::parse).collect::<Vec<_>>())
+        .collect()
+}
+
 /// A process, for a successor.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct SavedProcess {

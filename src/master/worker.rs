@@ -16,7 +16,7 @@ use super::cgroup::Leaf;
 use super::context::Context;
 use super::foreign::Closer;
 use super::limits::Rung;
-use super::output::{self, Output, Pipes, SavedOutput, SavedPipes, Speaker};
+use super::output::{self, Output, Pipes, Reader, SavedOutput, SavedPipes, Speaker};
 use super::process::{Process, SavedProcess};
 use super::saved::{Kept, Restorer, Saver};
 use super::watch::{self, Event, Place, Registered, Watch};
@@ -133,7 +133,7 @@ impl Worker {
         place: Place,
         pool: &Pool,
         board: &Arc<Scoreboard>,
-        closer: &Closer,
+        (closer, reader): (&Closer, &Reader),
         saved: SavedWorker,
         fds: &mut Restorer,
     ) -> io::Result<Self> {
@@ -161,7 +161,10 @@ impl Worker {
             malformed: false,
             tracing: Arc::default(),
             link,
-            pipes: saved.pipes.map(|pipes| Pipes::restore(pipes, fds)).transpose()?,
+            pipes: saved
+                .pipes
+                .map(|pipes| Pipes::restore(pipes, reader, fds))
+                .transpose()?,
             output: None,
             watches: vec![watch],
         };
@@ -171,7 +174,7 @@ impl Worker {
             worker.watch(ctx, place, process)?;
             let output = saved
                 .output
-                .map(|output| Output::restore(output, &ctx.log, worker.speaker(pool, pid, board), fds));
+                .map(|output| Output::restore(output, reader, &ctx.log, worker.speaker(pool, pid, board), fds));
             worker.output = output.transpose()?;
         }
         Ok(worker)
@@ -208,13 +211,13 @@ impl Worker {
         place: Place,
         pool: &Pool,
         spawn: Spawn,
-        closer: &Closer,
+        (closer, reader): (&Closer, &Reader),
     ) -> io::Result<(Self, (ToZygote, Vec<OwnedFd>))> {
         let (ours, theirs) = control::pair::<ToWorker, FromWorker>(BUFFER).map_err(io::Error::other)?;
         let id = WorkerId(spawn.worker);
         let (pipes, stdout, stderr) = if pool.catch_workers_output {
-            let (pipes, stdout, stderr) = output::pipes()?;
-            (Some(pipes), stdout.into(), stderr.into())
+            let (pipes, stdout, stderr) = output::pipes(reader)?;
+            (Some(pipes), stdout, stderr)
         } else {
             (None, output::null()?, output::null()?)
         };
@@ -258,6 +261,7 @@ impl Worker {
         place: Place,
         pool: &Pool,
         board: &Arc<Scoreboard>,
+        reader: &Reader,
         process: Process,
     ) -> io::Result<()> {
         let pid = process.pid();
@@ -265,7 +269,7 @@ impl Worker {
         if let Some(pipes) = self.pipes.take() {
             let decorate = pool.decorate_workers_output;
             let speaker = self.speaker(pool, pid, board);
-            self.output = Some(Output::start(pipes, &ctx.log, speaker, decorate)?);
+            self.output = Some(Output::start(pipes, reader, &ctx.log, speaker, decorate));
         }
         let memory_max = pool.worker_memory_max;
         match ctx
@@ -354,23 +358,14 @@ impl Worker {
         process.signal(Signal::SIGKILL);
     }
 
-    /// What it has said until now into the log.
-    pub fn read_output(&self) {
-        if let Some(output) = &self.output {
-            output.read();
-        }
+    /// What it prints.
+    pub fn output(&self) -> Option<&Output> {
+        self.output.as_ref()
     }
 
     /// It has ended; connections that it handed over may still be on their way, and must not be lost.
     pub fn linger(self) {
         watch::linger(self.watches);
-    }
-
-    /// Its last words into the log.
-    pub fn drain_output(&self) {
-        if let Some(output) = &self.output {
-            output.drain();
-        }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::context::Context;
 use super::foreign::Closer;
 use super::listen::{Listener, is_hand_over};
-use super::output::{self, Output, SavedOutput, Speaker};
+use super::output::{self, Output, Reader, SavedOutput, Speaker};
 use super::process::{Process, SavedProcess};
 use super::saved::{Kept, Restorer, Saver};
 use super::stamp::Files;
@@ -142,6 +142,8 @@ pub struct Parts<'a> {
     pub compiled: Option<OwnedFd>,
     /// Closes what it sends.
     pub closer: &'a Closer,
+    /// Reads what it prints.
+    pub reader: &'a Reader,
 }
 
 impl Zygote {
@@ -158,6 +160,7 @@ impl Zygote {
             fds,
             compiled,
             closer,
+            reader,
         } = parts;
         let make = |what| move |error| ZygoteError::Make(what, error);
         let found = Php::find(ctx, pool)?;
@@ -166,7 +169,7 @@ impl Zygote {
         let program = crate::trace::program(&executable.path);
         let (ours, theirs) = control::pair::<ToZygote, FromZygote>(BUFFER)
             .map_err(|error| ZygoteError::Make("its control channel", io::Error::other(error)))?;
-        let (pipes, stderr) = output::stderr_pipe().map_err(make("a pipe"))?;
+        let (pipes, stderr) = output::stderr_pipe(reader).map_err(make("a pipe"))?;
         let asked_for = ini.variables();
         let (php, says) = php_settings(ctx, pool, ini)?;
         let config = ZygoteConfig {
@@ -216,7 +219,7 @@ impl Zygote {
             ctx.open_files,
         );
 
-        let output = Output::start(pipes, &ctx.log, speaker(pool, pid), true).map_err(make("a registration"))?;
+        let output = Output::start(pipes, reader, &ctx.log, speaker(pool, pid), true);
         let zygote = Self::with(ctx, place, pool, process, ours, output, closer, (says, files, program));
         let zygote = zygote.map_err(make("a registration"))?;
         let [board, workers, bell, log_bell] = fds;
@@ -287,12 +290,12 @@ impl Zygote {
         ctx: &Context,
         place: Place,
         pool: &Pool,
-        closer: &Closer,
+        (closer, reader): (&Closer, &Reader),
         saved: SavedZygote,
         fds: &mut Restorer,
     ) -> io::Result<Self> {
         let process = Rc::new(Process::restore(saved.process, fds)?);
-        let output = Output::restore(saved.output, &ctx.log, speaker(pool, process.pid()), fds)?;
+        let output = Output::restore(saved.output, reader, &ctx.log, speaker(pool, process.pid()), fds)?;
         let channel = Channel::from(fds.take(saved.channel)?);
         let made_of = (saved.says, saved.files, saved.program);
         let mut zygote = Self::with(ctx, place, pool, process, channel, output, closer, made_of)?;

@@ -193,6 +193,28 @@ pub const ATTACKS: &[Attack] = &[
         },
     },
     Attack {
+        name: "worker_keeps_its_output_from_being_read",
+        tries: "worker: leave a process behind that keeps the lock of the pipe into which it prints",
+        plan: PLAIN,
+        run: |site| {
+            // socketpair, fork, setsid, splice: from a socket that is silent, into stderr. The others fill that, so that it is read.
+            // Its own worker hangs, too.
+            site.try_run(
+                "villain",
+                "$pair = attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]; $silent = unpack('l2', $pair)[1];
+                 for ($i = 0; $i < 3; $i++) exec('yes 1>&2 &');
+                 if (attack_syscall(57)[0] == 0) { attack_syscall(112); while (true) attack_syscall(275, $silent, 0, 2, 0, 4096, 0); }",
+                Duration::from_secs(1),
+            );
+            let deadline = Instant::now() + crate::site::PATIENCE;
+            while !hangs(site.master()) {
+                assert!(Instant::now() < deadline, "nobody waits for the lock");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            well(site, "the neighbour and the master go on, and the master ends")
+        },
+    },
+    Attack {
         name: "worker_makes_the_listener_wait",
         tries: "worker: make the pool's listener wait for connections, and with it whoever accepts there",
         plan: PLAIN,
@@ -415,6 +437,14 @@ fn survives(site: &mut Site, time: Duration) -> Outcome {
         }
     }
     outcome
+}
+
+/// Whether a thread of a process waits where no signal reaches it.
+fn hangs(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok())
+        .any(|stat| stat.contains(") D "))
 }
 
 /// Resident memory of a process, KiB; 0 when it is gone.

@@ -91,6 +91,7 @@ impl Daemon {
             unread: None,
             taken_over: Some(if saved.force { Scope::All } else { Scope::Changed }),
             successor: None,
+            kill_at: None,
             ctx,
         })
     }
@@ -144,6 +145,7 @@ impl Daemon {
         // What comes from now on waits for the successor.
         let _ = handled().thread_block();
         self.ctx.events.gate().close(true);
+        self.all().for_each(|pool| pool.pause_reading(true));
         let reason = match self.settle_down().await {
             Err(reason) => reason,
             Ok(()) => {
@@ -170,6 +172,7 @@ impl Daemon {
                 format!("{path} cannot be executed: {}", crate::log::errno(&error))
             }
         };
+        self.all().for_each(|pool| pool.pause_reading(false));
         self.ctx.events.gate().close(false);
         let _ = handled().thread_unblock();
         reason
@@ -197,10 +200,14 @@ impl Daemon {
             if self.ctx.state.get() != State::Normal {
                 return Err("the master is about to end".to_owned());
             }
-            idle &= self.ctx.events.gate().is_quiet() && self.all().all(|pool| pool.has_all_orders());
+            idle &= self.ctx.events.gate().is_quiet() && self.all().all(|pool| pool.has_all_orders() && pool.is_read());
             quiet = if idle { quiet + 1 } else { 0 };
             if until <= watch::now() {
-                return Err("a zygote does not take its orders".to_owned());
+                let held_up = self.all().find(|pool| !pool.is_read());
+                return Err(match held_up.map(|pool| &pool.wanted.config.name) {
+                    Some(name) => format!("[pool {name}] its processes do not let their output be read"),
+                    None => "a zygote does not take its orders".to_owned(),
+                });
             }
         }
         Ok(())

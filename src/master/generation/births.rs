@@ -57,8 +57,9 @@ impl Generation {
             max_requests: self.max_requests(),
             recycle_age: self.config.worker_recycle_age.mul_f64(1.0 - self.ctx.jitter() / 10.0),
         };
-        let (mut worker, order) = Worker::prepare(&self.ctx, self.place, &self.config, spawn, &self.closer)
-            .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
+        let (mut worker, order) =
+            Worker::prepare(&self.ctx, self.place, &self.config, spawn, (&self.closer, &self.reader))
+                .map_err(|error| format!("a worker's descriptors cannot be made: {}", crate::log::errno(&error)))?;
         self.zygote
             .orders
             .try_send(order)
@@ -99,7 +100,7 @@ impl Generation {
                     let pid = process.pid();
                     let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
                     let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
-                    match worker.go(&ctx, place, &config, &self.board, process) {
+                    match worker.go(&ctx, place, &config, &self.board, &self.reader, process) {
                         Ok(()) => {
                             let level = if replaces { Level::Notice } else { Level::Debug };
                             return self.log(level, format_args!("child {pid} started"));

@@ -142,7 +142,9 @@ impl Generation {
 
     fn bury_one(&mut self, id: WorkerId, now: Duration, totals: &mut Totals) -> Death {
         let worker = &self.workers[&id];
-        worker.drain_output();
+        if let Some(output) = worker.output() {
+            output.drain();
+        }
         let view = self.board.view(worker.slot as usize);
         let end = End::of(worker);
         if let Some(leaf) = worker.leaf.as_ref().filter(|_| !end.orderly) {

@@ -21,6 +21,7 @@ use super::access_log::{AccessLog, Following};
 use super::context::Context;
 use super::foreign::Closer;
 use super::listen::Listener;
+use super::output::{Output, Reader};
 use super::process::Process;
 use super::queue::Queue;
 use super::recycle;
@@ -88,6 +89,7 @@ pub struct Generation {
     pub(super) ctx: Rc<Context>,
     zygote: Zygote,
     closer: Closer,
+    reader: Reader,
     /// The worker that the zygote is to make next, and since when it has been that one.
     awaited: Option<(WorkerId, Duration)>,
     /// Workers that were not accepted.
@@ -138,6 +140,7 @@ impl Generation {
             fds,
             compiled,
             closer: queue.closer(),
+            reader: queue.reader(),
         };
         let board = Arc::new(board);
         let following = access_log
@@ -166,6 +169,7 @@ impl Generation {
             ctx: ctx.clone(),
             zygote,
             closer: queue.closer().clone(),
+            reader: queue.reader().clone(),
             awaited: None,
             refused: 0,
             free: (0..slots).collect(),
@@ -316,8 +320,11 @@ impl Generation {
 
     /// What its processes have said until now into the log.
     pub fn read_output(&self) {
-        self.zygote.output.read();
-        self.workers.values().for_each(Worker::read_output);
+        let outputs = self.workers.values().filter_map(Worker::output);
+        // Where one is late all are: they have one thread.
+        let _ = std::iter::once(&self.zygote.output)
+            .chain(outputs)
+            .try_for_each(Output::read);
     }
 
     /// The views of all workers, in the order of their slots.

@@ -90,17 +90,17 @@ impl Generation {
     ) -> io::Result<Self> {
         let generation = saved.id;
         let place = Place { pool, generation };
-        let (config, closer) = (Rc::new(saved.config), queue.closer());
+        let (config, closer, reader) = (Rc::new(saved.config), queue.closer(), queue.reader());
         let board = Arc::new(Scoreboard::open(fds.take(saved.board)?).map_err(io::Error::other)?);
         let log = saved.log.and_then(|log| logs.get(&log));
         let following = log.map(|log| log.follow(place, &board, &ctx.events)).transpose()?;
-        let zygote = Zygote::restore(ctx, place, &config, closer, saved.zygote, fds)?;
+        let zygote = Zygote::restore(ctx, place, &config, (closer, reader), saved.zygote, fds)?;
         let bell = Rc::new(fds.take(saved.bell)?);
         let ringing = watch::bell(&bell, &ctx.events, place)?;
         let mut free: BTreeSet<u32> = (0..board.slots() as u32).collect();
         let mut workers = BTreeMap::new();
         for worker in saved.workers {
-            let worker = Worker::restore(ctx, place, &config, &board, closer, worker, fds)?;
+            let worker = Worker::restore(ctx, place, &config, &board, (closer, reader), worker, fds)?;
             if !free.remove(&worker.slot) {
                 return Err(io::Error::other("two workers have one slot of the scoreboard"));
             }
@@ -128,6 +128,7 @@ impl Generation {
             ctx: ctx.clone(),
             zygote,
             closer: closer.clone(),
+            reader: reader.clone(),
             free,
             bell,
             _ringing: ringing,

@@ -57,6 +57,16 @@ impl Pool {
         self.generations().all(|generation| generation.has_all_orders())
     }
 
+    /// Whether nothing of what its processes print is being read: an exec, and the end, would wait for it.
+    pub fn is_read(&self) -> bool {
+        self.queue.reader().is_quiet()
+    }
+
+    /// Reads no more of it, or goes on.
+    pub fn pause_reading(&self, paused: bool) {
+        self.queue.reader().pause(paused);
+    }
+
     /// Closes no descriptor of what is saved meanwhile, or goes on.
     pub fn pause_closing(&self, paused: bool) {
         self.queue.closer().pause(paused);

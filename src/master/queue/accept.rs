@@ -4,29 +4,24 @@
 //! wait, and be it the loop.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
 
-use nix::sys::signal::SigSet;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::sync::oneshot;
 
-/// The thread. It begins with the first order.
-#[derive(Debug, Default)]
-pub struct Acceptor {
-    thread: RefCell<Option<Sender<Order>>>,
-}
+use crate::master::aside::Aside;
 
+/// The thread.
 #[derive(Debug)]
-struct Order {
-    listener: Arc<OwnedFd>,
-    most: usize,
-    batch: oneshot::Sender<Batch>,
+pub struct Acceptor(Aside);
+
+impl Default for Acceptor {
+    fn default() -> Self {
+        Self(Aside::new("front"))
+    }
 }
 
 /// What came of an order.
@@ -43,30 +38,11 @@ impl Acceptor {
     /// clients in it.
     pub fn take(&self, listener: &Arc<OwnedFd>, most: usize) -> oneshot::Receiver<Batch> {
         let (batch, receiver) = oneshot::channel();
-        let order = Order {
-            listener: listener.clone(),
-            most,
-            batch,
-        };
-        let mut thread = self.thread.borrow_mut();
-        if thread.is_none() {
-            let (sender, orders) = channel::<Order>();
-            let work = move || {
-                // They are the loop's, which an exec must not lose.
-                let _ = SigSet::all().thread_block();
-                for order in orders {
-                    let _ = order.batch.send(accept(&order.listener, order.most));
-                }
-            };
-            // Without memory for a thread the order is lost, and given again.
-            if thread::Builder::new().name("front".to_owned()).spawn(work).is_ok() {
-                *thread = Some(sender);
-            }
-        }
-        if let Some(sender) = &*thread {
-            // It ends only with this.
-            let _ = sender.send(order);
-        }
+        let listener = listener.clone();
+        // Without memory for a thread the order is lost, and given again.
+        let _ = self.0.run(move || {
+            let _ = batch.send(accept(&listener, most));
+        });
         receiver
     }
 }

@@ -24,6 +24,7 @@ use self::accept::Acceptor;
 use self::line::{MOST_TAKEN, Next, Rules};
 use super::foreign::{Closer, Foreign, most_descriptors};
 use super::listen::Listener;
+use super::output::Reader;
 use super::saved::{Kept, Restorer, Saver};
 use super::sys;
 use super::watch::{self, Event, Events, PoolId, Registered, Watch, register};
@@ -66,6 +67,7 @@ pub struct Shared {
     pool: PoolId,
     events: Events,
     closer: Closer,
+    reader: Reader,
     acceptor: Acceptor,
     door: mpsc::Sender<Rc<Held>>,
     workers: Rc<Channel<Handover, Handover>>,
@@ -153,6 +155,7 @@ impl Queue {
             pool,
             events: events.clone(),
             closer: Closer::default(),
+            reader: Reader::default(),
             acceptor: Acceptor::default(),
             door,
             workers: workers.clone(),
@@ -234,6 +237,11 @@ impl Queue {
     /// Closes what the pool's processes send.
     pub fn closer(&self) -> &Closer {
         &self.shared.closer
+    }
+
+    /// Reads what the pool's processes print.
+    pub fn reader(&self) -> &Reader {
+        &self.shared.reader
     }
 
     /// After a reload.

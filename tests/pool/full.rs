@@ -5,18 +5,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::{Master, Place, body, wait_for};
 use crate::support::Case;
-use crate::support::fcgi::{Connection, PARAMS, RESPONDER, begin, pair};
+use crate::support::fcgi::{Connection, KEEP_CONN, PARAMS, RESPONDER, begin, pair};
 
 pub const CASES: &[Case] = &[
     ("full::status_and_ping_on_the_pools_own_socket", status_and_ping),
     ("full::who_came_first_is_served_first", in_order),
     ("full::nobody_overtakes_who_waits_again_and_again", again_and_again),
+    ("full::kept_connections_lock_nobody_out", || locked_out("")),
+    ("full::kept_connections_lock_nobody_out_of_a_bounded_queue", || {
+        locked_out("queue.max = 100")
+    }),
+    ("full::kept_connections_lock_nobody_out_where_workers_end", || {
+        locked_out("pm.max_requests = 1")
+    }),
     ("full::one_client_after_another_is_no_line", one_after_another),
     ("full::queue_max_refuses_who_is_too_many", queue_max),
     ("full::queue_timeout_refuses_who_waits_too_long", queue_timeout),
@@ -153,6 +162,51 @@ fn again_and_again() {
         }
     }
     panic!("one was overtaken by so many in each of five tries: {tries:?}");
+}
+
+/// More connections than there are workers are kept and always have something to say, and each request is too short for the pool to stand
+/// still; whoever comes is served all the same, and is told how the pool is.
+fn locked_out(lines: &str) {
+    const KEPT: usize = 8;
+    let place = Place::new();
+    place.write("nap.php", "<?php usleep(10000); echo 'slept';");
+    place.configure(&format!(
+        "[www]\n{{user}}\nlisten = {{dir}}/sock\npm = static\npm.max_children = 2\nping.path = /ping\n{lines}\n"
+    ));
+    let master = place.serve();
+    let (over, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..KEPT {
+            scope.spawn(|| {
+                let mut connection = master.connect("sock");
+                while !over.load(Relaxed) {
+                    master.ask(&mut connection, "/nap.php", KEEP_CONN);
+                    assert_eq!(body(&connection.reply(1)), "slept");
+                    served.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        let end = End(&over);
+        wait_for("the kept ones", || served.load(Relaxed) > 10 * KEPT);
+        for uri in ["/nap.php", "/ping"].repeat(5) {
+            let before = served.load(Relaxed);
+            let answer = master.get(uri);
+            assert!(["slept", "pong"].contains(&answer.as_str()), "{answer}");
+            // As many as were there, and some while the pool finds out.
+            let earlier = served.load(Relaxed) - before;
+            assert!(earlier < 40 * KEPT, "{earlier} others are served before {uri}");
+        }
+        drop(end);
+    });
+}
+
+/// Ends the others, also where their observer fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 fn status_and_ping() {

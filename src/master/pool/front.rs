@@ -15,9 +15,12 @@ use crate::master::status_server::Pages;
 use crate::master::watch::{self, Events, PoolId, Watch};
 use crate::pm;
 
-/// A pool is full when no worker has been free, or has begun another request, for so long. Before that, those that wait are
-/// the workers' own to take, which is cheaper for everybody.
+/// A pool is full when no worker has been free, or has begun another request, for so long; or when there has been a line for so long
+/// since somebody came to the listener. Before that, those that wait are the workers' own to take, which is cheaper for everybody.
 const STUCK: Duration = Duration::from_millis(20);
+
+/// Who waits for less may be about to be taken by a worker that is free.
+const INSTANT: Duration = Duration::from_millis(1);
 
 /// How often, at most, the master is told that connections come while all workers are at work: under load that is always so.
 const CALM: Duration = Duration::from_millis(100);
@@ -29,7 +32,7 @@ pub enum Front {
     Away,
     /// It wants to be told of a connection for which no worker waits.
     Listening(#[expect(dead_code, reason = "they work as long as they live")] Vec<Watch>),
-    /// It was told, then.
+    /// Somebody has come, then.
     Told(Duration),
     /// It takes what comes while no worker waits.
     Open(Vec<Watch>),
@@ -50,19 +53,41 @@ pub fn rules(id: PoolId, pool: &config::Pool, events: &Events) -> Rules {
 impl Pool {
     /// Looks after those that wait. `all_made`: no further worker can be made.
     pub(super) fn attend_the_front(&mut self, now: Duration, pool: &pm::Snapshot, all_made: bool) {
+        if let Some(at) = self.queue.expire(now) {
+            self.wake_at(at);
+        }
+        let waiting = self.queue.waiting();
         let Some(current) = &self.current else { return };
         let busy = all_made && pool.starting == 0 && pool.idle.iter().all(|idle| idle.asked.is_some());
         let stuck_at = current.last_begin() + STUCK;
+        let oldest = self.queue.oldest().filter(|_| waiting > 0);
+        let waits_for = |time| oldest.is_some_and(|since| since + time <= now);
+        let is_stale = waits_for(STUCK);
+        // Whoever is idle has been woken for them, and a worker that is not need not look for them first. But a line that there
+        // is has an end before who comes later has a turn, also where a worker is free for a moment.
+        let line = &current.board.header().line;
+        let is_line = waiting > 0 && (busy || is_stale || (line.load(SeqCst) != 0 && waits_for(INSTANT)));
+        line.store(if is_line { waiting } else { 0 }, SeqCst);
+        if is_stale && !busy {
+            // The one that was woken for it may have taken something else instead, and nobody else was.
+            current.wake_idle();
+        }
+
+        let bounded = self.queue.is_bounded();
+        // A bounded queue's front stays where it is: it is made behind the workers, those that are still to come too.
+        let settled = all_made && (!bounded || pool.starting == 0);
         let next = match std::mem::replace(&mut self.front, Front::Away) {
-            // A bounded queue's front stays where it is: it is made behind the workers, those that are still to come too.
-            _ if !all_made || (self.queue.is_bounded() && pool.starting > 0) => Ok(Front::Away),
             // A limit is to hold however quickly the workers go on.
-            Front::Open(watches) if self.queue.is_bounded() => Ok(Front::Open(watches)),
-            _ if self.queue.is_bounded() => self.open(),
-            Front::Away => self.hark(),
+            Front::Open(watches) if bounded && settled => Ok(Front::Open(watches)),
+            _ if bounded && settled => self.open(),
+            // The workers take who is in line first: who is at the listener is to be in line.
+            Front::Told(at) if is_line && at + STUCK <= now => self.open(),
             Front::Told(_) if busy && stuck_at <= now => self.open(),
+            Front::Open(watches) if is_line || (busy && stuck_at <= now) => Ok(Front::Open(watches)),
+            Front::Open(_) => Ok(Front::Told(now)),
+            _ if !settled && !is_line => Ok(Front::Away),
+            Front::Away => self.hark(),
             Front::Told(at) if !busy && at + CALM <= now => self.hark(),
-            Front::Open(_) if !busy || stuck_at > now => Ok(Front::Told(now)),
             same => Ok(same),
         };
         match next {
@@ -74,29 +99,14 @@ impl Pool {
             }
         }
         match self.front {
+            Front::Told(at) if is_line => self.wake_at((at + STUCK).max(now + Duration::from_millis(1))),
             Front::Told(_) if busy => self.wake_at(stuck_at.max(now + Duration::from_millis(1))),
             Front::Told(at) => self.wake_at(at + CALM),
-            Front::Open(_) if !self.queue.is_bounded() => self.wake_at(now + CALM),
+            Front::Open(_) if !bounded => self.wake_at(now + CALM),
             _ => {}
         }
         self.queue.open(self.front.is_open());
-        if let Some(at) = self.queue.expire(now) {
-            self.wake_at(at);
-        }
-        let waiting = self.queue.waiting();
-        if let Some(current) = &self.current {
-            // Whoever is idle has been woken for them, and a worker that is not need not look for them first. But a line that there
-            // is has an end before who comes later has a turn, also where a worker is free for a moment.
-            let line = &current.board.header().line;
-            let is_line = busy || line.load(SeqCst) != 0;
-            line.store(if is_line { waiting } else { 0 }, SeqCst);
-        }
         if waiting > 0 {
-            // The one that was woken for it may have taken something else instead, and nobody else was.
-            let is_stale = self.queue.oldest().is_some_and(|since| since + STUCK <= now);
-            if let Some(current) = self.current.as_ref().filter(|_| !busy && is_stale) {
-                current.wake_idle();
-            }
             // Somebody takes them; then the workers need not look there first any more.
             self.wake_at(now + CALM);
         }

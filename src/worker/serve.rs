@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{SockFlag, accept4};
-use php_pool::control::{ChannelError, Handover, PoolSettings, Received, ToWorker};
+use php_pool::control::{ChannelError, Handover, PoolSettings, QUEUE_BYTES, Received, ToWorker};
 use php_pool::fastcgi::{Begin, Event};
 use php_pool::log::Level;
 use php_pool::scoreboard::{SIZES, STOPPING, Stage, TIMES, Wear, monotonic_ns, realtime_us};
@@ -107,6 +107,9 @@ const STEP_EVERY: Duration = Duration::from_millis(10);
 
 /// Of so many connections that the kernel woke the worker for, one is followed by a look for the next.
 const LOOK_EVERY: u32 = 4;
+
+/// For so long a worker serves requests that one connection brings at once, before others have a turn.
+const TURN: Duration = Duration::from_millis(20);
 
 /// For so long a worker waits for the first request of a new connection alone. Whoever opens many may write to the first when the last
 /// is open.
@@ -572,7 +575,7 @@ impl Loop {
     /// Does what a connection has to say; `token` is that of its registration.
     fn attend(&mut self, mut conn: Conn, token: Option<u64>) {
         let (new, mut answered) = (token.is_none(), false);
-        let mut until = None;
+        let (mut until, mut turn) = (None, None);
         let mut between = Between::default();
         loop {
             match conn.next() {
@@ -628,6 +631,13 @@ impl Loop {
                         return self.give_away(conn, token);
                     }
                     (answered, between) = (true, Between::default());
+                    // Who says everything at once has a turn as everybody has.
+                    if (1..=QUEUE_BYTES / 2).contains(&conn.pending()) && self.has_had_its_turn(&mut turn) {
+                        match self.worker.hand_over(conn, false) {
+                            Some(back) => conn = back,
+                            None => return,
+                        }
+                    }
                 }
                 Ok(Event::Stdin(_) | Event::StdinEnd) => {}
                 Ok(event) => {
@@ -651,6 +661,13 @@ impl Loop {
                 Err(_) => return self.close(conn, token),
             }
         }
+    }
+
+    /// Whether a connection whose next request is there is to make room for others; `turn` is when that one was there first.
+    fn has_had_its_turn(&self, turn: &mut Option<Instant>) -> bool {
+        let now = Instant::now();
+        let begun = *turn.get_or_insert(now);
+        self.worker.board.header().line.load(Relaxed) != 0 || now.duration_since(begun) >= TURN
     }
 
     /// Reads of a new connection's first request. A moment of waiting, which ends at `until`, costs less than the waiting room, from where

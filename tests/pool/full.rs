@@ -26,6 +26,7 @@ pub const CASES: &[Case] = &[
     ("full::kept_connections_lock_nobody_out_where_workers_end", || {
         locked_out("pm.max_requests = 1")
     }),
+    ("full::who_says_everything_at_once_has_a_turn", everything_at_once),
     ("full::one_client_after_another_is_no_line", one_after_another),
     ("full::queue_max_refuses_who_is_too_many", queue_max),
     ("full::queue_timeout_refuses_who_waits_too_long", queue_timeout),
@@ -198,6 +199,31 @@ fn locked_out(lines: &str) {
         }
         drop(end);
     });
+}
+
+/// One who says everything at once has the worker for a turn, and no longer.
+fn everything_at_once() {
+    const REQUESTS: usize = 200;
+    let place = Place::new();
+    place.write("nap.php", "<?php usleep(10000); echo hrtime(true);");
+    place.configure("[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\n");
+    let master = place.serve_with(1);
+    let (mut greedy, mut other) = (master.connect("sock"), master.connect("sock"));
+    for _ in 0..REQUESTS {
+        master.ask(&mut greedy, "/nap.php", KEEP_CONN);
+    }
+    let time = |connection: &mut Connection| body(&connection.reply(1)).parse::<u64>().unwrap();
+    let first = time(&mut greedy);
+    master.ask(&mut other, "/nap.php", 0);
+    let others = time(&mut other);
+    let earlier = (1..REQUESTS)
+        .map(|_| time(&mut greedy))
+        .filter(|time| (first..others).contains(time))
+        .count();
+    assert!(
+        earlier < REQUESTS / 2,
+        "{earlier} of one connection's are served before another's"
+    );
 }
 
 /// Ends the others, also where their observer fails.

@@ -542,20 +542,21 @@ enum Target {
 }
 
 fn tcp_key(address: SocketAddr) -> String {
-    format!("{}:{}", address.ip(), address.port())
+    match address {
+        // fe80::1 is another on each interface.
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}:{}", v6.ip(), v6.scope_id(), v6.port()),
+        _ => format!("{}:{}", address.ip(), address.port()),
+    }
 }
 
 /// What an address means, best first.
 fn resolve(address: &Listen, log: &Logger) -> Result<Vec<(String, Target)>, ListenError> {
-    let tcp = |ip: IpAddr, port| {
-        let address = SocketAddr::new(ip, port);
-        (tcp_key(address), Target::Tcp(address))
-    };
+    let tcp = |address: SocketAddr| (tcp_key(address), Target::Tcp(address));
     match address {
         Listen::Unix(path) => Ok(vec![(path.display().to_string(), Target::Unix(path.clone()))]),
         Listen::Port(port) => Ok(vec![
-            tcp(Ipv6Addr::UNSPECIFIED.into(), *port),
-            tcp(Ipv4Addr::UNSPECIFIED.into(), *port),
+            tcp((Ipv6Addr::UNSPECIFIED, *port).into()),
+            tcp((Ipv4Addr::UNSPECIFIED, *port).into()),
         ]),
         Listen::Tcp { host, port } => {
             let failed = |reason: String| ListenError::Resolve(host.clone(), reason);
@@ -569,7 +570,7 @@ fn resolve(address: &Listen, log: &Logger) -> Result<Vec<(String, Target)>, List
                     other.ip()
                 ));
             }
-            Ok(vec![tcp(first.ip(), first.port())])
+            Ok(vec![tcp(first)])
         }
     }
 }
@@ -685,4 +686,24 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
             .map_err(|error| ListenError::Owner(name, written, error))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Stamp;
+
+    #[test]
+    fn a_link_local_address_keeps_its_interface() {
+        let address = Listen::Tcp {
+            host: "fe80::1%lo".to_owned(),
+            port: 9000,
+        };
+        let found = resolve(&address, &Logger::new(Stamp::Time)).unwrap();
+        let [(key, Target::Tcp(SocketAddr::V6(address)))] = &found[..] else {
+            panic!("{:?}", found[0].0)
+        };
+        assert_ne!(address.scope_id(), 0);
+        assert_eq!(key, &format!("fe80::1%{}:9000", address.scope_id()));
+    }
 }

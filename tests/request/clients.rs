@@ -247,7 +247,7 @@ fn bodies(c: &mut Cases) {
     c.differs(
         "a_negative_content_length_is_refused",
         &HELD,
-        "php-fpm waits for ever when CONTENT_LENGTH is negative; we answer 400.",
+        "php-fpm waits for ever when CONTENT_LENGTH is negative; we answer 400 (but for -1, by which Caddy says that a body comes in chunks).",
         |t| {
             let request = t
                 .page("echo 'ran';")

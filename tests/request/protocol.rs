@@ -708,7 +708,7 @@ fn kept(c: &mut Cases) {
         "a_second_request_within_the_first_is_told_that_it_cannot_be",
         &Setup::BASE,
         "php-fpm takes the second BEGIN_REQUEST for the end of the first one's parameters or body; we answer the second \
-         with FCGI_CANT_MPX_CONN and serve the first.",
+         with FCGI_CANT_MPX_CONN and serve the first (or close the connection, if both have one id).",
         |t| {
             let request = t.page("echo file_get_contents('php://input');").post("text/plain", "body");
             t.file("other.php", "<?php echo 'never';");

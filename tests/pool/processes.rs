@@ -42,6 +42,10 @@ pub const CASES: &[Case] = &[
     ),
     ("processes::strangers_are_collected", strangers_are_collected),
     (
+        "processes::many_strangers_do_not_keep_the_master_from_all_else",
+        many_strangers,
+    ),
+    (
         "processes::crashes_start_a_new_generation",
         crashes_start_a_new_generation,
     ),
@@ -200,6 +204,41 @@ fn strangers_are_collected() {
     let stranger: i32 = master.get("/start.php").parse().unwrap();
     // Its parent, the shell, is gone; the worker too after this.
     master.said(&format!("unknown child ({stranger}) exited with code 0"));
+}
+
+fn many_strangers() {
+    const MANY: usize = 640;
+    let place = place(1, "log_level = debug", "");
+    place.write(
+        "start.php",
+        &format!("<?php exec('for i in $(seq {MANY}); do (true & exec true); done'); echo 'done';"),
+    );
+    let master = place.serve_with(1);
+    // What it finds when it wakes up: all of them have ended, and somebody wants something else.
+    master.signal(Signal::SIGSTOP);
+    assert_eq!(master.get("/start.php"), "done");
+    wait_for("the ends of all", || ended_children(master.pid()) == MANY);
+    master.signal(Signal::SIGUSR1);
+    master.signal(Signal::SIGCONT);
+    master.said("error log file re-opened");
+    let log = master.log();
+    let reopened = log.iter().position(|line| line.contains("error log file re-opened"));
+    let before = &log[..reopened.unwrap()];
+    let collected = before.iter().filter(|line| line.contains("unknown child")).count();
+    assert!(collected <= MANY / 4, "{collected} were collected first");
+    wait_for("the last of them", || ended_children(master.pid()) == 0);
+}
+
+/// Children of a process that have ended and wait for it.
+fn ended_children(parent: i32) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    stats
+        .filter(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with(&format!("Z {parent} ")))
+        })
+        .count()
 }
 
 fn crashes_start_a_new_generation() {

@@ -30,6 +30,7 @@ int main(void)
 const ROOTS_SECRET: &str = "only root may read this";
 
 const PLAIN: Plan = Plan {
+    global: "",
     villain: "",
     victim: "",
     start_up: None,
@@ -331,6 +332,54 @@ pub const ATTACKS: &[Attack] = &[
             survives(site, Duration::ZERO)
         },
     },
+    Attack {
+        name: "worker_takes_all_descriptors",
+        tries: "worker: have the master keep connections with the descriptors that the neighbour's clients need",
+        plan: Plan {
+            global: "rlimit_files = 1024",
+            victim: "pm = static\npm.max_children = 1\npm.status_path = /status",
+            ..PLAIN
+        },
+        run: |site| {
+            // One end of a pair, which stays open as long as the worker lives.
+            let before = descriptors(site);
+            let code = format!(
+                "$keep = {}; [, $a, $b] = unpack('l2', attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]);
+                 $links = array_keys(array_filter(attack_sockets(), fn($what) => str_contains($what, 'connected seqpacket')));
+                 for ($i = 0; $i < 1500; $i++) foreach ($links as $link) if (attack_send($link, $keep, [$a])) usleep(1000);
+                 echo 'sent';",
+                keep("", b"")
+            );
+            assert_eq!(site.run("villain", &code), "sent");
+            wait(site, "the master keeps some", |site| descriptors(site) > before + 100);
+            // The neighbour's only worker is at work, and clients come.
+            let code = "touch('{dir}/victim/busy'); while (!file_exists('{dir}/victim/go')) { usleep(1000); clearstatcache(); } echo 'served';";
+            let script = site.script("victim", code);
+            let request = site.request(&site.path(&script).display().to_string(), "/busy.php", &[], b"");
+            let come = |request: &[u8]| {
+                let mut connection = site.connect("victim");
+                connection.send(request);
+                connection
+            };
+            let mut clients = vec![come(&request)];
+            wait(site, "the victim's worker is busy", |site| {
+                site.path("victim/busy").exists()
+            });
+            clients.extend((0..5).map(|_| come(&request)));
+            // The master answers, and has taken who came before.
+            let mut status = come(&site.request("/status", "/status", &[], b""));
+            if status.record_within(crate::site::PATIENCE).is_none() {
+                return Broken("the neighbour's clients are turned away".to_owned());
+            }
+            fs::write(site.path("victim/go"), "").unwrap();
+            for mut client in clients {
+                if client.record_within(crate::site::PATIENCE).is_none() {
+                    return Broken("a client of the neighbour's is turned away".to_owned());
+                }
+            }
+            survives(site, Duration::ZERO)
+        },
+    },
 ];
 
 /// What a worker says to hand over a connection, in PHP; `name` is that of what has been read of it.
@@ -395,6 +444,20 @@ fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {
         Some(line) => Broken(line.clone()),
         None => outcome,
     }
+}
+
+/// Waits for what has to happen.
+fn wait(site: &Site, what: &str, happened: impl Fn(&Site) -> bool) {
+    let begun = Instant::now();
+    while !happened(site) {
+        assert!(begun.elapsed() < crate::site::PATIENCE, "{what}: {:#?}", site.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How many descriptors the master has.
+fn descriptors(site: &Site) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", site.master())).map_or(0, Iterator::count)
 }
 
 /// Whether all goes on for the others, after the villain has had his time; nor has the master grown, or its log.

@@ -133,7 +133,7 @@ impl Pool {
     /// When there are no descriptors left.
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
-        let queue = Queue::new(id, &ctx.events, front::rules(id, &wanted.config, &ctx.events))?;
+        let queue = Queue::new(id, ctx, front::rules(id, &wanted.config, &ctx.events))?;
         let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), queue);
         pool.serve_status();
         Ok(pool)

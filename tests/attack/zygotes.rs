@@ -12,6 +12,7 @@ use php_pool::control::{FromWorker, Handover};
 use crate::Outcome::{self, Broken, Held};
 use crate::attacks::{Attack, well};
 use crate::site::{Plan, Site};
+use crate::support::fcgi;
 
 /// A program of root's that everybody may run as root, as there are some on each machine: it reads what it must not tell. What
 /// it has read stands at a known address, a pointer to it before it.
@@ -377,6 +378,42 @@ pub const ATTACKS: &[Attack] = &[
                     return Broken("a client of the neighbour's is turned away".to_owned());
                 }
             }
+            survives(site, Duration::ZERO)
+        },
+    },
+    Attack {
+        name: "worker_has_too_many_passed_on",
+        tries: "worker: have so many connections passed on to nobody that the kernel passes on no other descriptors for the master",
+        plan: Plan {
+            global: "rlimit_files = 512",
+            ..PLAIN
+        },
+        run: |site| {
+            // Both workers have something to do, and what is handed over are requests, which are passed on at once.
+            let request = fcgi::request(0, &[("SCRIPT_NAME", "/x")], b"");
+            let code = format!(
+                "$request = hex2bin('{}'); $keep = {}; [, $a, $b] = unpack('l2', attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]);
+                 $link = max(array_keys(array_filter(attack_sockets(), fn($what) => str_contains($what, 'connected seqpacket'))));
+                 for ($i = 0; $i < 1500; $i++) if (attack_send($link, $keep, [$a])) usleep(1000);
+                 touch('{{dir}}/villain/sent-' . getmypid()); sleep(600);",
+                hex(&request),
+                keep("$request", &request)
+            );
+            let script = site.script("villain", &code);
+            let begin = site.request(&site.path(&script).display().to_string(), "/x.php", &[], b"");
+            let busy = || {
+                let mut connection = site.connect("villain");
+                connection.send(&begin);
+                connection
+            };
+            let _busy = [busy(), busy()];
+            wait(site, "both have sent", |site| {
+                let files = fs::read_dir(site.path("villain")).unwrap().flatten();
+                files
+                    .filter(|file| file.file_name().to_string_lossy().starts_with("sent-"))
+                    .count()
+                    == 2
+            });
             survives(site, Duration::ZERO)
         },
     },

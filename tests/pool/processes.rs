@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
 use crate::harness::{Place, body, exists, lives, sleeps, wait_for};
@@ -63,6 +66,10 @@ pub const CASES: &[Case] = &[
     ),
     ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
     ("processes::a_zygote_may_take_long_for_many_workers", slow_births),
+    (
+        "processes::a_zygote_gets_its_orders_when_descriptors_may_be_passed_on_again",
+        too_many_under_way,
+    ),
     (
         "processes::a_zygote_that_makes_no_worker_any_more_is_replaced",
         no_births,
@@ -227,6 +234,37 @@ fn many_strangers() {
     let collected = before.iter().filter(|line| line.contains("unknown child")).count();
     assert!(collected <= MANY / 4, "{collected} were collected first");
     wait_for("the last of them", || ended_children(master.pid()) == 0);
+}
+
+fn too_many_under_way() {
+    let place = Place::new();
+    place.write("hello.php", "<?php echo 'hello';");
+    place.configure("rlimit_files = 1024\n[www]\n{user}\nlisten = {dir}/sock\npm = ondemand\npm.max_children = 2\n");
+    let master = place.start_with_control();
+    master.said("ready to handle connections");
+    let zygote = master.zygote("www");
+    // The same user as the master, and more than that may have.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let fds = [ours.as_raw_fd(); 200];
+    for _ in 0..10 {
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(
+            ours.as_raw_fd(),
+            &[IoSlice::new(b"x")],
+            &rights,
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+    }
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/hello.php", 0);
+    // One is ordered; when more is answered, the order has been tried.
+    wait_for("the order", || master.status("www").contains(" 1 idle, "));
+    master.status("www");
+    drop((ours, theirs));
+    assert_eq!(body(&connection.reply(1)), "hello");
+    assert_eq!(master.zygote("www"), zygote, "another had to take its place");
 }
 
 /// Children of a process that have ended and wait for it.

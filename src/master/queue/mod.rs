@@ -27,7 +27,7 @@ use super::foreign::{Closer, Foreign, most_descriptors};
 use super::listen::Listener;
 use super::saved::{Kept, Restorer, Saver};
 use super::sys;
-use super::watch::{self, Event, Events, PoolId, Registered, Watch, register};
+use super::watch::{self, Event, Events, PoolId, Registered, TRY_AGAIN, Watch, register};
 use crate::control::{self, Channel, ChannelError, Handover, Received};
 use crate::fastcgi;
 use crate::log::Logger;
@@ -46,9 +46,6 @@ const MOST_BYTES: usize = 32 << 20;
 
 /// Most sizes of messages that are remembered; a queue holds fewer messages.
 const MOST_SENT: usize = 8192;
-
-/// Wait for room that nobody tells of.
-const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// A pool's queue.
 #[derive(Debug)]
@@ -340,7 +337,18 @@ impl Shared {
         self.rules.borrow().clone()
     }
 
+    /// How many pools there are.
+    fn pools(&self) -> usize {
+        // One more has the context.
+        Rc::strong_count(&self.queues) - 1
+    }
+
     fn waiting(&self) -> u32 {
+        self.unread() + self.coming.get()
+    }
+
+    /// Messages in the queue.
+    fn unread(&self) -> u32 {
         let mut left = rustix::io::ioctl_fionread(&*self.workers).unwrap_or(0) as usize;
         let mut sent = self.sent.borrow_mut();
         // What is unread is what was sent last.
@@ -355,7 +363,7 @@ impl Shared {
             .count();
         let taken = sent.len() - unread;
         sent.drain(..taken);
-        unread as u32 + self.coming.get()
+        unread as u32
     }
 
     /// Holds a connection until it has something to say, and brings it into the queue then.
@@ -408,8 +416,7 @@ impl Shared {
     fn note(&self, handover: Handover, fd: Foreign, until: Option<Duration>) -> Option<Rc<Held>> {
         let mut all = self.held.borrow_mut();
         let bytes = self.held_bytes.get() + handover.bytes.len();
-        // One more has the context.
-        let most = most_kept(fd.as_raw_fd(), self.descriptors, Rc::strong_count(&self.queues) - 1);
+        let most = most_kept(fd.as_raw_fd(), self.descriptors, self.pools());
         if all.len() >= most || bytes > MOST_BYTES {
             return None;
         }
@@ -436,6 +443,11 @@ impl Shared {
 
     /// Puts it into the queue, when there is room.
     fn send(&self, channel: &AsyncFd<Channel<Handover, Handover>>, held: &Held) -> Result<(), ChannelError> {
+        // The kernel refuses descriptors to all pools when too many are under way.
+        let most = (self.descriptors / 2 / self.pools()).max(1);
+        if self.sent.borrow().len() >= most && self.unread() as usize >= most {
+            return Err(Errno::ETOOMANYREFS.into());
+        }
         let message = {
             let handover = held.handover.borrow();
             let length = channel.get_ref().send(&handover, &[held.fd.as_fd()], false)?;

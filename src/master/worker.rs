@@ -70,7 +70,7 @@ pub struct Worker {
     /// It has been said that its messages cannot be read.
     pub malformed: bool,
     /// Shared with the thread that reads its memory, as long as there is one.
-    tracing: Arc<()>,
+    pub tracing: Arc<()>,
     link: Registered<ToWorker, FromWorker>,
     pipes: Option<Pipes>,
     output: Option<Output>,
@@ -298,11 +298,6 @@ impl Worker {
             pid,
             slot,
         }
-    }
-
-    /// To be kept by the thread that is to read its memory; None while there is one.
-    pub fn begin_trace(&self) -> Option<Arc<()>> {
-        (Arc::strong_count(&self.tracing) == 1).then(|| self.tracing.clone())
     }
 
     /// Its pid, once it has one.

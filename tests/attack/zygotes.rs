@@ -338,6 +338,7 @@ pub const ATTACKS: &[Attack] = &[
         tries: "worker: have the master keep connections with the descriptors that the neighbour's clients need",
         plan: Plan {
             global: "rlimit_files = 1024",
+            villain: "rlimit_files = 20000",
             victim: "pm = static\npm.max_children = 1\npm.status_path = /status",
             ..PLAIN
         },
@@ -346,9 +347,7 @@ pub const ATTACKS: &[Attack] = &[
             let before = descriptors(site);
             let code = format!(
                 "$keep = {}; [, $a, $b] = unpack('l2', attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]);
-                 $links = array_keys(array_filter(attack_sockets(), fn($what) => str_contains($what, 'connected seqpacket')));
-                 for ($i = 0; $i < 1500; $i++) foreach ($links as $link) if (attack_send($link, $keep, [$a])) usleep(1000);
-                 echo 'sent';",
+                 $many = 1500; {SEND_MANY} echo 'sent';",
                 keep("", b"")
             );
             assert_eq!(site.run("villain", &code), "sent");
@@ -386,6 +385,7 @@ pub const ATTACKS: &[Attack] = &[
         tries: "worker: have so many connections passed on to nobody that the kernel passes on no other descriptors for the master",
         plan: Plan {
             global: "rlimit_files = 512",
+            villain: "rlimit_files = 20000",
             ..PLAIN
         },
         run: |site| {
@@ -393,8 +393,7 @@ pub const ATTACKS: &[Attack] = &[
             let request = fcgi::request(0, &[("SCRIPT_NAME", "/x")], b"");
             let code = format!(
                 "$request = hex2bin('{}'); $keep = {}; [, $a, $b] = unpack('l2', attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]);
-                 $link = max(array_keys(array_filter(attack_sockets(), fn($what) => str_contains($what, 'connected seqpacket'))));
-                 for ($i = 0; $i < 1500; $i++) if (attack_send($link, $keep, [$a])) usleep(1000);
+                 $many = 1500; {SEND_MANY}
                  touch('{{dir}}/villain/sent-' . getmypid()); sleep(600);",
                 hex(&request),
                 keep("$request", &request)
@@ -418,6 +417,12 @@ pub const ATTACKS: &[Attack] = &[
         },
     },
 ];
+
+/// PHP: `$keep` with the descriptor `$a`, `$many` times, on the link (the queue is there before it). Others of the same user may have too
+/// many descriptors under way for a moment.
+const SEND_MANY: &str =
+    "$link = max(array_keys(array_filter(attack_sockets(), fn($what) => str_contains($what, 'connected seqpacket'))));
+     while ($many > 0) if (attack_send($link, $keep, [$a])) usleep(1000); else $many--;";
 
 /// What a worker says to hand over a connection, in PHP; `name` is that of what has been read of it.
 fn keep(name: &str, bytes: &[u8]) -> String {

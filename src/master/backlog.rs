@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send, socket,
 };
@@ -62,12 +63,20 @@ impl Diag {
             let (waiting, limit) = sys::tcp_queue(listener.as_fd())?;
             return Ok(Backlog { waiting, limit });
         }
+        // The kernel looks for the socket among all that there are, and anybody can make many.
+        if let Some(limit) = listener.limit.get()
+            && !is_waited_for(listener)
+        {
+            return Ok(Backlog { waiting: 0, limit });
+        }
         let netlink = self.netlink.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let inode = nix::sys::stat::fstat(listener)?.st_ino as u32;
         send(netlink.as_raw_fd(), &request(inode), MsgFlags::MSG_DONTWAIT)?;
         let mut answer = [0; 1024];
         let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
-        parse(&answer[..length], inode).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let backlog = parse(&answer[..length], inode).ok_or(io::ErrorKind::InvalidData)?;
+        listener.limit.set(Some(backlog.limit));
+        Ok(backlog)
     }
 
     /// The queues of a pool's sockets as one; a socket of which the kernel does not tell counts as empty.
@@ -80,6 +89,14 @@ impl Diag {
             limit: sum.limit.saturating_add(one.limit),
         })
     }
+}
+
+/// Whether anybody waits in the queue of a socket.
+fn is_waited_for(listener: &Listener) -> bool {
+    poll(
+        &mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)],
+        PollTimeout::ZERO,
+    ) != Ok(0)
 }
 
 fn request(inode: u32) -> [u8; 40] {
@@ -139,6 +156,9 @@ mod tests {
             .get(&Listen::Unix(path.clone()), "listen", &pool, &Logger::default())
             .unwrap();
         assert_eq!(diag.backlog(&listener).unwrap(), Backlog { waiting: 0, limit: 17 });
+        // Of an empty one whose limit is known nothing is asked.
+        let mute = Diag { netlink: None };
+        assert_eq!(mute.backlog(&listener).unwrap(), Backlog { waiting: 0, limit: 17 });
         let _clients: Vec<_> = (0..3).map(|_| UnixStream::connect(&path).unwrap()).collect();
         assert_eq!(diag.backlog(&listener).unwrap(), Backlog { waiting: 3, limit: 17 });
 

@@ -48,6 +48,8 @@ pub struct Context {
     pub state: Cell<State>,
     /// The limit of open files as it was at the start: that of zygotes.
     pub open_files: rustix::process::Rlimit,
+    /// Each pool's queue has it: so many share what descriptors there are.
+    pub queues: Rc<()>,
     /// The control groups; None where there are none.
     pub cgroup: Option<Rc<Cgroup>>,
     /// The bus service, which wants to know it too.
@@ -78,6 +80,7 @@ impl Context {
             stderr,
             state: Cell::new(State::Normal),
             open_files,
+            queues: Rc::default(),
             cgroup,
             watchers: RefCell::default(),
             next: Cell::new(1),

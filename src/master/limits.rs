@@ -56,13 +56,13 @@ pub struct Enforced {
 
 impl Generation {
     /// Traces the requests that are slow, and ends those that are over their time.
-    pub fn enforce_limits(&mut self, now: Duration) -> Enforced {
+    pub fn enforce_limits(&mut self, now: Duration, threads: &trace::Threads) -> Enforced {
         let mut enforced = Enforced::default();
         let (ctx, pool) = (self.ctx.clone(), self.config.clone());
         if pool.request_slowlog_timeout.is_zero() && pool.request_terminate_timeout.is_zero() {
             return enforced;
         }
-        let of = self.traceable();
+        let of = self.traceable(threads);
         for worker in self.workers.values_mut().filter(|worker| worker.process.is_some()) {
             let slot = self.board.slot(worker.slot as usize);
             let request = Current {
@@ -89,7 +89,7 @@ struct Current<'a> {
     ctx: &'a Rc<Context>,
     pool: &'a Pool,
     board: &'a Scoreboard,
-    of: trace::Traceable,
+    of: trace::Traceable<'a>,
     /// Read before `started`: so that no request that begins in between is taken for the one before it.
     stage: Stage,
     /// The begin of the request under way, if there is one.

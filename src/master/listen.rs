@@ -1,7 +1,7 @@
 //! Listening sockets: made, or taken over from whoever started this process.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -96,6 +96,8 @@ pub struct Listener {
     pub tcp: bool,
     /// What systemd calls it (`FileDescriptorName=`); empty where it comes from elsewhere.
     name: String,
+    /// How many connections may wait in it, once that has been asked for.
+    pub limit: Cell<Option<u32>>,
     /// Whether it was made here.
     made: bool,
     /// The file it is bound to and who it was, when that is ours to remove.
@@ -130,6 +132,7 @@ impl Listener {
             key: RefCell::new(key),
             tcp,
             name: String::new(),
+            limit: Cell::default(),
             made,
             file,
         })
@@ -228,6 +231,7 @@ impl Sockets {
                 key: RefCell::new(saved.key),
                 tcp: saved.tcp,
                 name: saved.name,
+                limit: Cell::default(),
                 // Files of this life's own making only matter while it starts.
                 made: false,
                 file: saved.file,

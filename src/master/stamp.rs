@@ -1,10 +1,10 @@
 //! Whether a file is still the one that it was.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,7 @@ impl Files {
 }
 
 /// Those of some paths that somebody else names that lead through nobody's folders but root's. To look at another could
-/// wait for whoever serves it.
+/// wait for whoever serves it. Each folder is looked at once: by a way that goes back there is no end of them.
 pub fn only_roots(paths: Vec<PathBuf>) -> impl Iterator<Item = PathBuf> {
     /// A process has mapped some hundred at most.
     const MOST: usize = 1000;
@@ -60,10 +60,15 @@ pub fn only_roots(paths: Vec<PathBuf>) -> impl Iterator<Item = PathBuf> {
         std::fs::symlink_metadata(path)
             .is_ok_and(|found| found.uid() == 0 && !found.is_symlink() && found.mode() & 0o022 == 0)
     };
+    let mut known = BTreeSet::new();
     let leads = move |path: &PathBuf| {
         let mut way: Vec<_> = path.ancestors().collect();
         way.reverse();
-        path.is_absolute() && way.into_iter().all(is_roots)
+        path.is_absolute()
+            && path.components().all(|part| part != Component::ParentDir)
+            && way
+                .into_iter()
+                .all(|path| known.contains(path) || (is_roots(path) && known.insert(path.to_owned())))
     };
     paths.into_iter().take(MOST).filter(leads)
 }
@@ -96,7 +101,14 @@ mod tests {
     fn nobody_elses_folders_are_looked_into() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("x.so"), "").unwrap();
-        let own = ["/usr/bin/env", "/dev/null", "x.so", "/proc/self/exe"].map(PathBuf::from);
+        let own = [
+            "/usr/bin/env",
+            "/usr/../usr/bin/env",
+            "/dev/null",
+            "x.so",
+            "/proc/self/exe",
+        ]
+        .map(PathBuf::from);
         let named = own.into_iter().chain([dir.path().join("x.so")]).collect();
         assert_eq!(only_roots(named).collect::<Vec<_>>(), [PathBuf::from("/usr/bin/env")]);
     }

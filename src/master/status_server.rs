@@ -15,6 +15,7 @@ use rustix::net::SocketFlags;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
 
 use super::listen::Listener;
 use super::sys;
@@ -32,6 +33,9 @@ const MOST: usize = 64;
 
 /// Most bytes of a request that is read at all.
 const MOST_BYTES: usize = 1 << 20;
+
+/// For the rest of a request whose answer has gone, before its connection is closed.
+const CLOSE: Duration = Duration::from_secs(1);
 
 /// What a pool answers with.
 #[derive(Debug)]
@@ -127,7 +131,7 @@ struct Server {
     log: Logger,
     allowed: Option<Vec<Network>>,
     pages: Pages,
-    /// For a whole request, and for the wait for the next one on the same connection.
+    /// For a whole request and the wait for it, from the connection's begin or the last answer's.
     patience: Duration,
 }
 
@@ -240,6 +244,7 @@ impl Server {
     async fn converse(&self, mut stream: Box<dyn Stream>) -> io::Result<()> {
         let mut input = Input::default();
         let (mut bytes, mut taken) = (Vec::new(), 0);
+        let mut until = Instant::now() + self.patience;
         loop {
             let mut out = Vec::new();
             let mut close = false;
@@ -250,7 +255,7 @@ impl Server {
                 fastcgi::Event::NeedMore => {
                     bytes.drain(..used);
                     let mut buffer = [0; 4096];
-                    let count = tokio::time::timeout(self.patience, stream.read(&mut buffer)).await??;
+                    let count = tokio::time::timeout_at(until, stream.read(&mut buffer)).await??;
                     taken += count;
                     if count == 0 || taken > MOST_BYTES {
                         return Ok(());
@@ -261,7 +266,7 @@ impl Server {
                 fastcgi::Event::Request(begin) => {
                     self.answer(input.params(), begin.id, &mut out).await;
                     input.finish();
-                    (close, taken) = (!begin.keep, 0);
+                    (close, taken, until) = (!begin.keep, 0, Instant::now() + self.patience);
                 }
                 fastcgi::Event::Stdin(_) | fastcgi::Event::StdinEnd => {}
                 fastcgi::Event::GetValues(asked) => append_get_values_result(&mut out, &asked, MOST as u32),
@@ -277,7 +282,7 @@ impl Server {
                 }
             }
             bytes.drain(..used);
-            tokio::time::timeout(self.patience, stream.write_all(&out)).await??;
+            tokio::time::timeout_at(until, stream.write_all(&out)).await??;
             if close {
                 return self.close(stream, input, bytes).await;
             }
@@ -286,6 +291,7 @@ impl Server {
 
     /// Closing before the empty STDIN record has come would reset what is on its way.
     async fn close(&self, mut stream: Box<dyn Stream>, mut input: Input, mut bytes: Vec<u8>) -> io::Result<()> {
+        let until = Instant::now() + CLOSE;
         loop {
             let (used, event) = input.next(&bytes).map_err(io::Error::other)?;
             bytes.drain(..used);
@@ -297,7 +303,7 @@ impl Server {
             }
             stream.shutdown().await?;
             let mut buffer = [0; 4096];
-            let count = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await??;
+            let count = tokio::time::timeout_at(until, stream.read(&mut buffer)).await??;
             if count == 0 {
                 return Ok(());
             }
@@ -313,5 +319,54 @@ impl Server {
         };
         let text = self.pages.reply(params).await.unwrap_or_else(nothing);
         append_reply(out, id, &text, ProtocolStatus::Complete);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// Feeds a server that has little patience with a record of this type, byte by byte and for very much longer; false when it does
+    /// not mind.
+    fn is_left(begin: &[u8], kind: u8) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let (sender, _) = mpsc::channel(1);
+            let pool = Pool {
+                request_header_timeout: Duration::from_millis(200),
+                ping_path: Some("/ping".to_owned()),
+                ..Pool::default()
+            };
+            let server = Server::new(PoolId(1), &pool, &Events::new(sender), &Logger::default());
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            tokio::task::spawn_local(async move { server.converse(Box::new(theirs)).await });
+            ours.write_all(&[begin, &[1, kind, 0, 1, 0xff, 0xff, 0, 0]].concat())
+                .await
+                .unwrap();
+            for _ in 0..2000 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                if ours.write_all(b"x").await.is_err() {
+                    return true;
+                }
+            }
+            false
+        })
+    }
+
+    #[test]
+    fn who_gives_a_byte_now_and_then_is_left_in_time() {
+        let mut begin = Vec::new();
+        append_record(&mut begin, RecordType::BeginRequest, 1, &[0, 1, 0, 0, 0, 0, 0, 0]);
+        assert!(is_left(&begin, 4), "in its parameters");
+        let ping = b"\x0b\x05SCRIPT_NAME/ping\x0e\x03REQUEST_METHODGET\x0e\x0aCONTENT_LENGTH1000000000";
+        append_record(&mut begin, RecordType::Params, 1, ping);
+        append_record(&mut begin, RecordType::Params, 1, &[]);
+        assert!(is_left(&begin, 5), "in its body, after the answer");
     }
 }

@@ -87,6 +87,15 @@ pub fn tcp_queue(socket: BorrowedFd) -> io::Result<(u32, u32)> {
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }
 
+/// How much of what was sent by a unix socket nobody has received, in the kernel's bytes, some hundred for each message.
+pub fn unread(socket: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one number. (For sockets this is called SIOCOUTQ.)
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    Errno::result(result)?;
+    Ok(bytes.unsigned_abs() as usize)
+}
+
 /// Registers a descriptor with the event loop.
 ///
 /// # Errors

@@ -1,18 +1,21 @@
 //! Backtraces of workers: for the slowlog, and for who asks at the control socket.
 //!
 //! A worker can hold up whoever reads its memory, and the owner of a folder whoever writes a file there. So neither is done
-//! by the loop, but on threads; a worker has at most one of them, and nobody waits for one for ever.
+//! by the loop, but on threads; a worker has at most one of them, its pool so many that those of workers which have gone do not
+//! add up, and nobody waits for one for ever.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::context::Context;
 use super::log_file;
@@ -29,14 +32,26 @@ use crate::trace::{self, Backtrace, Limits, Program, TraceError};
 /// How long a thread may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Does what the worker can hold up. None: it does, or a thread before this one is still held up.
-fn aside<T, W>(worker: &Worker, work: W) -> impl Future<Output = Option<T>> + use<T, W>
+/// The threads of one pool.
+#[derive(Debug, Default)]
+pub struct Threads(Arc<()>);
+
+impl Threads {
+    /// To be kept by a thread that is to read a worker's memory; None while that worker has one, or the pool has as many as that.
+    fn begin(&self, worker: &Arc<()>, most: usize) -> Option<(Arc<()>, Arc<()>)> {
+        let has_room = Arc::strong_count(worker) == 1 && Arc::strong_count(&self.0) <= most;
+        has_room.then(|| (worker.clone(), self.0.clone()))
+    }
+}
+
+/// Does what the worker can hold up. None: it does, or threads before this one are still held up.
+fn aside<T, W>(worker: &Worker, of: Traceable<'_>, work: W) -> impl Future<Output = Option<T>> + use<T, W>
 where
     T: Send + 'static,
     W: FnOnce() -> T + Send + 'static,
 {
     let (send, result) = oneshot::channel();
-    let started = worker.begin_trace().map(|under_way| {
+    let started = of.threads.begin(&worker.tracing, of.workers).map(|under_way| {
         thread::Builder::new().name("trace".to_owned()).spawn(move || {
             // They are the loop's, which an exec must not lose.
             let _ = SigSet::all().thread_block();
@@ -44,17 +59,23 @@ where
             drop(under_way);
         })
     });
+    // From here on, as whoever asks for many waits for one after the other.
+    let until = Instant::now() + PATIENCE;
     async move {
         if !matches!(started, Some(Ok(_))) {
             return None;
         }
-        tokio::time::timeout(PATIENCE, result).await.ok()?.ok()
+        tokio::time::timeout_at(until, result).await.ok()?.ok()
     }
 }
 
 /// What the tracer needs to know of a generation.
 #[derive(Clone, Copy, Debug)]
-pub struct Traceable {
+pub struct Traceable<'a> {
+    /// Those of its pool.
+    pub threads: &'a Threads,
+    /// Most workers that it can have.
+    pub workers: usize,
     /// Where its PHP keeps what is read.
     pub layout: TraceLayout,
     /// What its processes run.
@@ -62,7 +83,7 @@ pub struct Traceable {
 }
 
 /// The worker as the tracer knows it.
-fn target(worker: &Worker, of: Traceable) -> Option<trace::Worker> {
+fn target(worker: &Worker, of: Traceable<'_>) -> Option<trace::Worker> {
     let process = worker.process.as_ref()?;
     let pidfd = process.as_fd().try_clone_to_owned().ok()?;
     Some(trace::Worker::new(process.pid(), pidfd, of.layout, of.program))
@@ -84,7 +105,7 @@ pub struct Found<'a> {
 /// Writes the record of a slow request, and tells who watches.
 ///
 /// A log of lines gets those of php-fpm around its trace; the journal one entry for all of it, with fields.
-pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, of: Traceable, found: Found<'_>) {
+pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, of: Traceable<'_>, found: Found<'_>) {
     let Found {
         worker,
         view,
@@ -118,7 +139,7 @@ pub fn slow(ctx: &Rc<Context>, pool: &Pool, identity: &Identity, of: Traceable, 
         ctx.log.about(about).warning(&line);
         ctx.log.notice(format_args!("about to trace {pid}"));
     }
-    let done = aside(worker, move || {
+    let done = aside(worker, of, move || {
         let trace = target.backtrace(Limits::to_show(depth as usize));
         let time = Clock::new("%d-%b-%Y %H:%M:%S")
             .at((realtime_us() / 1_000_000) as i64)
@@ -188,7 +209,7 @@ pub fn ask(
     pool: &str,
     worker: &Worker,
     view: &SlotView,
-    of: Traceable,
+    of: Traceable<'_>,
     now: Duration,
     limits: Limits,
 ) -> Option<impl Future<Output = Traced> + use<>> {
@@ -196,7 +217,7 @@ pub fn ask(
     let (pool, pid) = (pool.to_owned(), target.pid());
     let took = now.saturating_sub(Duration::from_nanos(view.started));
     let request_id = view.text.as_ref().map(|text| text.id.clone());
-    let done = aside(worker, move || target.backtrace(limits));
+    let done = aside(worker, of, move || target.backtrace(limits));
     Some(async move {
         let trace = done.await.unwrap_or(Err(TraceError::HeldUp(pid)));
         let problem = trace.as_ref().err().map(ToString::to_string);
@@ -209,4 +230,21 @@ pub fn ask(
             problem,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_of_workers_that_have_gone_do_not_add_up() {
+        let (threads, worker) = (Threads::default(), Arc::default());
+        let held_up = threads.begin(&worker, 4);
+        assert!(held_up.is_some() && threads.begin(&worker, 4).is_none());
+        // Each of another worker, which has taken the place of one that has ended.
+        let others: Vec<_> = (0..100).filter_map(|_| threads.begin(&Arc::default(), 4)).collect();
+        assert_eq!(others.len(), 3);
+        drop(others);
+        assert!(threads.begin(&Arc::default(), 4).is_some());
+    }
 }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::de::DeserializeOwned;
@@ -28,6 +29,9 @@ use crate::control::{Channel, ChannelError, FromWorker, FromZygote};
 use crate::log::Level;
 use crate::pm::WorkerId;
 use crate::scoreboard::monotonic_ns;
+
+/// Wait for room that nobody tells of.
+pub const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// A pool's number, unique in the master's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -288,6 +292,8 @@ pub async fn send<S: Serialize, R: DeserializeOwned>(
                 Ok(mut ready) => ready.clear_ready(),
                 Err(_) => return false,
             },
+            // As many descriptors of this user are on their way as the system allows, whoever sent them.
+            Err(ChannelError::System(Errno::ETOOMANYREFS)) => tokio::time::sleep(TRY_AGAIN).await,
             Err(_) => return false,
         }
     }

@@ -19,6 +19,7 @@ use super::limits::Rung;
 use super::output::{self, Output, Pipes, Reader, SavedOutput, SavedPipes, Speaker};
 use super::process::{Process, SavedProcess};
 use super::saved::{Kept, Restorer, Saver};
+use super::sys;
 use super::watch::{self, Event, Place, Registered, Watch};
 use super::zygote::BUFFER;
 use crate::config::Pool;
@@ -27,6 +28,9 @@ use crate::log::Fields;
 use crate::pm::WorkerId;
 use crate::scoreboard::{Scoreboard, SlotView, TextView};
 use crate::status::Snapshot;
+
+/// With more than this unread on its link, in the kernel's bytes, a worker gets no status that has memory of its own.
+const MOST_UNREAD: usize = 16 << 10;
 
 /// A worker.
 #[derive(Debug)]
@@ -66,7 +70,7 @@ pub struct Worker {
     /// It has been said that its messages cannot be read.
     pub malformed: bool,
     /// Shared with the thread that reads its memory, as long as there is one.
-    tracing: Arc<()>,
+    pub tracing: Arc<()>,
     link: Registered<ToWorker, FromWorker>,
     pipes: Option<Pipes>,
     output: Option<Output>,
@@ -300,11 +304,6 @@ impl Worker {
         }
     }
 
-    /// To be kept by the thread that is to read its memory; None while there is one.
-    pub fn begin_trace(&self) -> Option<Arc<()>> {
-        (Arc::strong_count(&self.tracing) == 1).then(|| self.tracing.clone())
-    }
-
     /// Its pid, once it has one.
     pub fn pid(&self) -> Option<i32> {
         self.process.as_ref().map(|process| process.pid())
@@ -324,13 +323,7 @@ impl Worker {
 
     /// Answers [`FromWorker::Status`].
     pub fn tell_status(&self, snapshot: Snapshot) {
-        let message = ToWorker::Status(Box::new(snapshot));
-        if let Err(ChannelError::System(Errno::EMSGSIZE)) = self.link.get_ref().send(&message, &[], false)
-            && let Ok(bytes) = control::to_bytes(&message)
-            && let Ok(memory) = control::sealed(&bytes)
-        {
-            self.tell(&ToWorker::LongStatus, &[memory]);
-        }
+        send_status(self.link.get_ref(), snapshot);
     }
 
     /// Sends it a signal. SIGKILL is for all that it has started, too, where they can be told from others.
@@ -366,6 +359,18 @@ impl Worker {
     /// It has ended; connections that it handed over may still be on their way, and must not be lost.
     pub fn linger(self) {
         watch::linger(self.watches);
+    }
+}
+
+fn send_status(link: &Channel<ToWorker, FromWorker>, snapshot: Snapshot) {
+    let message = ToWorker::Status(Box::new(snapshot));
+    if let Err(ChannelError::System(Errno::EMSGSIZE)) = link.send(&message, &[], false)
+        // One that only asks would else have as many of them made as messages find room.
+        && sys::unread(link).is_ok_and(|unread| unread <= MOST_UNREAD)
+        && let Ok(bytes) = control::to_bytes(&message)
+        && let Ok(memory) = control::sealed(&bytes)
+    {
+        let _ = link.send(&ToWorker::LongStatus, &[memory.as_fd()], false);
     }
 }
 
@@ -419,4 +424,38 @@ pub fn describe_request(view: &SlotView) -> String {
     };
     let (script, method, uri) = (clean(&text.script), clean(&text.method), clean(&text.uri));
     format!("script '{script}' (request: \"{method} {uri}{question}{query}\")")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Pm;
+
+    #[test]
+    fn a_worker_that_reads_no_status_is_sent_few() {
+        let snapshot = Snapshot {
+            pool: "x".repeat(control::MAX_MESSAGE),
+            pm: Pm::Static,
+            start_time: 0,
+            start_since: 0,
+            accepted: 0,
+            listen_queue: 0,
+            max_listen_queue: 0,
+            listen_queue_len: 0,
+            idle: 0,
+            active: 0,
+            max_active: 0,
+            max_children_reached: 0,
+            slow_requests: 0,
+            memory_peak: None,
+            processes: Vec::new(),
+        };
+        let (ours, theirs) = control::pair::<ToWorker, FromWorker>(BUFFER).unwrap();
+        let received = || std::iter::from_fn(|| theirs.receive(false).ok()).count();
+        for _ in 0..2 {
+            (0..1000).for_each(|_| send_status(&ours, snapshot.clone()));
+            let received = received();
+            assert!((1..100).contains(&received), "{received}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ pub struct Attack {
 }
 
 const PLAIN: Plan = Plan {
+    global: "",
     villain: "",
     victim: "",
     start_up: None,

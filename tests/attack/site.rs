@@ -22,7 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// What an attack needs beside the two pools.
 #[derive(Clone, Copy, Default)]
 pub struct Plan {
-    /// Lines for the pools' sections.
+    /// Lines for the sections of all and of the pools.
+    pub global: &'static str,
     pub villain: &'static str,
     pub victim: &'static str,
     /// Some: php.ini loads the villain's extension, with these settings (and not the pool into its workers). Where a pool
@@ -354,14 +355,14 @@ fn configuration(kind: Kind, plan: &Plan) -> String {
         ""
     };
     format!(
-        "[global]\nerror_log = {{dir}}/error.log\n\
+        "[global]\nerror_log = {{dir}}/error.log\n{}\n\
          [victim]\nuser = nobody\ngroup = nogroup\nlisten = {{dir}}/victim.sock\nlisten.mode = 0666\n\
          pm = ondemand\npm.max_children = 3\npm.process_idle_timeout = 1s\nenv[VICTIMS_SECRET] = {VICTIMS_SECRET}\n\
          access.log = {{dir}}/victim/access.log\n{}\n\
          [villain]\nuser = www-data\ngroup = www-data\nlisten = {{dir}}/villain.sock\npm = static\npm.max_children = 2\n\
          access.log = {{dir}}/villain/access.log\naccess.format = \"%m %r%Q%q\"\npm.status_path = /status\n\
          catch_workers_output = yes\n{extension}{own_ini}{}\n{jail}",
-        plan.victim, plan.villain
+        plan.global, plan.victim, plan.villain
     )
 }
 

@@ -12,6 +12,7 @@ use php_pool::control::{FromWorker, Handover};
 use crate::Outcome::{self, Broken, Held};
 use crate::attacks::{Attack, well};
 use crate::site::{Plan, Site};
+use crate::support::fcgi;
 
 /// A program of root's that everybody may run as root, as there are some on each machine: it reads what it must not tell. What
 /// it has read stands at a known address, a pointer to it before it.
@@ -30,6 +31,7 @@ int main(void)
 const ROOTS_SECRET: &str = "only root may read this";
 
 const PLAIN: Plan = Plan {
+    global: "",
     villain: "",
     victim: "",
     start_up: None,
@@ -353,7 +355,96 @@ pub const ATTACKS: &[Attack] = &[
             survives(site, Duration::ZERO)
         },
     },
+    Attack {
+        name: "worker_takes_all_descriptors",
+        tries: "worker: have the master keep connections with the descriptors that the neighbour's clients need",
+        plan: Plan {
+            global: "rlimit_files = 1024",
+            villain: "rlimit_files = 20000",
+            victim: "pm = static\npm.max_children = 1\npm.status_path = /status",
+            ..PLAIN
+        },
+        run: |site| {
+            // One end of a pair, which stays open as long as the worker lives.
+            let before = descriptors(site);
+            let code = format!(
+                "$keep = {}; [, $a, $b] = unpack('l2', attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]);
+                 $many = 1500; {SEND_MANY} echo 'sent';",
+                keep("", b"")
+            );
+            assert_eq!(site.run("villain", &code), "sent");
+            wait(site, "the master keeps some", |site| descriptors(site) > before + 100);
+            // The neighbour's only worker is at work, and clients come.
+            let code = "touch('{dir}/victim/busy'); while (!file_exists('{dir}/victim/go')) { usleep(1000); clearstatcache(); } echo 'served';";
+            let script = site.script("victim", code);
+            let request = site.request(&site.path(&script).display().to_string(), "/busy.php", &[], b"");
+            let come = |request: &[u8]| {
+                let mut connection = site.connect("victim");
+                connection.send(request);
+                connection
+            };
+            let mut clients = vec![come(&request)];
+            wait(site, "the victim's worker is busy", |site| {
+                site.path("victim/busy").exists()
+            });
+            clients.extend((0..5).map(|_| come(&request)));
+            // The master answers, and has taken who came before.
+            let mut status = come(&site.request("/status", "/status", &[], b""));
+            if status.record_within(crate::site::PATIENCE).is_none() {
+                return Broken("the neighbour's clients are turned away".to_owned());
+            }
+            fs::write(site.path("victim/go"), "").unwrap();
+            for mut client in clients {
+                if client.record_within(crate::site::PATIENCE).is_none() {
+                    return Broken("a client of the neighbour's is turned away".to_owned());
+                }
+            }
+            survives(site, Duration::ZERO)
+        },
+    },
+    Attack {
+        name: "worker_has_too_many_passed_on",
+        tries: "worker: have so many connections passed on to nobody that the kernel passes on no other descriptors for the master",
+        plan: Plan {
+            global: "rlimit_files = 512",
+            villain: "rlimit_files = 20000",
+            ..PLAIN
+        },
+        run: |site| {
+            // Both workers have something to do, and what is handed over are requests, which are passed on at once.
+            let request = fcgi::request(0, &[("SCRIPT_NAME", "/x")], b"");
+            let code = format!(
+                "$request = hex2bin('{}'); $keep = {}; [, $a, $b] = unpack('l2', attack_syscall(53, 1, 1, 0, str_repeat('x', 8))[2]);
+                 $many = 1500; {SEND_MANY}
+                 touch('{{dir}}/villain/sent-' . getmypid()); sleep(600);",
+                hex(&request),
+                keep("$request", &request)
+            );
+            let script = site.script("villain", &code);
+            let begin = site.request(&site.path(&script).display().to_string(), "/x.php", &[], b"");
+            let busy = || {
+                let mut connection = site.connect("villain");
+                connection.send(&begin);
+                connection
+            };
+            let _busy = [busy(), busy()];
+            wait(site, "both have sent", |site| {
+                let files = fs::read_dir(site.path("villain")).unwrap().flatten();
+                files
+                    .filter(|file| file.file_name().to_string_lossy().starts_with("sent-"))
+                    .count()
+                    == 2
+            });
+            survives(site, Duration::ZERO)
+        },
+    },
 ];
+
+/// PHP: `$keep` with the descriptor `$a`, `$many` times, on the link (the queue is there before it). Others of the same user may have too
+/// many descriptors under way for a moment.
+const SEND_MANY: &str =
+    "$link = max(array_keys(array_filter(attack_sockets(), fn($what) => str_contains($what, 'connected seqpacket'))));
+     while ($many > 0) if (attack_send($link, $keep, [$a])) usleep(1000); else $many--;";
 
 /// What a worker says to hand over a connection, in PHP; `name` is that of what has been read of it.
 fn keep(name: &str, bytes: &[u8]) -> String {
@@ -417,6 +508,20 @@ fn is_not_accepted(site: &mut Site, reason: &str) -> Outcome {
         Some(line) => Broken(line.clone()),
         None => outcome,
     }
+}
+
+/// Waits for what has to happen.
+fn wait(site: &Site, what: &str, happened: impl Fn(&Site) -> bool) {
+    let begun = Instant::now();
+    while !happened(site) {
+        assert!(begun.elapsed() < crate::site::PATIENCE, "{what}: {:#?}", site.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How many descriptors the master has.
+fn descriptors(site: &Site) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", site.master())).map_or(0, Iterator::count)
 }
 
 /// Whether all goes on for the others, after the villain has had his time; nor has the master grown, or its log.

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
 use crate::harness::{Place, body, exists, lives, sleeps, wait_for};
@@ -42,6 +45,10 @@ pub const CASES: &[Case] = &[
     ),
     ("processes::strangers_are_collected", strangers_are_collected),
     (
+        "processes::many_strangers_do_not_keep_the_master_from_all_else",
+        many_strangers,
+    ),
+    (
         "processes::crashes_start_a_new_generation",
         crashes_start_a_new_generation,
     ),
@@ -59,6 +66,10 @@ pub const CASES: &[Case] = &[
     ),
     ("processes::idle_kept_connections_hold_no_worker", idle_kept_connections),
     ("processes::a_zygote_may_take_long_for_many_workers", slow_births),
+    (
+        "processes::a_zygote_gets_its_orders_when_descriptors_may_be_passed_on_again",
+        too_many_under_way,
+    ),
     (
         "processes::a_zygote_that_makes_no_worker_any_more_is_replaced",
         no_births,
@@ -200,6 +211,72 @@ fn strangers_are_collected() {
     let stranger: i32 = master.get("/start.php").parse().unwrap();
     // Its parent, the shell, is gone; the worker too after this.
     master.said(&format!("unknown child ({stranger}) exited with code 0"));
+}
+
+fn many_strangers() {
+    const MANY: usize = 640;
+    let place = place(1, "log_level = debug", "");
+    place.write(
+        "start.php",
+        &format!("<?php exec('for i in $(seq {MANY}); do (true & exec true); done'); echo 'done';"),
+    );
+    let master = place.serve_with(1);
+    // What it finds when it wakes up: all of them have ended, and somebody wants something else.
+    master.signal(Signal::SIGSTOP);
+    assert_eq!(master.get("/start.php"), "done");
+    wait_for("the ends of all", || ended_children(master.pid()) == MANY);
+    master.signal(Signal::SIGUSR1);
+    master.signal(Signal::SIGCONT);
+    master.said("error log file re-opened");
+    let log = master.log();
+    let reopened = log.iter().position(|line| line.contains("error log file re-opened"));
+    let before = &log[..reopened.unwrap()];
+    let collected = before.iter().filter(|line| line.contains("unknown child")).count();
+    assert!(collected <= MANY / 4, "{collected} were collected first");
+    wait_for("the last of them", || ended_children(master.pid()) == 0);
+}
+
+fn too_many_under_way() {
+    let place = Place::new();
+    place.write("hello.php", "<?php echo 'hello';");
+    place.configure("rlimit_files = 1024\n[www]\n{user}\nlisten = {dir}/sock\npm = ondemand\npm.max_children = 2\n");
+    let master = place.start_with_control();
+    master.said("ready to handle connections");
+    let zygote = master.zygote("www");
+    // The same user as the master, and more than that may have.
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let fds = [ours.as_raw_fd(); 200];
+    for _ in 0..10 {
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(
+            ours.as_raw_fd(),
+            &[IoSlice::new(b"x")],
+            &rights,
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+    }
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/hello.php", 0);
+    // One is ordered; when more is answered, the order has been tried.
+    wait_for("the order", || master.status("www").contains(" 1 idle, "));
+    master.status("www");
+    drop((ours, theirs));
+    assert_eq!(body(&connection.reply(1)), "hello");
+    assert_eq!(master.zygote("www"), zygote, "another had to take its place");
+}
+
+/// Children of a process that have ended and wait for it.
+fn ended_children(parent: i32) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    stats
+        .filter(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with(&format!("Z {parent} ")))
+        })
+        .count()
 }
 
 fn crashes_start_a_new_generation() {

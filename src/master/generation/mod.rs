@@ -26,7 +26,7 @@ use super::process::Process;
 use super::queue::Queue;
 use super::recycle;
 use super::stamp::Files;
-use super::trace::Traceable;
+use super::trace::{Threads, Traceable};
 use super::users::Identity;
 use super::watch::{self, Place, Watch};
 use super::worker::Worker;
@@ -192,8 +192,10 @@ impl Generation {
     }
 
     /// What a tracer needs to know of its workers.
-    pub fn traceable(&self) -> Traceable {
+    pub fn traceable<'a>(&self, threads: &'a Threads) -> Traceable<'a> {
         Traceable {
+            threads,
+            workers: self.board.slots(),
             layout: self.trace_layout,
             program: self.zygote.program,
         }

@@ -267,8 +267,9 @@ impl Pool {
 
     pub(super) fn enforce_limits(&mut self, now: Duration) {
         let (mut slow, mut timed_out, mut next) = (0, 0, None);
+        let threads = self.tracers.clone();
         for generation in self.generations() {
-            let enforced = generation.enforce_limits(now);
+            let enforced = generation.enforce_limits(now, &threads);
             slow += enforced.slow;
             timed_out += enforced.timed_out;
             next = next.into_iter().chain(enforced.next).min();

@@ -25,6 +25,7 @@ use super::generation::{Generation, Totals};
 use super::listen::Listener;
 use super::queue::Queue;
 use super::status_server::StatusServer;
+use super::trace::Threads;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
@@ -102,6 +103,7 @@ pub struct Pool {
     left: Vec<(Rc<Listener>, Watch)>,
     status: Option<StatusServer>,
     wake: Option<Duration>,
+    tracers: Rc<Threads>,
     /// The pool is full, and somebody waits.
     line_since: Option<Duration>,
     counters: Counters,
@@ -133,7 +135,7 @@ impl Pool {
     /// When there are no descriptors left.
     pub fn new(ctx: &Rc<Context>, wanted: Wanted, access_log: Option<AccessLog>) -> io::Result<Self> {
         let id = PoolId(ctx.number());
-        let queue = Queue::new(id, &ctx.events, front::rules(id, &wanted.config, &ctx.events))?;
+        let queue = Queue::new(id, ctx, front::rules(id, &wanted.config, &ctx.events))?;
         let mut pool = Self::with(ctx, id, wanted, access_log.map(Rc::new), queue);
         pool.serve_status();
         Ok(pool)
@@ -170,6 +172,7 @@ impl Pool {
             left: Vec::new(),
             status: None,
             wake: Some(Duration::ZERO),
+            tracers: Rc::default(),
             counters: Counters {
                 start_time: (realtime_us() / 1_000_000) as i64,
                 started: watch::now(),

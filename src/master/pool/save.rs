@@ -127,7 +127,7 @@ impl Pool {
         let logs = logs.collect::<io::Result<Restored>>()?;
         let access_log = saved.access_log.and_then(|log| logs.get(&log)).cloned();
         let rules = front::rules(saved.id, &wanted.config, &ctx.events);
-        let queue = Queue::restore(saved.id, &ctx.events, rules, saved.queue, fds)?;
+        let queue = Queue::restore(saved.id, ctx, rules, saved.queue, fds)?;
         queue.closer().restore(saved.closing, fds)?;
         let mut pool = Self::with(ctx, saved.id, wanted, access_log, queue);
         let mut restore =

@@ -80,10 +80,18 @@ impl Pool {
     /// What its workers do that have a request.
     pub fn trace(&mut self, limits: Limits) -> Vec<impl Future<Output = Traced> + use<>> {
         let (now, name) = (watch::now(), self.wanted.config.name.clone());
+        let threads = self.tracers.clone();
         let ask = |generation: &mut Generation| {
             let mut asked = Vec::new();
             for (worker, view) in generation.views().iter().filter(|(_, view)| view.is_active()) {
-                asked.extend(trace::ask(&name, worker, view, generation.traceable(), now, limits));
+                asked.extend(trace::ask(
+                    &name,
+                    worker,
+                    view,
+                    generation.traceable(&threads),
+                    now,
+                    limits,
+                ));
             }
             asked
         };

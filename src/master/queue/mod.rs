@@ -22,12 +22,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::accept::Acceptor;
 use self::line::{MOST_TAKEN, Next, Rules};
+use super::context::Context;
 use super::foreign::{Closer, Foreign, most_descriptors};
 use super::listen::Listener;
 use super::output::Reader;
 use super::saved::{Kept, Restorer, Saver};
 use super::sys;
-use super::watch::{self, Event, Events, PoolId, Registered, Watch, register};
+use super::watch::{self, Event, Events, PoolId, Registered, TRY_AGAIN, Watch, register};
 use crate::control::{self, Channel, ChannelError, Handover, Received};
 use crate::fastcgi;
 use crate::log::Logger;
@@ -38,8 +39,7 @@ const BUFFER: usize = 1 << 20;
 /// Most connections on their way into the queue; the tasks of further ones wait.
 const ON_THEIR_WAY: usize = 64;
 
-/// Most kept connections of one pool; beyond that a newcomer is closed, as a web server expects of an idle connection. So it is
-/// when three quarters of the master's descriptors are taken: the others are for workers and reloads.
+/// Most kept connections of one pool; beyond that a newcomer is closed, as a web server expects of an idle connection.
 const MOST_KEPT: usize = 16_384;
 
 /// Most bytes of requests that have begun on them.
@@ -47,9 +47,6 @@ const MOST_BYTES: usize = 32 << 20;
 
 /// Most sizes of messages that are remembered; a queue holds fewer messages.
 const MOST_SENT: usize = 8192;
-
-/// Wait for room that nobody tells of.
-const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// A pool's queue.
 #[derive(Debug)]
@@ -87,8 +84,10 @@ pub struct Shared {
     refused: Cell<u64>,
     /// For those that were taken from the listener.
     places: Arc<Semaphore>,
-    /// Numbers beyond this say that few are left: the kernel gives the lowest that is free.
-    highest: RawFd,
+    /// How many descriptors the master may have.
+    descriptors: usize,
+    /// All pools' have it.
+    queues: Rc<()>,
 }
 
 /// A connection that is held.
@@ -136,24 +135,24 @@ impl Queue {
     ///
     /// # Errors
     /// When there are no descriptors left.
-    pub fn new(pool: PoolId, events: &Events, rules: Rules) -> io::Result<Self> {
+    pub fn new(pool: PoolId, ctx: &Context, rules: Rules) -> io::Result<Self> {
         let (ours, theirs) = control::pair::<Handover, Handover>(BUFFER).map_err(io::Error::other)?;
-        Self::with(pool, events, rules, ours, theirs, VecDeque::new())
+        Self::with(pool, ctx, rules, ours, theirs, VecDeque::new())
     }
 
     fn with(
         pool: PoolId,
-        events: &Events,
+        ctx: &Context,
         rules: Rules,
         ours: Channel<Handover, Handover>,
         workers: Channel<Handover, Handover>,
         sent: VecDeque<(usize, Duration)>,
     ) -> io::Result<Self> {
         let (door, queue) = mpsc::channel(ON_THEIR_WAY);
-        let workers = Rc::new(workers);
+        let (workers, descriptors) = (Rc::new(workers), most_descriptors());
         let shared = Rc::new(Shared {
             pool,
-            events: events.clone(),
+            events: ctx.events.clone(),
             closer: Closer::default(),
             reader: Reader::default(),
             acceptor: Acceptor::default(),
@@ -167,8 +166,9 @@ impl Queue {
             rules: RefCell::new(Rc::new(rules)),
             open: Cell::new(false),
             refused: Cell::new(0),
-            places: Arc::new(Semaphore::new(MOST_TAKEN.min(most_descriptors() / 4))),
-            highest: RawFd::try_from(most_descriptors() / 4 * 3).unwrap_or(RawFd::MAX),
+            places: Arc::new(Semaphore::new(MOST_TAKEN.min(descriptors / 4))),
+            descriptors,
+            queues: ctx.queues.clone(),
         });
         let ours = register(ours)?;
         let sender = Watch::start(send_all(ours.clone(), queue, shared.clone()));
@@ -204,7 +204,7 @@ impl Queue {
     /// When a descriptor is missing.
     pub fn restore(
         pool: PoolId,
-        events: &Events,
+        ctx: &Context,
         rules: Rules,
         saved: SavedQueue,
         fds: &mut Restorer,
@@ -220,7 +220,7 @@ impl Queue {
         let (ours, workers) = (fds.take(ours)?, fds.take(workers)?);
         let since = waits_since.into_iter().chain(std::iter::repeat(watch::now()));
         let sent = sent.into_iter().zip(since).collect();
-        let queue = Self::with(pool, events, rules, ours.into(), workers.into(), sent)?;
+        let queue = Self::with(pool, ctx, rules, ours.into(), workers.into(), sent)?;
         queue.shared.refused.set(refused);
         for (handover, fd, until) in held {
             let fd = queue.shared.closer.take(fds.take(fd)?);
@@ -345,7 +345,18 @@ impl Shared {
         self.rules.borrow().clone()
     }
 
+    /// How many pools there are.
+    fn pools(&self) -> usize {
+        // One more has the context.
+        Rc::strong_count(&self.queues) - 1
+    }
+
     fn waiting(&self) -> u32 {
+        self.unread() + self.coming.get()
+    }
+
+    /// Messages in the queue.
+    fn unread(&self) -> u32 {
         let mut left = rustix::io::ioctl_fionread(&*self.workers).unwrap_or(0) as usize;
         let mut sent = self.sent.borrow_mut();
         // What is unread is what was sent last.
@@ -360,7 +371,7 @@ impl Shared {
             .count();
         let taken = sent.len() - unread;
         sent.drain(..taken);
-        unread as u32 + self.coming.get()
+        unread as u32
     }
 
     /// Holds a connection until it has something to say, and brings it into the queue then.
@@ -413,7 +424,8 @@ impl Shared {
     fn note(&self, handover: Handover, fd: Foreign, until: Option<Duration>) -> Option<Rc<Held>> {
         let mut all = self.held.borrow_mut();
         let bytes = self.held_bytes.get() + handover.bytes.len();
-        if all.len() >= MOST_KEPT || bytes > MOST_BYTES || fd.as_raw_fd() > self.highest {
+        let most = most_kept(fd.as_raw_fd(), self.descriptors, self.pools());
+        if all.len() >= most || bytes > MOST_BYTES {
             return None;
         }
         self.held_bytes.set(bytes);
@@ -439,6 +451,11 @@ impl Shared {
 
     /// Puts it into the queue, when there is room.
     fn send(&self, channel: &AsyncFd<Channel<Handover, Handover>>, held: &Held) -> Result<(), ChannelError> {
+        // The kernel refuses descriptors to all pools when too many are under way.
+        let most = (self.descriptors / 2 / self.pools()).max(1);
+        if self.sent.borrow().len() >= most && self.unread() as usize >= most {
+            return Err(Errno::ETOOMANYREFS.into());
+        }
         let message = {
             let handover = held.handover.borrow();
             let length = channel.get_ref().send(&handover, &[held.fd.as_fd()], false)?;
@@ -458,6 +475,17 @@ impl Shared {
         self.held.borrow_mut().remove(&held.number);
         let bytes = held.handover.borrow().bytes.len();
         self.held_bytes.set(self.held_bytes.get() - bytes);
+    }
+}
+
+/// How many connections a pool may hold when another has this number, which says how few descriptors are left: the kernel gives the
+/// lowest that is free. The first half goes to whoever comes. Of the third quarter each pool has its share, which no other can take, and
+/// the last one is for workers and reloads.
+fn most_kept(fd: RawFd, descriptors: usize, pools: usize) -> usize {
+    match fd as usize {
+        fd if fd <= descriptors / 2 => MOST_KEPT,
+        fd if fd <= descriptors / 4 * 3 => MOST_KEPT.min(descriptors / 4 / pools),
+        _ => 0,
     }
 }
 
@@ -540,5 +568,24 @@ async fn send_all(channel: Registered<Handover, Handover>, mut queue: mpsc::Rece
         if shared.events.send(Event::Queued(shared.pool)).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_the_descriptors_that_another_pools_clients_need() {
+        let (mut held, mut fd) = ([0; 4], 100);
+        // Three that take all that they get; then the other comes.
+        for pool in [0, 1, 2, 3] {
+            while held[pool] < most_kept(fd, 1024, held.len()) {
+                (held[pool], fd) = (held[pool] + 1, fd + 1);
+            }
+        }
+        assert_eq!(held, [413, 64, 64, 64]);
+        assert_eq!(most_kept(1 << 15, 1 << 19, 1), MOST_KEPT);
+        assert_eq!(most_kept(1000, usize::MAX, 1000), MOST_KEPT);
     }
 }

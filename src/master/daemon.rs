@@ -35,9 +35,9 @@ pub use takeover::handled;
 /// Events handled before the pools are looked at.
 const AT_ONCE: usize = 64;
 
-/// Children that are collected in one turn, and after what time the others: strangers may end as fast as they are collected.
+/// Children that are collected in one turn; the others come in the next, when all else has had its own. Strangers may end as fast as they
+/// are collected.
 const COLLECTED_AT_ONCE: usize = 64;
-const COLLECT_AGAIN: Duration = Duration::from_millis(10);
 
 /// Most frames of a backtrace that somebody asks for.
 const MOST_FRAMES: u32 = 1000;
@@ -60,8 +60,8 @@ pub struct Daemon {
     pid_file: Option<PidFile>,
     report: Option<Report>,
     report_at: Duration,
-    /// Then children are collected that were too many for one turn.
-    reap_at: Option<Duration>,
+    /// Children are there that were too many for one turn.
+    reap_more: bool,
     signals: Signals,
     /// What is being waited for before it is said that all is ready.
     phase: Phase,
@@ -201,7 +201,7 @@ impl Daemon {
             pid_file,
             report,
             report_at: watch::now() + PATIENCE,
-            reap_at: None,
+            reap_more: false,
             phase: Phase::Starting,
             untold: Some(Phase::Starting),
             again: None,
@@ -267,7 +267,7 @@ impl Daemon {
             .into_iter()
             .chain(self.systemd.wake())
             .chain(self.report.as_ref().map(|_| self.report_at))
-            .chain(self.reap_at)
+            .chain(self.reap_more.then_some(Duration::ZERO))
             .min();
         let flush = (!self.ctx.log.flush()).then(|| watch::now() + Duration::from_millis(100));
         let wake = wake.into_iter().chain(flush).min();
@@ -346,7 +346,7 @@ impl Daemon {
         if self.report_at <= now {
             self.tell_caller();
         }
-        if self.reap_at.is_some_and(|at| at <= now) {
+        if self.reap_more {
             self.reap();
         }
         if self.systemd.wake().is_some_and(|at| at <= now) {
@@ -494,8 +494,7 @@ impl Daemon {
         // What was said before the signal stands before what comes of it.
         self.all().for_each(Pool::read_output);
         match sent {
-            Sent::Child if self.reap_at.is_none() => self.reap(),
-            Sent::Child => {}
+            Sent::Child => self.reap(),
             Sent::Reopen => self.reopen_logs(),
             // Who deploys by a signal expects that PHP forgets what it has compiled.
             Sent::Reload if self.ctx.state.get() == State::Normal => self.reload(Scope::All),
@@ -569,7 +568,7 @@ impl Daemon {
     /// Collects the children that have ended: zygotes, workers that were left to us, and strangers, who come to a subreaper
     /// and to PID 1 of a container.
     fn reap(&mut self) {
-        self.reap_at = None;
+        self.reap_more = false;
         self.all().for_each(Pool::reap);
         for _ in 0..COLLECTED_AT_ONCE {
             let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
@@ -599,7 +598,7 @@ impl Daemon {
                 _ => return,
             }
         }
-        self.reap_at = Some(watch::now() + COLLECT_AGAIN);
+        self.reap_more = true;
     }
 
     /// Lets the pool of a known child collect it.

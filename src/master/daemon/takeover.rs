@@ -82,7 +82,7 @@ impl Daemon {
             pid_file: saved.pid_file.map(PidFile::restore),
             report: None,
             report_at: Duration::ZERO,
-            reap_at: None,
+            reap_more: false,
             phase: Phase::Ready,
             untold: None,
             again: None,

@@ -649,8 +649,11 @@ fn handle(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Owner and group, or the ACL in their place.
-fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
+/// Owner and group of a socket that has just been bound, or the ACL in their place.
+///
+/// # Errors
+/// When a name is unknown, something else stands at the path, or it cannot be done.
+pub fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
     let (name, written) = (pool.name.clone(), path.display().to_string());
     let unknown = |error| ListenError::Name(pool.name.clone(), error);
     if !pool.listen_acl_users.is_empty() || !pool.listen_acl_groups.is_empty() {
@@ -660,7 +663,7 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
         let users = ids(&pool.listen_acl_users, users::uid).map_err(unknown)?;
         let groups = ids(&pool.listen_acl_groups, users::gid).map_err(unknown)?;
         return handle(path)
-            .and_then(|file| acl::grant(file.as_fd(), pool.listen_mode, &users, &groups))
+            .and_then(|file| acl::grant(file.as_fd(), &users, &groups))
             .map_err(|error| ListenError::Acl(name, written, error));
     }
     let (mut uid, mut gid) = (None, None);

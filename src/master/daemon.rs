@@ -622,14 +622,18 @@ impl Daemon {
     fn prepare_reload(&mut self) -> Result<(Config, Vec<(Wanted, Option<AccessLog>)>), StartError> {
         let ctx = self.ctx.clone();
         let old = self.config.global.clone();
-        let config =
+        let mut config =
             start::load(&ctx.launch, &ctx.log).inspect_err(|_| ctx.log.configure(old.log_level, old.log_limit))?;
-        let mut pools = Vec::new();
-        for pool in &config.pools {
-            if let Some(before) = self.config.pools.iter().find(|before| before.name == pool.name) {
+        let mut opened = Vec::new();
+        for pool in &mut config.pools {
+            let before = self.config.pools.iter().find(|before| before.name == pool.name);
+            if let Some(before) = before {
                 self.sockets.check_unchanged(before, pool)?;
             }
-            let access_log = start::open_pool_logs(pool, ctx.stderr.as_ref())?;
+            opened.push(start::open_pool_logs(pool, before, ctx.stderr.as_ref(), &ctx.log)?);
+        }
+        let mut pools = Vec::new();
+        for (pool, access_log) in config.pools.iter().zip(opened) {
             pools.push((
                 start::wanted(&ctx.launch, &config, pool, &mut self.sockets, &ctx.log)?,
                 access_log,

@@ -216,7 +216,7 @@ fn prepare(
     let _ = nix::unistd::dup2_stdin(&null);
     let _ = nix::unistd::dup2_stdout(&null);
 
-    let config = load(&launch, log)?;
+    let mut config = load(&launch, log)?;
     let global = &config.global;
     let replace_stderr = replaces_stderr(&launch, global, global.daemonize);
     // In the background nothing of the caller's terminal or pipe may stay open.
@@ -231,8 +231,8 @@ fn prepare(
     }
     let opened: Vec<_> = config
         .pools
-        .iter()
-        .map(|pool| open_pool_logs(pool, stderr.as_ref()))
+        .iter_mut()
+        .map(|pool| open_pool_logs(pool, None, stderr.as_ref(), log))
         .collect::<Result<_, _>>()?;
     let open_files = set_limits(global)?;
     if global.daemonize {
@@ -376,25 +376,47 @@ pub fn wanted(
     })
 }
 
-/// Opens the access log of a pool, and looks whether its slow log can be opened.
+/// Opens the access log of a pool, and looks whether its slow log can be opened. A tenant who has put something in the place of
+/// one harms no other pool of this master: his own does without, or keeps the access log that it had `before`, and so says its
+/// configuration from then on.
 ///
 /// # Errors
-/// When one of them cannot.
-pub fn open_pool_logs(pool: &config::Pool, stderr: Option<&File>) -> Result<Option<AccessLog>, StartError> {
+/// When one of them cannot, and root alone can change the way to it.
+pub fn open_pool_logs(
+    pool: &mut config::Pool,
+    before: Option<&config::Pool>,
+    stderr: Option<&File>,
+    log: &Logger,
+) -> Result<Option<AccessLog>, StartError> {
     // A user that does not exist is said later; then root's rules hold.
     let identity = users::resolve(pool, true).unwrap_or_default();
     if let Some(path) = pool
         .slowlog
         .as_ref()
         .filter(|_| !pool.request_slowlog_timeout.is_zero())
+        && let Err(error) = log_file::open(path, &identity)
     {
-        log_file::open(path, &identity).map_err(|error| StartError::SlowLog(pool.name.clone(), path.clone(), error))?;
+        let error = StartError::SlowLog(pool.name.clone(), path.clone(), error);
+        if !log_file::is_in_others_hands(path, &identity) {
+            return Err(error);
+        }
+        log.error(error);
     }
-    let log = pool
-        .access_log
-        .as_deref()
-        .map(|path| AccessLog::open(path, &identity, stderr));
-    Ok(log.transpose()?)
+    let Some(path) = &pool.access_log else {
+        return Ok(None);
+    };
+    match AccessLog::open(path, &identity, stderr) {
+        Err(error) if log_file::is_in_others_hands(path, &identity) => {
+            pool.access_log = before.and_then(|before| before.access_log.clone());
+            let instead = match &pool.access_log {
+                Some(_) => "the one that is open stays so",
+                None => "the pool goes on without, until a reload",
+            };
+            log.pool(&pool.name).error(format_args!("{error}; {instead}"));
+            Ok(None)
+        }
+        opened => Ok(Some(opened?)),
+    }
 }
 
 /// Opens the error log and every access log and slow log of a configuration, as `-t` does too.
@@ -406,7 +428,7 @@ pub fn open_logs(config: &Config, log: &Logger) -> Result<(), StartError> {
     config
         .pools
         .iter()
-        .try_for_each(|pool| open_pool_logs(pool, None).map(drop))
+        .try_for_each(|pool| open_pool_logs(&mut pool.clone(), None, None, log).map(drop))
 }
 
 /// The master's own limits. Returns that of open files as pools are to see it.

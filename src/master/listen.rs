@@ -68,6 +68,13 @@ pub enum ListenError {
     Name(String, #[source] users::UserError),
 }
 
+impl ListenError {
+    /// Whether it can come of what somebody has put at a unix socket's path.
+    pub fn is_of_the_place(&self) -> bool {
+        matches!(self, Self::Bind(..) | Self::Taken(_) | Self::Owner(..) | Self::Acl(..))
+    }
+}
+
 /// What makes systemd read a pool's `listen*` lines again; clients that wait in the old socket are turned away. `restart` of
 /// both is no way: the jobs go on side by side, and systemd listens on no socket whose service runs still.
 fn systemd_commands(before: &Pool, now: &Pool) -> String {

@@ -32,12 +32,13 @@ const KEPT: &[u32] = &[
 ];
 
 pub fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn()); 5] = [
+    let cases: [(&str, fn()); 6] = [
         ("master::keeps_only_the_capabilities_it_needs", only_what_it_needs),
         ("master::under_systemd_keeps_none_for_sockets", none_for_sockets),
         ("master::a_reload_and_all_else_works_with_them", enough),
         ("master::what_is_refused_is_said", refused),
         ("master::a_tenants_logs_are_his_error_alone", tenants_logs),
+        ("master::a_tenants_socket_is_his_error_alone", tenants_socket),
     ];
     let trial = |(name, case): (&str, fn())| {
         Trial::test(name, move || {
@@ -245,6 +246,43 @@ fn tenants_logs() {
     serves(3);
     master.said("/tenant/access.log): Is a directory (21); the one that is open stays so");
     wait_for("a line in the log that is open", || lines("tenant/old.log") == 2);
+}
+
+fn tenants_socket() {
+    let (place, pools) = with_tenant();
+    place.configure(&format!("{pools}listen = {{dir}}/tenant/sock\nlisten.mode = 0666\n"));
+    let socket = place.path("tenant/sock");
+    fs::create_dir(&socket).unwrap();
+    let master = place.start(&["-d", "extension=posix"]);
+    let serves = |times| {
+        master.said_often("ready to handle connections", times);
+        assert_eq!(master.get("/who.php"), "33");
+    };
+    serves(1);
+    let said = master.said("[pool tenant] unable to bind listening socket for address '");
+    assert!(
+        said.contains("/tenant/sock': Address already in use (98); the other pools go on"),
+        "{said}"
+    );
+
+    fs::remove_dir(&socket).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(2);
+    assert_eq!(master.get_on("tenant/sock", "/who.php"), "65534");
+
+    let [www, tenant] = ["www", "tenant"].map(|pool| master.zygote(pool));
+    fs::remove_file(&socket).unwrap();
+    fs::create_dir(&socket).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(3);
+    wait_for("the end of the old generation", || !lives(www));
+    assert_eq!(master.zygote("tenant"), tenant);
+
+    fs::remove_dir(&socket).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(4);
+    assert_eq!(master.get_on("tenant/sock", "/who.php"), "65534");
+    assert_eq!(master.count("the other pools go on without it"), 2);
 }
 
 /// Each step of a pool's confinement, with what it needs taken away.

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
 
-use crate::api::{ApiError, PoolStatus, pools_of, sockets};
+use crate::api::{ApiError, FRESH, PoolStatus, pools_of, sockets};
 use crate::master::take_inherited;
 use crate::status::{Exposition, PoolMetrics, Resources};
 
@@ -33,9 +33,6 @@ pub const LISTEN: &str = "127.0.0.1:9253";
 
 /// How long a master may take, and a client for its request.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// For so long an answer serves all who ask: however many do, a master is asked twice a second at most.
-const FRESH: Duration = Duration::from_millis(500);
 
 /// Longest that a client may keep its connection, whatever it does on it.
 const LONGEST: Duration = Duration::from_secs(120);

@@ -10,6 +10,8 @@ mod client;
 
 pub use client::{ApiError, Client, RUN, pools_of, reload, socket_of, sockets};
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::scoreboard::{Histogram, SlotView};
@@ -18,6 +20,9 @@ use crate::trace::Backtrace;
 
 /// Version of the protocol. Another one is answered with [`Answer::Refused`].
 pub const VERSION: u32 = 1;
+
+/// For so long an answer serves all who ask a client: however many do, a master is asked twice a second at most.
+pub const FRESH: Duration = Duration::from_millis(500);
 
 /// Longest question, bytes.
 pub const MAX_QUESTION: usize = 4096;

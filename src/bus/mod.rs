@@ -1,8 +1,8 @@
 //! `php-pool bus`: all pools of the machine on D-Bus, as `org.phppool`.
 //!
-//! It keeps nothing: the pools are the files in `/etc/php-pool/pool.d` at the time of the question, what they do is asked of
-//! their masters at the control sockets, and of systemd where no master runs; so looking wakes nobody, and who looks twice
-//! sees the difference. Masters drop what happens on a datagram socket of systemd's that starts this service, so a monitor
+//! It keeps nothing but a master's last answer for half a second, as everybody may ask: the pools are the files in
+//! `/etc/php-pool/pool.d` at the time of the question, what they do is asked of their masters at the control sockets, and of
+//! systemd where no master runs; so looking wakes nobody, and who looks twice sees the difference. Masters drop what happens on a datagram socket of systemd's that starts this service, so a monitor
 //! needs nothing of ours to run before; it leaves again when nobody has asked for a while.
 //!
 //! - [`pool`]: the pools and what they do; [`object`]: what they look like on the bus

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use zbus::Connection;
 use zbus::zvariant::OwnedObjectPath;
 
-use crate::api::{self, Answer, ApiError, Client, PoolStatus, Question};
+use crate::api::{self, Answer, ApiError, Client, FRESH, PoolStatus, Question};
 use crate::config::{self, LoadOptions};
 use crate::generator;
 
@@ -23,10 +24,14 @@ const LONGEST_RELOAD: Duration = Duration::from_secs(660);
 pub struct Pools {
     files: PathBuf,
     run: PathBuf,
+    said: Arc<Mutex<HashMap<String, Said>>>,
 }
 
+/// What the master of a pool has said last, and when. Who asks while it is asked waits for the same answer.
+type Said = Arc<tokio::sync::Mutex<Option<(Instant, Option<Look>)>>>;
+
 /// What is seen of a pool.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Look {
     /// Its master answers.
     Awake(Box<PoolStatus>),
@@ -44,8 +49,11 @@ pub enum Look {
 impl Pools {
     /// `files` are the pools', `run` has the control sockets.
     pub fn new(files: &Path, run: &Path) -> Self {
-        let (files, run) = (files.to_owned(), run.to_owned());
-        Self { files, run }
+        Self {
+            files: files.to_owned(),
+            run: run.to_owned(),
+            said: Arc::default(),
+        }
     }
 
     /// The names of all pools, in order. A file that cannot name a unit is none.
@@ -108,8 +116,26 @@ impl Pools {
         looks.collect()
     }
 
-    /// What the master says; None: there is none.
+    fn said(&self, name: &str) -> Said {
+        let mut all = self.said.lock().expect("nobody panics with it");
+        all.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// What the master says, or has said a moment ago: everybody may ask as often as he likes. None: there is none.
     async fn status(&self, name: &str) -> Option<Look> {
+        let said = self.said(name);
+        let mut said = said.lock().await;
+        match &*said {
+            Some((at, look)) if at.elapsed() < FRESH => look.clone(),
+            _ => {
+                let look = self.status_now(name).await;
+                *said = Some((Instant::now(), look.clone()));
+                look
+            }
+        }
+    }
+
+    async fn status_now(&self, name: &str) -> Option<Look> {
         match self.ask(name, Question::Status, PATIENCE).await {
             Ok(Answer::Status { pools }) => {
                 let found = pools.into_iter().find(|pool| pool.snapshot.pool == name);
@@ -139,7 +165,10 @@ impl Pools {
     pub async fn reload(&self, name: &str) -> Result<(), ApiError> {
         let path = self.control(name);
         let asked = tokio::task::spawn_blocking(move || api::reload(&path, true, Some(LONGEST_RELOAD)));
-        asked.await.expect("the client does not panic")
+        let result = asked.await.expect("the client does not panic");
+        // Who has reloaded it sees the difference.
+        self.said(name).lock().await.take();
+        result
     }
 
     /// What the workers do that have a request.
@@ -206,7 +235,54 @@ impl Units {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
     use super::*;
+
+    #[test]
+    fn however_often_everybody_asks_a_master_is_asked_twice_a_second() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("www")).unwrap();
+        let listener = UnixListener::bind(dir.path().join("www/control")).unwrap();
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = BufReader::new(&stream).read_line(&mut String::new());
+                count.fetch_add(1, SeqCst);
+                let answer = api::Versioned {
+                    version: api::VERSION,
+                    message: Answer::Pong,
+                };
+                let _ = writeln!(&stream, "{}", serde_json::to_string(&answer).unwrap());
+            }
+        });
+        let pools = Pools::new(dir.path(), dir.path());
+        let began = Instant::now();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            for _ in 0..100 {
+                let pools = pools.clone();
+                tasks.spawn(async move { pools.status("www").await });
+            }
+            assert!(
+                tasks
+                    .join_all()
+                    .await
+                    .iter()
+                    .all(|look| matches!(look, Some(Look::Hung(_))))
+            );
+            let before = asked.load(SeqCst);
+            assert!(u128::from(before) <= 1 + began.elapsed().as_millis() / FRESH.as_millis());
+            // A reload asks the master, and whoever asks then gets a new answer.
+            let _ = pools.reload("www").await;
+            pools.status("www").await;
+            assert_eq!(asked.load(SeqCst), before + 2);
+        });
+    }
 
     #[test]
     fn a_pool_without_a_master_is_in_the_state_that_its_units_show() {

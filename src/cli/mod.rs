@@ -15,7 +15,7 @@ use std::process::Command;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, LoadOptions, phpini};
+use crate::config::{self, LoadOptions, Pool, phpini};
 use crate::control::PhpSettings;
 use crate::exporter;
 use crate::log::{Logger, Stamp};
@@ -206,6 +206,29 @@ enum Commands {
     Bus(crate::bus::Options),
 }
 
+/// Give a socket that systemd has made to those whom its pool's file names. The socket unit runs it; the manual and the shells'
+/// completions need not know it.
+#[derive(Parser)]
+#[command(name = "php-pool give-socket")]
+struct GiveSocket {
+    /// The pool
+    pool: String,
+    /// Where it is
+    path: PathBuf,
+    /// listen.owner
+    #[arg(long)]
+    owner: Option<String>,
+    /// listen.group
+    #[arg(long)]
+    group: Option<String>,
+    /// One of listen.acl_users
+    #[arg(long)]
+    acl_user: Vec<String>,
+    /// One of listen.acl_groups
+    #[arg(long)]
+    acl_group: Vec<String>,
+}
+
 /// Our own command line's definition, for the manual and the shells' completions.
 pub fn command() -> clap::Command {
     use clap::CommandFactory;
@@ -226,6 +249,9 @@ pub fn main() -> i32 {
     }
     if called == "php-pool-generator" {
         return crate::generator::main(&argv[1..]);
+    }
+    if argv.get(1).is_some_and(|word| word == "give-socket") {
+        return give_socket(GiveSocket::parse_from(std::env::args_os().skip(1)));
     }
     match Cli::parse().command {
         Commands::Serve {
@@ -268,6 +294,24 @@ pub fn main() -> i32 {
         Commands::Profile(args) => trace::profile(&args),
         Commands::Migrate(options) => crate::migrate::main(&options),
         Commands::Bus(options) => crate::bus::run(&options),
+    }
+}
+
+fn give_socket(asked: GiveSocket) -> i32 {
+    let pool = Pool {
+        name: asked.pool,
+        listen_owner: asked.owner,
+        listen_group: asked.group,
+        listen_acl_users: asked.acl_user,
+        listen_acl_groups: asked.acl_group,
+        ..Pool::default()
+    };
+    match crate::master::set_access(&asked.path, &pool) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("php-pool: {error}");
+            1
+        }
     }
 }
 

@@ -167,18 +167,18 @@ pub fn socket(
     // The empty line takes the template's address away.
     write!(unit, "\n[Socket]\nListenStream=\nListenStream={}\n", value(&stream)?).expect("a String takes everything");
     if let Listen::Unix(path) = address {
-        for (key, text) in [("SocketUser", &pool.listen_owner), ("SocketGroup", &pool.listen_group)] {
-            if let Some(text) = text {
-                writeln!(unit, "{key}={}", value(text)?).expect("a String takes everything");
-            }
-        }
         writeln!(unit, "SocketMode={:04o}", pool.listen_mode).expect("a String takes everything");
-        if !(pool.listen_acl_users.is_empty() && pool.listen_acl_groups.is_empty()) {
-            let mut entries: Vec<String> = Vec::new();
-            entries.extend(pool.listen_acl_users.iter().map(|user| format!("u:{user}:rw")));
-            entries.extend(pool.listen_acl_groups.iter().map(|group| format!("g:{group}:rw")));
-            let (entries, path) = (word(&entries.join(",")), word(&path.display().to_string()));
-            writeln!(unit, "ExecStartPost=setfacl -m {entries} -- {path}").expect("a String takes everything");
+        // Not SocketUser=, for systemd follows a link, and in a tenant's folder he may put one in the socket's place.
+        let owner = pool.listen_owner.iter().map(|owner| ("owner", owner));
+        let group = pool.listen_group.iter().map(|group| ("group", group));
+        let users = pool.listen_acl_users.iter().map(|user| ("acl-user", user));
+        let groups = pool.listen_acl_groups.iter().map(|group| ("acl-group", group));
+        let whom = owner.chain(group).chain(users).chain(groups);
+        let whom: String = whom.map(|(key, name)| word(&format!("--{key}={name}")) + " ").collect();
+        if !whom.is_empty() {
+            let (name, path) = (word(&pool.name), word(&path.display().to_string()));
+            writeln!(unit, "ExecStartPost=/usr/bin/php-pool give-socket {whom}{name} {path}")
+                .expect("a String takes everything");
         }
     }
     let backlog = u32::try_from(pool.listen_backlog).unwrap_or(i32::MAX as u32);
@@ -285,7 +285,8 @@ mod tests {
             ..Pool::default()
         };
         let address = Listen::Unix("/run/x".into());
-        assert!(socket(&pool, Path::new("/p.conf"), "listen", &address, "/run/x").is_err());
+        let unit = socket(&pool, Path::new("/p.conf"), "listen", &address, "/run/x").unwrap();
+        assert!(!unit.contains("\nExecStartPre"), "{unit}");
         let unit = broken(Path::new("/etc/php-pool/pool.d/a\nExecStart=/bin/id\n#.conf"));
         assert!(!unit.contains("\nExecStart=/bin/id"), "{unit}");
         assert_eq!(word("a\nb"), r#""a\x0ab""#);

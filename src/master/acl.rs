@@ -17,12 +17,12 @@ const OTHER: u16 = 32;
 const READ_WRITE: u16 = 6;
 const NOBODY: u32 = u32::MAX;
 
-/// Lets users and groups (ids) read and write a file of this mode, of which `file` is a handle (O_PATH).
+/// Lets users and groups (ids) read and write a file, of which `file` is a handle (O_PATH).
 ///
 /// # Errors
 /// When the file system has no ACLs, or the file is not ours.
-pub fn grant(file: BorrowedFd, mode: u32, users: &[u32], groups: &[u32]) -> io::Result<()> {
-    let value = encode(mode, users, groups);
+pub fn grant(file: BorrowedFd, users: &[u32], groups: &[u32]) -> io::Result<()> {
+    let value = encode(rustix::fs::fstat(file)?.st_mode, users, groups);
     // No system call takes the handle itself.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::setxattr(path, "system.posix_acl_access", &value, XattrFlags::empty())?;

@@ -664,19 +664,18 @@ impl Daemon {
     fn prepare_reload(&mut self) -> Result<(Config, Vec<(Wanted, Option<AccessLog>)>), StartError> {
         let ctx = self.ctx.clone();
         let old = self.config.global.clone();
-        let config =
+        let mut config =
             start::load(&ctx.launch, &ctx.log).inspect_err(|_| ctx.log.configure(old.log_level, old.log_limit))?;
-        let mut pools = Vec::new();
-        for pool in &config.pools {
-            if let Some(before) = self.config.pools.iter().find(|before| before.name == pool.name) {
+        let mut opened = Vec::new();
+        for pool in &mut config.pools {
+            let mut before = self.pools.iter().map(|pool| &*pool.wanted.config);
+            let before = before.find(|before| before.name == pool.name);
+            if let Some(before) = before {
                 self.sockets.check_unchanged(before, pool)?;
             }
-            let access_log = start::open_pool_logs(pool, ctx.stderr.as_ref())?;
-            pools.push((
-                start::wanted(&ctx.launch, &config, pool, &mut self.sockets, &ctx.log)?,
-                access_log,
-            ));
+            opened.push(start::open_pool_logs(pool, before, ctx.stderr.as_ref(), &ctx.log)?);
         }
+        let pools = start::all_wanted(&ctx.launch, &config, opened, &mut self.sockets, &ctx.log)?;
         let replace = start::replaces_stderr(&ctx.launch, &config.global, self.config.global.daemonize);
         ctx.log
             .open(&start::log_settings(&ctx.launch, &config.global), replace)?;
@@ -712,6 +711,11 @@ impl Daemon {
         }
         let limit = config.global.process_control_timeout;
         for mut pool in before {
+            if config.pools.iter().any(|other| other.name == pool.wanted.config.name) {
+                pool.failed = Some("its socket cannot be had; it goes on as it was".to_owned());
+                self.pools.push(pool);
+                continue;
+            }
             let limit = if limit.is_zero() {
                 pool.wanted.config.stop_timeout
             } else {

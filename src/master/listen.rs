@@ -68,6 +68,13 @@ pub enum ListenError {
     Name(String, #[source] users::UserError),
 }
 
+impl ListenError {
+    /// Whether it can come of what somebody has put at a unix socket's path.
+    pub fn is_of_the_place(&self) -> bool {
+        matches!(self, Self::Bind(..) | Self::Taken(_) | Self::Owner(..) | Self::Acl(..))
+    }
+}
+
 /// What makes systemd read a pool's `listen*` lines again; clients that wait in the old socket are turned away. `restart` of
 /// both is no way: the jobs go on side by side, and systemd listens on no socket whose service runs still.
 fn systemd_commands(before: &Pool, now: &Pool) -> String {
@@ -654,8 +661,11 @@ fn handle(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Owner and group, or the ACL in their place.
-fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
+/// Owner and group of a socket that has just been bound, or the ACL in their place.
+///
+/// # Errors
+/// When a name is unknown, something else stands at the path, or it cannot be done.
+pub fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
     let (name, written) = (pool.name.clone(), path.display().to_string());
     let unknown = |error| ListenError::Name(pool.name.clone(), error);
     if !pool.listen_acl_users.is_empty() || !pool.listen_acl_groups.is_empty() {
@@ -665,7 +675,7 @@ fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
         let users = ids(&pool.listen_acl_users, users::uid).map_err(unknown)?;
         let groups = ids(&pool.listen_acl_groups, users::gid).map_err(unknown)?;
         return handle(path)
-            .and_then(|file| acl::grant(file.as_fd(), pool.listen_mode, &users, &groups))
+            .and_then(|file| acl::grant(file.as_fd(), &users, &groups))
             .map_err(|error| ListenError::Acl(name, written, error));
     }
     let (mut uid, mut gid) = (None, None);

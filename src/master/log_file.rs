@@ -41,8 +41,7 @@ enum Hands {
 /// # Errors
 /// The kernel's, or that it is no file.
 pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
-    let pool = identity.user.as_ref().filter(|(uid, ..)| *uid != 0);
-    let Some(pool) = pool.filter(|_| Uid::effective().is_root()) else {
+    let Some(pool) = tenant(identity) else {
         return appending().open(path);
     };
     match hands(path, pool)? {
@@ -63,6 +62,17 @@ pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
             }
         }
     }
+}
+
+/// Whether others than root, and whom root trusts, can change the way to a file: what is wrong with it may be their doing.
+pub fn is_in_others_hands(path: &Path, identity: &Identity) -> bool {
+    tenant(identity).is_some_and(|pool| matches!(hands(path, pool), Ok(Hands::Of(_))))
+}
+
+/// Whom root must not trust: a pool's user.
+fn tenant(identity: &Identity) -> Option<&Person> {
+    let pool = identity.user.as_ref().filter(|(uid, ..)| *uid != 0);
+    pool.filter(|_| Uid::effective().is_root())
 }
 
 /// The log of a master that opened it as root, which php-fpm does: a file of root's in a folder of somebody else's. Not where that
@@ -280,6 +290,7 @@ mod tests {
         yard.folder("lax/of-root", 0, 0, 0o777);
         yard.folder("ours", 0, 33, 0o775);
         yard.folder("syslog", 0, 4, 0o775);
+        let roots = ["root", "all/of-root", "syslog"];
         for (folder, uid) in [
             ("root", 0),
             ("pool", POOL),
@@ -291,7 +302,13 @@ mod tests {
             ("ours", POOL),
             ("syslog", 0),
         ] {
-            assert_eq!(opened(&yard.path(&format!("{folder}/log"))), Ok(uid), "{folder}");
+            let log = yard.path(&format!("{folder}/log"));
+            assert_eq!(opened(&log), Ok(uid), "{folder}");
+            assert_eq!(
+                !is_in_others_hands(&log, &identity()),
+                roots.contains(&folder),
+                "{folder}"
+            );
         }
         assert_eq!(Uid::effective().as_raw(), 0);
         fs::write(yard.path("root/still"), "root").unwrap();

@@ -48,5 +48,6 @@ mod watch;
 mod worker;
 mod zygote;
 
+pub use listen::set_access;
 pub use start::{StartError, open_logs, run};
 pub(crate) use sys::take_inherited;

@@ -31,7 +31,7 @@ use super::users::{self, UserError};
 use super::watch::{Event, Events};
 use super::{output, sys};
 use crate::cli::{Launch, LogTo};
-use crate::config::{self, Config, Global, Rlimit};
+use crate::config::{self, Config, Global, Listen, Rlimit};
 use crate::log::{LogError, Logger, Settings, errno};
 
 /// The configuration is wrong, or something that it asks for cannot be had.
@@ -69,6 +69,9 @@ pub enum StartError {
     /// A socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// A socket where others than root can put something in its place.
+    #[error(transparent)]
+    TenantsSocket(ListenError),
     /// The pid file.
     #[error(transparent)]
     PidFile(#[from] PidFileError),
@@ -216,7 +219,7 @@ fn prepare(
     let _ = nix::unistd::dup2_stdin(&null);
     let _ = nix::unistd::dup2_stdout(&null);
 
-    let config = load(&launch, log)?;
+    let mut config = load(&launch, log)?;
     let global = &config.global;
     let replace_stderr = replaces_stderr(&launch, global, global.daemonize);
     // In the background nothing of the caller's terminal or pipe may stay open.
@@ -231,8 +234,8 @@ fn prepare(
     }
     let opened: Vec<_> = config
         .pools
-        .iter()
-        .map(|pool| open_pool_logs(pool, stderr.as_ref()))
+        .iter_mut()
+        .map(|pool| open_pool_logs(pool, None, stderr.as_ref(), log))
         .collect::<Result<_, _>>()?;
     let open_files = set_limits(global)?;
     if global.daemonize {
@@ -246,11 +249,7 @@ fn prepare(
 
     let mut sockets = Sockets::default();
     sockets.adopt_all(inherited, log);
-    let pools = config.pools.iter().zip(opened).map(|(pool, access_log)| {
-        let wanted = wanted(&launch, &config, pool, &mut sockets, log)?;
-        Ok((wanted, access_log))
-    });
-    let made = pools.collect::<Result<Vec<_>, StartError>>().and_then(|pools| {
+    let made = all_wanted(&launch, &config, opened, &mut sockets, log).and_then(|pools| {
         let pid_file = global.pid.as_deref().map(PidFile::write).transpose()?;
         Ok((pools, pid_file))
     });
@@ -341,11 +340,44 @@ pub fn load(launch: &Launch, log: &Logger) -> Result<Config, StartError> {
     }
 }
 
+/// What all pools are made from, with the access logs that have been opened. Whoever has put something in the place of his
+/// socket harms no other pool: his own is left out.
+///
+/// # Errors
+/// The first of a pool that fails otherwise; or where none is left.
+pub fn all_wanted(
+    launch: &Launch,
+    config: &Config,
+    opened: Vec<Option<AccessLog>>,
+    sockets: &mut Sockets,
+    log: &Logger,
+) -> Result<Vec<(Wanted, Option<AccessLog>)>, StartError> {
+    let (mut pools, mut left_out) = (Vec::new(), Vec::new());
+    for (pool, access_log) in config.pools.iter().zip(opened) {
+        match wanted(launch, config, pool, sockets, log) {
+            Ok(wanted) => pools.push((wanted, access_log)),
+            Err(error @ StartError::TenantsSocket(_)) => left_out.push((&pool.name, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if pools.is_empty()
+        && let Some((_, error)) = left_out.pop()
+    {
+        return Err(error);
+    }
+    for (name, error) in left_out {
+        log.pool(name).error(format_args!(
+            "{error}; the other pools go on without it, until a reload"
+        ));
+    }
+    Ok(pools)
+}
+
 /// What a pool's generation is made from: its user is looked up, its socket made.
 ///
 /// # Errors
 /// The first of both that fails.
-pub fn wanted(
+fn wanted(
     launch: &Launch,
     config: &Config,
     pool: &config::Pool,
@@ -354,9 +386,21 @@ pub fn wanted(
 ) -> Result<Wanted, StartError> {
     let identity = users::resolve(pool, launch.load.allow_root_workers)
         .map_err(|error| StartError::User(pool.name.clone(), error))?;
-    let mut listeners = sockets.of_pool(pool, config.pools.len() == 1, log)?;
+    let failed = |address: &Listen, error: ListenError| match address {
+        Listen::Unix(path) if error.is_of_the_place() && log_file::is_in_others_hands(path, &identity) => {
+            StartError::TenantsSocket(error)
+        }
+        _ => StartError::Listen(error),
+    };
+    let mut listeners = sockets
+        .of_pool(pool, config.pools.len() == 1, log)
+        .map_err(|error| failed(&pool.listen_address, error))?;
     let status_listener = match &pool.pm_status_listen_address {
-        Some(address) => Some(sockets.get(address, "pm.status_listen", pool, log)?),
+        Some(address) => Some(
+            sockets
+                .get(address, "pm.status_listen", pool, log)
+                .map_err(|error| failed(address, error))?,
+        ),
         None => None,
     };
     // Whatever its name: who may look at the status may not run scripts.
@@ -376,25 +420,47 @@ pub fn wanted(
     })
 }
 
-/// Opens the access log of a pool, and looks whether its slow log can be opened.
+/// Opens the access log of a pool, and looks whether its slow log can be opened. A tenant who has put something in the place of
+/// one harms no other pool of this master: his own does without, or keeps the access log that it had `before`, and so says its
+/// configuration from then on.
 ///
 /// # Errors
-/// When one of them cannot.
-pub fn open_pool_logs(pool: &config::Pool, stderr: Option<&File>) -> Result<Option<AccessLog>, StartError> {
+/// When one of them cannot, and root alone can change the way to it.
+pub fn open_pool_logs(
+    pool: &mut config::Pool,
+    before: Option<&config::Pool>,
+    stderr: Option<&File>,
+    log: &Logger,
+) -> Result<Option<AccessLog>, StartError> {
     // A user that does not exist is said later; then root's rules hold.
     let identity = users::resolve(pool, true).unwrap_or_default();
     if let Some(path) = pool
         .slowlog
         .as_ref()
         .filter(|_| !pool.request_slowlog_timeout.is_zero())
+        && let Err(error) = log_file::open(path, &identity)
     {
-        log_file::open(path, &identity).map_err(|error| StartError::SlowLog(pool.name.clone(), path.clone(), error))?;
+        let error = StartError::SlowLog(pool.name.clone(), path.clone(), error);
+        if !log_file::is_in_others_hands(path, &identity) {
+            return Err(error);
+        }
+        log.error(error);
     }
-    let log = pool
-        .access_log
-        .as_deref()
-        .map(|path| AccessLog::open(path, &identity, stderr));
-    Ok(log.transpose()?)
+    let Some(path) = &pool.access_log else {
+        return Ok(None);
+    };
+    match AccessLog::open(path, &identity, stderr) {
+        Err(error) if log_file::is_in_others_hands(path, &identity) => {
+            pool.access_log = before.and_then(|before| before.access_log.clone());
+            let instead = match &pool.access_log {
+                Some(_) => "the one that is open stays so",
+                None => "the pool goes on without, until a reload",
+            };
+            log.pool(&pool.name).error(format_args!("{error}; {instead}"));
+            Ok(None)
+        }
+        opened => Ok(Some(opened?)),
+    }
 }
 
 /// Opens the error log and every access log and slow log of a configuration, as `-t` does too.
@@ -406,7 +472,7 @@ pub fn open_logs(config: &Config, log: &Logger) -> Result<(), StartError> {
     config
         .pools
         .iter()
-        .try_for_each(|pool| open_pool_logs(pool, None).map(drop))
+        .try_for_each(|pool| open_pool_logs(&mut pool.clone(), None, None, log).map(drop))
 }
 
 /// The master's own limits. Returns that of open files as pools are to see it.

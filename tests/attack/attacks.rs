@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::Outcome::{self, Broken, Held};
+use crate::harness::wait_for;
 use crate::site::{MASTERS_SECRET, PATIENCE, Plan, Site, VICTIMS_SECRET};
 use crate::support::fcgi::{self, KEEP_CONN, PARAMS, RESPONDER, Record, STDIN, begin, stream};
 use crate::support::server::{Kind, Version};
@@ -520,6 +521,29 @@ pub const ATTACKS: &[Attack] = &[
             }
             let text = fs::read_to_string(&victim).unwrap();
             broken_if(!text.is_empty(), "it does, as root", "the link is not followed")
+        },
+    },
+    Attack {
+        name: "log_folder",
+        tries: "keep the administrator from reloading the pools: a folder in place of the access log",
+        plan: PLAIN,
+        run: |site| {
+            let told = site.run(
+                "villain",
+                "unlink('{dir}/villain/access.log'); mkdir('{dir}/villain/access.log'); echo 'made';",
+            );
+            assert_eq!(told, "made");
+            site.signal(Signal::SIGUSR2);
+            site.wait_for_log("failed to open access log");
+            if site.kind == Kind::PhpFpm && site.says("FPM initialization failed", PATIENCE) {
+                return Broken("the reload ends it, and with it all pools".to_owned());
+            }
+            let ready = |line: &&String| line.contains("ready to handle connections");
+            wait_for("the reload", || site.log().iter().filter(ready).count() == 2);
+            well(
+                site,
+                "his pool goes on with the log that is open, the others are reloaded",
+            )
         },
     },
     Attack {

@@ -32,11 +32,13 @@ const KEPT: &[u32] = &[
 ];
 
 pub fn trials() -> Vec<Trial> {
-    let cases: [(&str, fn()); 4] = [
+    let cases: [(&str, fn()); 6] = [
         ("master::keeps_only_the_capabilities_it_needs", only_what_it_needs),
         ("master::under_systemd_keeps_none_for_sockets", none_for_sockets),
         ("master::a_reload_and_all_else_works_with_them", enough),
         ("master::what_is_refused_is_said", refused),
+        ("master::a_tenants_logs_are_his_error_alone", tenants_logs),
+        ("master::a_tenants_socket_is_his_error_alone", tenants_socket),
     ];
     let trial = |(name, case): (&str, fn())| {
         Trial::test(name, move || {
@@ -196,6 +198,91 @@ fn enough() {
         master.get("/who.php");
         !fs::read_to_string(&of_nobody).unwrap().is_empty()
     });
+}
+
+/// A folder with a tenant's folder in it, and what the configuration of his pool begins with.
+fn with_tenant() -> (Place, String) {
+    let place = Place::new();
+    fs::set_permissions(place.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(place.path("tenant")).unwrap();
+    chown(place.path("tenant"), Some(65534), Some(65534)).unwrap();
+    place.write("who.php", "<?php echo posix_getuid();");
+    let pools = format!("{POOL}[tenant]\nuser = nobody\ngroup = nogroup\npm = static\npm.max_children = 1\n");
+    (place, pools)
+}
+
+fn tenants_logs() {
+    let (place, pools) = with_tenant();
+    place.configure(&format!(
+        "{pools}listen = {{dir}}/tenant.sock\naccess.log = {{dir}}/tenant/access.log\n\
+         slowlog = {{dir}}/tenant/slow.log\nrequest_slowlog_timeout = 1m\n"
+    ));
+    let logs = ["access.log", "slow.log"].map(|name| place.path("tenant").join(name));
+    logs.iter().for_each(|log| fs::create_dir(log).unwrap());
+    let master = place.start(&["-d", "extension=posix"]);
+    let serves = |times| {
+        master.said_often("ready to handle connections", times);
+        assert_eq!(master.get("/who.php"), "33");
+        assert_eq!(master.get_on("tenant.sock", "/who.php"), "65534");
+    };
+    serves(1);
+    let said = master.said("[pool tenant] failed to open access log (");
+    assert!(
+        said.contains("/tenant/access.log): Is a directory (21); the pool goes on without"),
+        "{said}"
+    );
+    let said = master.said("[pool tenant] Unable to create or open slowlog(");
+    assert!(said.ends_with("/tenant/slow.log): Is a directory (21)"), "{said}");
+
+    logs.iter().for_each(|log| fs::remove_dir(log).unwrap());
+    master.signal(Signal::SIGUSR2);
+    serves(2);
+    let lines = |name: &str| fs::read_to_string(master.place.path(name)).unwrap().lines().count();
+    wait_for("a line", || lines("tenant/access.log") == 1);
+
+    fs::rename(&logs[0], master.place.path("tenant/old.log")).unwrap();
+    fs::create_dir(&logs[0]).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(3);
+    master.said("/tenant/access.log): Is a directory (21); the one that is open stays so");
+    wait_for("a line in the log that is open", || lines("tenant/old.log") == 2);
+}
+
+fn tenants_socket() {
+    let (place, pools) = with_tenant();
+    place.configure(&format!("{pools}listen = {{dir}}/tenant/sock\nlisten.mode = 0666\n"));
+    let socket = place.path("tenant/sock");
+    fs::create_dir(&socket).unwrap();
+    let master = place.start(&["-d", "extension=posix"]);
+    let serves = |times| {
+        master.said_often("ready to handle connections", times);
+        assert_eq!(master.get("/who.php"), "33");
+    };
+    serves(1);
+    let said = master.said("[pool tenant] unable to bind listening socket for address '");
+    assert!(
+        said.contains("/tenant/sock': Address already in use (98); the other pools go on"),
+        "{said}"
+    );
+
+    fs::remove_dir(&socket).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(2);
+    assert_eq!(master.get_on("tenant/sock", "/who.php"), "65534");
+
+    let [www, tenant] = ["www", "tenant"].map(|pool| master.zygote(pool));
+    fs::remove_file(&socket).unwrap();
+    fs::create_dir(&socket).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(3);
+    wait_for("the end of the old generation", || !lives(www));
+    assert_eq!(master.zygote("tenant"), tenant);
+
+    fs::remove_dir(&socket).unwrap();
+    master.signal(Signal::SIGUSR2);
+    serves(4);
+    assert_eq!(master.get_on("tenant/sock", "/who.php"), "65534");
+    assert_eq!(master.count("the other pools go on without it"), 2);
 }
 
 /// Each step of a pool's confinement, with what it needs taken away.

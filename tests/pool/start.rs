@@ -45,6 +45,10 @@ pub const CASES: &[Case] = &[
     ("start::sockets_are_taken_over", sockets_are_taken_over),
     ("start::a_socket_of_systemd_is_taken_over", systemd_socket),
     ("start::a_socket_is_for_those_on_its_list", acl),
+    (
+        "start::a_socket_of_systemd_is_given_to_its_list_and_nothing_in_its_place_is",
+        given_socket,
+    ),
     ("start::a_daemon_needs_no_descriptors", without_descriptors),
     ("start::a_test_says_what_php_fpm_says", test_lines),
     ("start::limits_of_global_are_everybodys", limits_of_global),
@@ -357,20 +361,62 @@ fn acl() {
         "[www]\n{user}\nlisten = {dir}/sock\nlisten.mode = 0600\nlisten.acl_users = nobody\npm = ondemand\npm.max_children = 1\n",
     );
     let master = place.serve();
-    let connects_as = |uid: u32| {
-        let path = master.place.path("sock");
-        let thread = std::thread::spawn(move || {
-            // Of this thread alone, whose capabilities over files go with it.
-            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
-            std::os::unix::net::UnixStream::connect(path)
-                .map(drop)
-                .map_err(|error| error.kind())
-        });
-        thread.join().unwrap()
+    let connects_as = |uid| connects_as(uid, &master.place.path("sock"));
+    assert_eq!(connects_as(nobody()), Ok(()));
+    assert_eq!(connects_as(nobody() - 1), Err(std::io::ErrorKind::PermissionDenied));
+}
+
+fn nobody() -> u32 {
+    nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw()
+}
+
+fn connects_as(uid: u32, path: &Path) -> Result<(), std::io::ErrorKind> {
+    let path = path.to_owned();
+    let thread = std::thread::spawn(move || {
+        // Of this thread alone, whose capabilities over files go with it.
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(uid));
+        std::os::unix::net::UnixStream::connect(path)
+            .map(drop)
+            .map_err(|error| error.kind())
+    });
+    thread.join().unwrap()
+}
+
+fn given_socket() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // what another user may do only root can try
+    }
+    let place = Place::new();
+    let (sock, other) = (place.path("sock"), place.path("other"));
+    let bound = [&sock, &other].map(|path| {
+        let socket = UnixListener::bind(path).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        socket
+    });
+    let give = |whom: &str| {
+        let mut command = Command::new(crate::harness::executable());
+        command.args(["give-socket", whom, "www"]).arg(&sock);
+        let out = command.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        if out.status.success() { Ok(()) } else { Err(said) }
     };
-    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();
-    assert_eq!(connects_as(nobody), Ok(()));
-    assert_eq!(connects_as(nobody - 1), Err(std::io::ErrorKind::PermissionDenied));
+    let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+    assert_eq!(connects_as(nobody(), &sock), Err(std::io::ErrorKind::PermissionDenied));
+    assert_eq!(give("--acl-user=nobody"), Ok(()));
+    assert_eq!((connects_as(nobody(), &sock), owner(&sock)), (Ok(()), 0));
+    assert_eq!(give("--owner=nobody"), Ok(()));
+    assert_eq!(owner(&sock), nobody());
+
+    // The folder may be somebody's who has put something else there meanwhile.
+    fs::remove_file(&sock).unwrap();
+    std::os::unix::fs::symlink(&other, &sock).unwrap();
+    for whom in ["--acl-user=nobody", "--owner=nobody"] {
+        let said = give(whom).unwrap_err();
+        assert!(said.contains("something else has taken its place"), "{said}");
+    }
+    assert_eq!(owner(&other), 0);
+    assert_eq!(connects_as(nobody(), &other), Err(std::io::ErrorKind::PermissionDenied));
+    drop(bound);
 }
 
 fn without_descriptors() {

@@ -1,7 +1,7 @@
 # Socket activation: whatever happens to master, zygote or package, who waits in the socket is served.
 
 # without: setting php-pool@.socket SocketMode=0666
-# without: setting php-pool@.socket SocketUser=root
+# without: setting php-pool@.socket ExecStartPost=
 # without: setting php-pool@.socket Backlog=5
 test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     pool sock1 "listen.mode = 0600" "listen.backlog = 77"
@@ -11,6 +11,24 @@ test_the_socket_has_owner_mode_and_queue_of_the_pool_file() {
     pool sock2
     systemctl start php-pool@sock2.socket
     equal "$(stat -c '%a' /run/php-pool/sock2.sock)" 660
+}
+
+# without: code src/master/listen.rs 's/ | OFlags::NOFOLLOW//;s/^        FileType::Socket =>/        FileType::Socket | _ =>/'
+test_who_puts_a_link_in_the_sockets_place_gets_nothing_but_a_socket_that_fails() {
+    touch /root/secret && chmod 600 /root/secret
+    mkdir -p /home/alice /etc/systemd/system/php-pool@alice.socket.d
+    # In the moment between systemd's bind and what gives the socket away.
+    printf '[Socket]\nExecStartPost=ln -sf /root/secret /home/alice/sock\n' >/etc/systemd/system/php-pool@alice.socket.d/10-link.conf
+    for line in "listen.owner = www-data" "listen.acl_users = www-data"; do
+        pool alice "listen = /home/alice/sock" "$line"
+        ! systemctl start php-pool@alice.socket || fail "a link was taken for the socket"
+        contains "$(journalctl -u php-pool@alice.socket)" "something else has taken its place"
+        equal "$(stat -c '%U %G %a' /root/secret) $(getfacl -cps /root/secret)" "root root 600 "
+    done
+    rm /etc/systemd/system/php-pool@alice.socket.d/10-link.conf
+    pool alice "listen = /home/alice/sock" "listen.mode = 0600" "listen.acl_users = www-data"
+    systemctl start php-pool@alice.socket
+    equal "$(stat -c '%U %G' /home/alice/sock) $(getfacl -cps /home/alice/sock | grep user:www-data)" "root root user:www-data:rw-"
 }
 
 # without: setting php-pool@.service ExecStart= ExecStart=/bin/false

@@ -45,8 +45,7 @@ pub static POOL: &[Row] = &[
         "listen.acl_users",
         Kind::Names,
         field!(listen_acl_users),
-        "Users that may connect to the unix socket, by an access control list; owner and group are then left alone. Under \
-         systemd it needs setfacl (Debian's package acl).",
+        "Users that may connect to the unix socket, by an access control list; owner and group are then left alone.",
     ),
     Row::new("listen.acl_groups", Kind::Names, field!(listen_acl_groups), "The same for groups."),
     Row::new(

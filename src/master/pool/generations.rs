@@ -95,6 +95,8 @@ impl Pool {
         self.wanted = wanted;
         let continued = match (&self.access_log, &access_log) {
             (Some(before), Some(now)) => before.continue_in(now),
+            // It could not be opened.
+            (Some(_), None) => self.wanted.config.access_log.is_some(),
             _ => false,
         };
         if !continued {

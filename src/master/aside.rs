@@ -3,6 +3,9 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
@@ -15,15 +18,50 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Aside {
     name: &'static str,
     thread: RefCell<Option<Sender<Work>>>,
+    /// What is not done yet.
+    left: Counter,
+}
+
+/// How many of something there are.
+#[derive(Clone, Debug, Default)]
+pub struct Counter(Arc<AtomicUsize>);
+
+impl Counter {
+    /// One more, until what this returns goes.
+    pub fn count(&self) -> Counted {
+        self.0.fetch_add(1, SeqCst);
+        Counted(self.0.clone())
+    }
+
+    /// How many.
+    pub fn get(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Aside {
     /// One whose thread bears this name.
-    pub const fn new(name: &'static str) -> Self {
+    pub fn new(name: &'static str) -> Self {
         Self {
             name,
-            thread: RefCell::new(None),
+            thread: RefCell::default(),
+            left: Counter::default(),
         }
+    }
+
+    /// Whether all is done that was given.
+    pub fn is_quiet(&self) -> bool {
+        self.left.get() == 0
     }
 
     /// Has something done, when all that was given before is done.
@@ -42,6 +80,11 @@ impl Aside {
             thread::Builder::new().name(self.name.to_owned()).spawn(body)?;
             *thread = Some(sender);
         }
+        let counted = self.left.count();
+        let work = move || {
+            work();
+            drop(counted);
+        };
         if let Some(sender) = &*thread {
             // It ends only with this.
             let _ = sender.send(Box::new(work));

@@ -341,7 +341,7 @@ impl Daemon {
                 pool.look(room);
             }
         }
-        self.removed.retain(|pool| !(pool.is_gone() && pool.is_read()));
+        self.removed.retain(|pool| !(pool.is_gone() && pool.is_quiet()));
         self.sockets.close_unused();
         if self.report_at <= now {
             self.tell_caller();
@@ -557,7 +557,7 @@ impl Daemon {
         const PATIENCE: Duration = Duration::from_secs(1);
         const LONGEST: Duration = Duration::from_secs(10);
         let begin = watch::now();
-        while !self.all().all(|pool| pool.is_read()) && watch::now() < begin + LONGEST {
+        while !self.all().all(|pool| pool.is_quiet()) && watch::now() < begin + LONGEST {
             if watch::now() >= begin + PATIENCE {
                 process::kill_below();
             }

@@ -201,12 +201,15 @@ impl Daemon {
             if self.ctx.state.get() != State::Normal {
                 return Err("the master is about to end".to_owned());
             }
-            idle &= self.ctx.events.gate().is_quiet() && self.all().all(|pool| pool.has_all_orders() && pool.is_read());
+            idle &=
+                self.ctx.events.gate().is_quiet() && self.all().all(|pool| pool.has_all_orders() && pool.is_quiet());
             quiet = if idle { quiet + 1 } else { 0 };
             if until <= watch::now() {
-                let held_up = self.all().find(|pool| !pool.is_read());
+                let held_up = self.all().find(|pool| !pool.is_quiet());
                 return Err(match held_up.map(|pool| &pool.wanted.config.name) {
-                    Some(name) => format!("[pool {name}] its processes do not let their output be read"),
+                    Some(name) => {
+                        format!("[pool {name}] its processes hold up what is done with their output or connections")
+                    }
                     None => "a zygote does not take its orders".to_owned(),
                 });
             }

@@ -10,8 +10,6 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::sync::Notify;
 
-use crate::master::aside::Aside;
+use crate::master::aside::{Aside, Counted, Counter};
 use crate::master::foreign::most_descriptors;
 use crate::master::sys;
 
@@ -41,10 +39,8 @@ pub struct Reader(Rc<Thread>);
 #[derive(Debug)]
 struct Thread {
     aside: Aside,
-    /// What it has not done yet.
-    orders: Arc<AtomicUsize>,
-    /// Those of them that close a pipe.
-    closing: Arc<AtomicUsize>,
+    /// Pipes that it is to close.
+    closing: Counter,
     most_closing: usize,
     paused: Cell<bool>,
     goes_on: Notify,
@@ -55,8 +51,7 @@ impl Default for Reader {
     fn default() -> Self {
         Self(Rc::new(Thread {
             aside: Aside::new("output"),
-            orders: Arc::default(),
-            closing: Arc::default(),
+            closing: Counter::default(),
             most_closing: MOST_CLOSING.min(most_descriptors() / 8),
             paused: Cell::new(false),
             goes_on: Notify::new(),
@@ -68,12 +63,12 @@ impl Default for Reader {
 impl Reader {
     /// Whether all is done that it was asked for.
     pub fn is_quiet(&self) -> bool {
-        self.0.orders.load(SeqCst) == 0
+        self.0.aside.is_quiet()
     }
 
     /// Whether further pipes could not be closed.
     pub fn is_full(&self) -> bool {
-        self.0.closing.load(SeqCst) >= self.0.most_closing
+        self.0.closing.get() >= self.0.most_closing
     }
 
     /// Reads nothing, but what [`Pipe::read_until`] reads; or goes on.
@@ -89,9 +84,8 @@ impl Reader {
     }
 
     /// To be kept by whoever keeps pipes of a process that has ended.
-    pub fn closes_late(&self) -> CountedOff {
-        self.0.closing.fetch_add(1, SeqCst);
-        CountedOff(self.0.closing.clone())
+    pub fn closes_late(&self) -> Counted {
+        self.0.closing.count()
     }
 
     /// Does what may wait for the thread, until the moment that it is told: as long as the pool has not used up its part of the loop's time.
@@ -103,32 +97,13 @@ impl Reader {
         result
     }
 
-    fn run(&self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        self.0.orders.fetch_add(1, SeqCst);
-        let done = CountedOff(self.0.orders.clone());
-        self.0.aside.run(move || {
-            work();
-            drop(done);
-        })
-    }
-
     fn close(&self, pipe: Arc<PipeReader>) {
         let closed = self.closes_late();
         // Without memory for a thread this one has to wait, if there is anything to wait for.
-        let _ = self.run(move || {
+        let _ = self.0.aside.run(move || {
             drop(pipe);
             drop(closed);
         });
-    }
-}
-
-/// One less, when this goes.
-#[derive(Debug)]
-pub struct CountedOff(Arc<AtomicUsize>);
-
-impl Drop for CountedOff {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -274,7 +249,7 @@ impl Pipe {
             return;
         }
         let (pipe, result) = (self.pipe().get_ref().clone(), self.result.clone());
-        let asked = self.reader.run(move || {
+        let asked = self.reader.0.aside.run(move || {
             let chunk = read(&pipe);
             drop(pipe);
             result.put(chunk);

@@ -57,9 +57,9 @@ impl Pool {
         self.generations().all(|generation| generation.has_all_orders())
     }
 
-    /// Whether nothing of what its processes print is being read: an exec, and the end, would wait for it.
-    pub fn is_read(&self) -> bool {
-        self.queue.reader().is_quiet()
+    /// Whether nothing is being done that its processes can hold up: an exec, and the end, would wait for it.
+    pub fn is_quiet(&self) -> bool {
+        self.queue.reader().is_quiet() && self.queue.is_quiet()
     }
 
     /// Reads no more of it, or goes on.

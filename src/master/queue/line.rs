@@ -6,19 +6,19 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::accept::Batch;
-use super::{Connection, Held, Shared};
+use super::{Connection, Held, Others, Shared};
 use crate::config::{Network, Pool, or_never};
 use crate::control::Handover;
 use crate::fastcgi::{Event, Input, ProtocolStatus};
@@ -166,7 +166,7 @@ async fn take(shared: Rc<Shared>, listener: Arc<OwnedFd>, places: Vec<Option<Own
         let connection = shared.closer.take(connection);
         match peer.filter(|peer| !rules.allow(*peer)) {
             Some(peer) => sent_away.push(peer),
-            None => shared.hold(Handover::default(), connection, until, place),
+            None => shared.hold(Handover::default(), connection, until, place, Others::Nobody),
         }
     }
     Taken { sent_away, end }
@@ -240,14 +240,13 @@ async fn wish(fd: &AsyncFd<Connection>, rules: &Rules) -> Wish {
             return Wish::Nothing;
         };
         // Nothing of it is kept while more is awaited.
-        let mut bytes = vec![0; LOOK];
-        match recv(fd.as_raw_fd(), &mut bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-            Ok(0) => return Wish::Nothing,
-            Ok(count) if count == seen && ready.ready().is_read_closed() => return Wish::Nothing,
-            Ok(count) if count == seen => ready.clear_ready(),
-            Ok(count) => match judge(&handover.borrow(), &bytes[..count], rules) {
-                Wish::Unsaid if count == LOOK => return Wish::Other,
-                Wish::Unsaid => seen = count,
+        match receive_some(fd, LOOK, MsgFlags::MSG_PEEK).await {
+            Ok(bytes) if bytes.is_empty() => return Wish::Nothing,
+            Ok(bytes) if bytes.len() == seen && ready.ready().is_read_closed() => return Wish::Nothing,
+            Ok(bytes) if bytes.len() == seen => ready.clear_ready(),
+            Ok(bytes) => match judge(&handover.borrow(), &bytes, rules) {
+                Wish::Unsaid if bytes.len() == LOOK => return Wish::Other,
+                Wish::Unsaid => seen = bytes.len(),
                 said => return said,
             },
             Err(Errno::EAGAIN) => ready.clear_ready(),
@@ -321,12 +320,13 @@ async fn exchange(fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Option<Hand
     };
     let mut out = Vec::new();
     append_reply(&mut out, begin.id, &text, status);
-    send_all(fd, &out).await?;
+    send_all(fd, out).await?;
     input.finish();
     // Who is one too many is not kept, either.
     let kept = begin.keep && page.is_some();
     if !kept {
-        rustix::net::shutdown(fd.get_ref(), rustix::net::Shutdown::Write).ok()?;
+        let end = |fd: BorrowedFd| shutdown(fd.as_raw_fd(), Shutdown::Write);
+        fd.get_ref().0.act(end).await.ok()?;
     }
     // Closing before the rest of the request has come would reset what is on its way.
     while !input.is_drained() {
@@ -353,11 +353,10 @@ async fn exchange(fd: &AsyncFd<Connection>, page: Option<&Rules>) -> Option<Hand
 async fn read_more(fd: &AsyncFd<Connection>, bytes: &mut Vec<u8>) -> Option<()> {
     loop {
         let mut ready = fd.readable().await.ok()?;
-        let mut buffer = [0; 4096];
-        match recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) => return None,
-            Ok(count) => {
-                bytes.extend_from_slice(&buffer[..count]);
+        match receive_some(fd, 4096, MsgFlags::empty()).await {
+            Ok(more) if more.is_empty() => return None,
+            Ok(more) => {
+                bytes.extend_from_slice(&more);
                 return Some(());
             }
             Err(Errno::EAGAIN) => ready.clear_ready(),
@@ -367,11 +366,27 @@ async fn read_more(fd: &AsyncFd<Connection>, bytes: &mut Vec<u8>) -> Option<()> 
     }
 }
 
-async fn send_all(fd: &AsyncFd<Connection>, mut bytes: &[u8]) -> Option<()> {
-    while !bytes.is_empty() {
+async fn receive_some(fd: &AsyncFd<Connection>, most: usize, flags: MsgFlags) -> Result<Vec<u8>, Errno> {
+    let receive = move |fd: BorrowedFd| {
+        let mut bytes = vec![0; most];
+        let count = recv(fd.as_raw_fd(), &mut bytes, flags | MsgFlags::MSG_DONTWAIT)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    };
+    fd.get_ref().0.act(receive).await
+}
+
+async fn send_all(fd: &AsyncFd<Connection>, bytes: Vec<u8>) -> Option<()> {
+    let (bytes, mut sent) = (Arc::new(bytes), 0);
+    while sent < bytes.len() {
         let mut ready = fd.writable().await.ok()?;
-        match send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
-            Ok(count) => bytes = &bytes[count..],
+        let left = bytes.clone();
+        let some = move |fd: BorrowedFd| {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            send(fd.as_raw_fd(), &left[sent..], flags)
+        };
+        match fd.get_ref().0.act(some).await {
+            Ok(count) => sent += count,
             Err(Errno::EAGAIN) => ready.clear_ready(),
             Err(Errno::EINTR) => {}
             Err(_) => return None,

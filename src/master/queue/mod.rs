@@ -18,10 +18,11 @@ use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::accept::Acceptor;
 use self::line::{MOST_TAKEN, Next, Rules};
+use super::aside::Aside;
 use super::context::Context;
 use super::foreign::{Closer, Foreign, most_descriptors};
 use super::listen::Listener;
@@ -66,6 +67,8 @@ pub struct Shared {
     closer: Closer,
     reader: Reader,
     acceptor: Acceptor,
+    /// What is done with sockets that a worker has, too.
+    sockets: Rc<Aside>,
     door: mpsc::Sender<Rc<Held>>,
     workers: Rc<Channel<Handover, Handover>>,
     /// Connections, until they are in the queue.
@@ -82,6 +85,8 @@ pub struct Shared {
     open: Cell<bool>,
     /// Requests that were refused.
     refused: Cell<u64>,
+    /// It is being looked who has waited for too long.
+    expiring: Cell<bool>,
     /// For those that were taken from the listener.
     places: Arc<Semaphore>,
     /// How many descriptors the master may have.
@@ -90,12 +95,22 @@ pub struct Shared {
     queues: Rc<()>,
 }
 
+/// Whether anybody else has a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    Nobody,
+    /// A worker had it, and may have kept it.
+    Perhaps,
+}
+
 /// A connection that is held.
 #[derive(Debug)]
 pub struct Held {
     number: u64,
     handover: RefCell<Handover>,
     fd: Foreign,
+    /// For what a worker that has it, too, can hold up. None: nobody else has it.
+    aside: Option<Rc<Aside>>,
     /// It may be silent until then; None is for ever.
     until: Cell<Option<Duration>>,
     /// A worker has it.
@@ -103,6 +118,24 @@ pub struct Held {
 }
 
 impl Held {
+    /// Does something with the connection. Who has it, too, can keep its lock for as long as he likes, and whoever wants anything of it waits
+    /// then, also where it is said that he must not.
+    async fn act<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(BorrowedFd<'_>) -> Result<T, Errno> + Send + 'static,
+    ) -> Result<T, Errno> {
+        let Some(aside) = &self.aside else {
+            return act(self.fd.as_fd());
+        };
+        let fd = self.fd.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+        let (send, result) = oneshot::channel();
+        let work = move || {
+            let _ = send.send(act(fd.as_fd()));
+        };
+        aside.run(work).map_err(|_| Errno::ENOMEM)?;
+        result.await.unwrap_or(Err(Errno::EIO))
+    }
+
     /// Its request waits from now on, if it did not before.
     fn begin_to_wait(&self) {
         let mut handover = self.handover.borrow_mut();
@@ -156,6 +189,8 @@ impl Queue {
             closer: Closer::default(),
             reader: Reader::default(),
             acceptor: Acceptor::default(),
+            sockets: Rc::new(Aside::new("sockets")),
+            expiring: Cell::new(false),
             door,
             workers: workers.clone(),
             held: RefCell::default(),
@@ -224,7 +259,7 @@ impl Queue {
         queue.shared.refused.set(refused);
         for (handover, fd, until) in held {
             let fd = queue.shared.closer.take(fds.take(fd)?);
-            queue.shared.hold(handover, fd, until, None);
+            queue.shared.hold(handover, fd, until, None, Others::Perhaps);
         }
         Ok(queue)
     }
@@ -278,7 +313,7 @@ impl Queue {
         if fd.is_connection() {
             handover.queued = 0;
             let until = limit.map(|limit| watch::now() + limit);
-            self.shared.hold(handover, fd, until, None);
+            self.shared.hold(handover, fd, until, None, Others::Perhaps);
         }
     }
 
@@ -316,33 +351,66 @@ impl Queue {
     pub fn expire(&self, now: Duration) -> Option<Duration> {
         let shared = &self.shared;
         let patience = shared.rules().patience?;
-        loop {
-            shared.waiting();
-            let (_, since) = *shared.sent.borrow().front()?;
-            if since + patience > now {
-                return Some(since + patience);
-            }
-            // Whoever is first in the queue, if a worker is not quicker.
-            let Received { message, fds } = self.workers.receive(false).ok()?;
-            let Some(fd) = fds.into_iter().next() else { continue };
-            let (since, fd) = (Duration::from_nanos(message.queued), shared.closer.take(fd));
-            if since + patience > now {
-                // A worker was: this is the one behind. It loses its place, but not its time.
-                shared.hold(message, fd, None, None);
-            } else if let Some(held) = shared.note(message, fd, None) {
-                let shared = shared.clone();
-                tokio::task::spawn_local(async move {
-                    line::refuse(&shared, &held).await;
-                    shared.release(&held);
-                });
-            }
+        shared.waiting();
+        let (_, since) = *shared.sent.borrow().front()?;
+        if since + patience > now {
+            return Some(since + patience);
         }
+        if !shared.expiring.replace(true) {
+            let shared = shared.clone();
+            tokio::task::spawn_local(async move {
+                while shared.refuse_the_first(patience).await {}
+                shared.expiring.set(false);
+            });
+        }
+        Some(now + TRY_AGAIN)
+    }
+
+    /// Whether nothing is being done with a socket that a worker can hold up: an exec, and the end, would wait for it.
+    pub fn is_quiet(&self) -> bool {
+        self.shared.sockets.is_quiet()
     }
 }
 
 impl Shared {
     fn rules(&self) -> Rc<Rules> {
         self.rules.borrow().clone()
+    }
+
+    /// Takes whoever is first in the queue out of it, if a worker is not quicker, and tells him that he has waited for too long. False: nobody
+    /// has, or is there.
+    async fn refuse_the_first(self: &Rc<Self>, patience: Duration) -> bool {
+        let late = |since: Duration| since + patience <= watch::now();
+        self.waiting();
+        if !self.sent.borrow().front().is_some_and(|(_, since)| late(*since)) {
+            return false;
+        }
+        let Ok(queue) = self.workers.as_fd().try_clone_to_owned() else {
+            return false;
+        };
+        let (send, received) = oneshot::channel();
+        let work = move || {
+            let _ = send.send(Channel::<Handover, Handover>::from(queue).receive(false));
+        };
+        if self.sockets.run(work).is_err() {
+            return false;
+        }
+        let Ok(Ok(Received { message, fds })) = received.await else {
+            return false;
+        };
+        let Some(fd) = fds.into_iter().next() else { return true };
+        let (since, fd) = (Duration::from_nanos(message.queued), self.closer.take(fd));
+        if !late(since) {
+            // A worker was: this is the one behind. It loses its place, but not its time.
+            self.hold(message, fd, None, None, Others::Perhaps);
+        } else if let Some(held) = self.note(message, fd, None, Others::Perhaps) {
+            let shared = self.clone();
+            tokio::task::spawn_local(async move {
+                line::refuse(&shared, &held).await;
+                shared.release(&held);
+            });
+        }
+        true
     }
 
     /// How many pools there are.
@@ -381,8 +449,9 @@ impl Shared {
         fd: Foreign,
         until: Option<Duration>,
         place: Option<OwnedSemaphorePermit>,
+        others: Others,
     ) {
-        let Some(held) = self.note(handover, fd, until) else {
+        let Some(held) = self.note(handover, fd, until, others) else {
             return;
         };
         let shared = self.clone();
@@ -421,7 +490,7 @@ impl Shared {
     }
 
     /// None when there is no room.
-    fn note(&self, handover: Handover, fd: Foreign, until: Option<Duration>) -> Option<Rc<Held>> {
+    fn note(&self, handover: Handover, fd: Foreign, until: Option<Duration>, others: Others) -> Option<Rc<Held>> {
         let mut all = self.held.borrow_mut();
         let bytes = self.held_bytes.get() + handover.bytes.len();
         let most = most_kept(fd.as_raw_fd(), self.descriptors, self.pools());
@@ -434,6 +503,7 @@ impl Shared {
             number,
             handover: RefCell::new(handover),
             fd,
+            aside: (others == Others::Perhaps).then(|| self.sockets.clone()),
             until: Cell::new(until),
             gone: Cell::new(false),
         });
@@ -497,21 +567,20 @@ async fn until_it_speaks(held: &Rc<Held>) -> bool {
     let Ok(registered) = sys::register(Connection(held.clone()), Interest::READABLE) else {
         return false;
     };
-    let spoke = tokio::select! {
+    let closed = tokio::select! {
         biased;
-        ready = registered.readable() => ready.is_ok(),
-        () = watch::until_some(held.until.get()) => false,
+        ready = registered.readable() => ready.map(|ready| ready.ready().is_read_closed()),
+        () = watch::until_some(held.until.get()) => return false,
     };
-    if !spoke {
-        return false;
+    match closed {
+        Ok(false) => true,
+        // A web server that closes an idle connection must wake no worker.
+        Ok(true) => {
+            let peek = |fd: BorrowedFd| recv(fd.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+            matches!(held.act(peek).await, Ok(1..) | Err(Errno::EAGAIN))
+        }
+        Err(_) => false,
     }
-    // A web server that closes an idle connection must wake no worker.
-    let peeked = recv(
-        held.fd.as_raw_fd(),
-        &mut [0],
-        MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
-    );
-    matches!(peeked, Ok(1..) | Err(Errno::EAGAIN))
 }
 
 /// What the event loop knows a held connection by.
@@ -573,7 +642,26 @@ async fn send_all(channel: Registered<Handover, Handover>, mut queue: mpsc::Rece
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_a_worker_may_have_too_is_touched_by_a_thread_alone() {
+        let held = |aside| Held {
+            number: 0,
+            handover: RefCell::default(),
+            fd: Closer::default().take(UnixStream::pair().unwrap().0.into()),
+            aside,
+            until: Cell::default(),
+            gone: Cell::default(),
+        };
+        let here = thread::current().id();
+        let toucher = |_: BorrowedFd<'_>| Ok(thread::current().id());
+        assert_eq!(held(None).act(toucher).await, Ok(here));
+        assert_ne!(held(Some(Rc::new(Aside::new("sockets")))).act(toucher).await, Ok(here));
+    }
 
     #[test]
     fn nobody_takes_the_descriptors_that_another_pools_clients_need() {

@@ -18,6 +18,7 @@ use super::cgroup::Cgroup;
 use super::context::{Context, State};
 use super::desk::{Desk, Mailbox};
 use super::listen::Sockets;
+use super::log_file;
 use super::pid_file::PidFile;
 use super::pool::{Pool, Wanted};
 use super::process;
@@ -617,7 +618,10 @@ impl Daemon {
             match log.reopen(&identity, ctx.stderr.as_ref()) {
                 Ok(()) => opened = opened.or(Some(true)),
                 Err(error) => {
-                    ctx.log.error(error);
+                    let path = pool.wanted.config.access_log.as_deref();
+                    let whose = path.and_then(|path| log_file::in_whose_hands(path, &identity));
+                    let whose = whose.map(|whose| format!("; {whose}")).unwrap_or_default();
+                    ctx.log.error(format_args!("{error}{whose}"));
                     opened = Some(false);
                 }
             }

@@ -31,8 +31,8 @@ enum Hands {
     Root,
     /// A group that the pool is not in, `syslog` for instance. The path has no links left in it.
     Trusted(PathBuf),
-    /// This user, who opens it then.
-    Of(Person),
+    /// This user, who opens it then: he can change what this folder has.
+    Of(Person, PathBuf),
 }
 
 /// Opens a log for appending, 0600: as root where nobody but root can change the way to it, else as whoever can, without
@@ -51,7 +51,7 @@ pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
             let mode = Mode::from_raw_mode(0o600);
             plain(openat2(CWD, &path, flags, mode, ResolveFlags::NO_SYMLINKS)?.into())
         }
-        Hands::Of(person) => {
+        Hands::Of(person, _) => {
             // A pipe without a reader must not hold up the master.
             let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
             match acting_as(&person, || appending().custom_flags(flags).open(path)) {
@@ -64,9 +64,19 @@ pub fn open(path: &Path, identity: &Identity) -> io::Result<File> {
     }
 }
 
-/// Whether others than root, and whom root trusts, can change the way to a file: what is wrong with it may be their doing.
-pub fn is_in_others_hands(path: &Path, identity: &Identity) -> bool {
-    tenant(identity).is_some_and(|pool| matches!(hands(path, pool), Ok(Hands::Of(_))))
+/// Who else than root, and whom root trusts, can change the way to a file, in words: what is wrong with it may be his doing.
+pub fn in_whose_hands(path: &Path, identity: &Identity) -> Option<String> {
+    match hands(path, tenant(identity)?) {
+        Ok(Hands::Of((uid, ..), folder)) => {
+            let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+            let name = name.unwrap_or_else(|| uid.to_string());
+            let folder = folder.display();
+            Some(format!(
+                "{name} can change what is in {folder}, so it takes {name}'s rights"
+            ))
+        }
+        _ => None,
+    }
 }
 
 /// Whom root must not trust: a pool's user.
@@ -148,7 +158,7 @@ fn hands(path: &Path, pool: &Person) -> io::Result<Hands> {
         match hands_on(&at, &folder, pool) {
             Hands::Root => {}
             Hands::Trusted(_) => trusted = true,
-            Hands::Of(_) if keeps(&folder, &at, &way) => {}
+            Hands::Of(..) if keeps(&folder, &at, &way) => {}
             person => return Ok(person),
         }
         let Some(name) = way.pop_front() else {
@@ -202,12 +212,12 @@ fn hands_on(path: &Path, folder: &Metadata, pool: &Person) -> Hands {
     let others = folder.mode() & 0o002 != 0;
     let group = folder.mode() & 0o020 != 0;
     if folder.uid() != 0 {
-        return Hands::Of(owner(folder.uid(), pool));
+        return Hands::Of(owner(folder.uid(), pool), path.to_owned());
     }
     // The group's bits are also those of an access list.
     let listed = group && rustix::fs::getxattr(path, "system.posix_acl_access", &mut [0u8; 0][..]).is_ok();
     if others || listed || (group && pool.2.contains(&folder.gid())) {
-        return Hands::Of(pool.clone());
+        return Hands::Of(pool.clone(), path.to_owned());
     }
     if group && folder.gid() != 0 {
         return Hands::Trusted(path.to_owned());
@@ -305,7 +315,7 @@ mod tests {
             let log = yard.path(&format!("{folder}/log"));
             assert_eq!(opened(&log), Ok(uid), "{folder}");
             assert_eq!(
-                !is_in_others_hands(&log, &identity()),
+                in_whose_hands(&log, &identity()).is_none(),
                 roots.contains(&folder),
                 "{folder}"
             );

@@ -387,7 +387,7 @@ fn wanted(
     let identity = users::resolve(pool, launch.load.allow_root_workers)
         .map_err(|error| StartError::User(pool.name.clone(), error))?;
     let failed = |address: &Listen, error: ListenError| match address {
-        Listen::Unix(path) if error.is_of_the_place() && log_file::is_in_others_hands(path, &identity) => {
+        Listen::Unix(path) if error.is_of_the_place() && log_file::in_whose_hands(path, &identity).is_some() => {
             StartError::TenantsSocket(error)
         }
         _ => StartError::Listen(error),
@@ -441,26 +441,28 @@ pub fn open_pool_logs(
         && let Err(error) = log_file::open(path, &identity)
     {
         let error = StartError::SlowLog(pool.name.clone(), path.clone(), error);
-        if !log_file::is_in_others_hands(path, &identity) {
+        let Some(whose) = log_file::in_whose_hands(path, &identity) else {
             return Err(error);
-        }
-        log.error(error);
+        };
+        log.error(format_args!("{error}; {whose}"));
     }
     let Some(path) = &pool.access_log else {
         return Ok(None);
     };
-    match AccessLog::open(path, &identity, stderr) {
-        Err(error) if log_file::is_in_others_hands(path, &identity) => {
-            pool.access_log = before.and_then(|before| before.access_log.clone());
-            let instead = match &pool.access_log {
-                Some(_) => "the one that is open stays so",
-                None => "the pool goes on without, until a reload",
-            };
-            log.pool(&pool.name).error(format_args!("{error}; {instead}"));
-            Ok(None)
-        }
-        opened => Ok(Some(opened?)),
-    }
+    let error = match AccessLog::open(path, &identity, stderr) {
+        Ok(opened) => return Ok(Some(opened)),
+        Err(error) => error,
+    };
+    let Some(whose) = log_file::in_whose_hands(path, &identity) else {
+        return Err(error.into());
+    };
+    pool.access_log = before.and_then(|before| before.access_log.clone());
+    let instead = match &pool.access_log {
+        Some(_) => "the one that is open stays so",
+        None => "the pool goes on without, until a reload",
+    };
+    log.pool(&pool.name).error(format_args!("{error}; {whose}; {instead}"));
+    Ok(None)
 }
 
 /// Opens the error log and every access log and slow log of a configuration, as `-t` does too.

@@ -72,7 +72,7 @@ pub fn in_whose_hands(path: &Path, identity: &Identity) -> Option<String> {
             let name = name.unwrap_or_else(|| uid.to_string());
             let folder = folder.display();
             Some(format!(
-                "{name} can change what is in {folder}, so it takes {name}'s rights"
+                "user {name} can change what is in {folder}, so it takes that user's rights"
             ))
         }
         _ => None,

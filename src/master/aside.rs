@@ -1,25 +1,74 @@
 //! Work that a pool's processes can hold up, on a thread of the pool's own: the loop is everybody's.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 
+/// A thread without work ends after so long: a machine may have thousands of pools that have nothing to do.
+const IDLE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 10_000 });
+
 type Work = Box<dyn FnOnce() + Send>;
 
-/// The thread. It begins with its first work, and ends when this is gone and all is done.
+/// The thread. It is there while it has work, and some time longer.
 #[derive(Debug)]
 pub struct Aside {
     name: &'static str,
-    thread: RefCell<Option<Sender<Work>>>,
+    queue: Arc<Queue>,
     /// What is not done yet.
     left: Counter,
+}
+
+#[derive(Default)]
+struct Queue {
+    all: Mutex<All>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct All {
+    works: VecDeque<Work>,
+    /// There is a thread, which will look again.
+    runs: bool,
+    /// No more will come.
+    over: bool,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work_off(&self) {
+        let mut all = self.all();
+        loop {
+            let waits = |all: &mut All| all.works.is_empty() && !all.over;
+            all = self
+                .more
+                .wait_timeout_while(all, IDLE, waits)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            let Some(work) = all.works.pop_front() else {
+                all.runs = false;
+                return;
+            };
+            drop(all);
+            work();
+            all = self.all();
+        }
+    }
 }
 
 /// How many of something there are.
@@ -54,7 +103,7 @@ impl Aside {
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
-            thread: RefCell::default(),
+            queue: Arc::default(),
             left: Counter::default(),
         }
     }
@@ -69,26 +118,54 @@ impl Aside {
     /// # Errors
     /// When there is no memory for a thread; the work is dropped then, here.
     pub fn run(&self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let mut thread = self.thread.borrow_mut();
-        if thread.is_none() {
-            let (sender, all) = channel::<Work>();
+        let mut all = self.queue.all();
+        if !all.runs {
+            let queue = self.queue.clone();
             let body = move || {
                 // They are the loop's, which an exec must not lose.
                 let _ = SigSet::all().thread_block();
-                all.into_iter().for_each(|work| work());
+                queue.work_off();
             };
             thread::Builder::new().name(self.name.to_owned()).spawn(body)?;
-            *thread = Some(sender);
+            all.runs = true;
         }
         let counted = self.left.count();
-        let work = move || {
+        all.works.push_back(Box::new(move || {
             work();
             drop(counted);
-        };
-        if let Some(sender) = &*thread {
-            // It ends only with this.
-            let _ = sender.send(Box::new(work));
-        }
+        }));
+        self.queue.more.notify_one();
         Ok(())
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        self.queue.all().over = true;
+        self.queue.more.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_done_in_its_order_however_often_the_thread_has_ended() {
+        let aside = Aside::new("test");
+        let done = Arc::new(Mutex::new(Vec::new()));
+        for number in 0..300 {
+            let done = done.clone();
+            aside.run(move || done.lock().unwrap().push(number)).unwrap();
+            if number % 10 == 0 {
+                while aside.queue.all().runs {
+                    thread::yield_now();
+                }
+            }
+        }
+        while !aside.is_quiet() {
+            thread::yield_now();
+        }
+        assert!(done.lock().unwrap().iter().copied().eq(0..300));
     }
 }

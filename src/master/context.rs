@@ -10,6 +10,7 @@ use super::backlog::Diag;
 use super::cgroup::Cgroup;
 use super::desk::Mailbox;
 use super::herald::Herald;
+use super::output::Patience;
 use super::upgrade::Program;
 use super::watch::Events;
 use crate::api::{Answer, Happened};
@@ -50,6 +51,8 @@ pub struct Context {
     pub open_files: rustix::process::Rlimit,
     /// Each pool's queue has it: so many share what descriptors there are.
     pub queues: Rc<()>,
+    /// How long the loop may wait for what pools print.
+    pub patience: Rc<RefCell<Patience>>,
     /// The control groups; None where there are none.
     pub cgroup: Option<Rc<Cgroup>>,
     /// The bus service, which wants to know it too.
@@ -81,6 +84,7 @@ impl Context {
             state: Cell::new(State::Normal),
             open_files,
             queues: Rc::default(),
+            patience: Rc::default(),
             cgroup,
             watchers: RefCell::default(),
             next: Cell::new(1),

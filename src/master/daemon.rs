@@ -269,6 +269,7 @@ impl Daemon {
             .chain(self.systemd.wake())
             .chain(self.report.as_ref().map(|_| self.report_at))
             .chain(self.reap_more.then_some(Duration::ZERO))
+            .chain(self.kill_at)
             .min();
         let flush = (!self.ctx.log.flush()).then(|| watch::now() + Duration::from_millis(100));
         let wake = wake.into_iter().chain(flush).min();

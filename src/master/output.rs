@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::reader::Reader;
 use self::reader::{AT_ONCE, Chunk, End, Late, Pipe};
+pub use self::reader::{Patience, Reader};
 use super::saved::{Kept, Restorer, Saver};
 use super::watch::Watch;
 use super::worker::fields_of;
@@ -333,7 +333,7 @@ mod tests {
         locally(async {
             let folder = tempfile::tempdir().unwrap();
             let (log, text) = log_in(&folder);
-            let reader = Reader::default();
+            let reader = Reader::new(&Rc::default());
             let (pipes, out, err) = pipes(&reader).unwrap();
             let output = Output::start(pipes, &reader, &log, speaker(None), true);
             print(&out, "the first\n");
@@ -376,7 +376,13 @@ mod tests {
             // It has said more than it may.
             assert!(!log.hears("www", usize::MAX));
             let slot = Some((board, 0));
-            let output = Output::start(Pipes::default(), &Reader::default(), &log, speaker(slot), true);
+            let output = Output::start(
+                Pipes::default(),
+                &Reader::new(&Rc::default()),
+                &log,
+                speaker(slot),
+                true,
+            );
             let bytes = b"x\n".repeat(LINES);
             let lines = Instant::now();
             output.shared.take(Stream::Stderr, &Chunk { bytes, end: End::Full });

@@ -632,7 +632,7 @@ impl Loop {
                     }
                     (answered, between) = (true, Between::default());
                     // Who says everything at once has a turn as everybody has.
-                    if (1..=QUEUE_BYTES / 2).contains(&conn.pending()) && self.has_had_its_turn(&mut turn) {
+                    if conn.has_unread() && conn.pending() <= QUEUE_BYTES / 2 && self.has_had_its_turn(&mut turn) {
                         match self.worker.hand_over(conn, false) {
                             Some(back) => conn = back,
                             None => return,

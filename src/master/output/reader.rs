@@ -28,7 +28,7 @@ pub const AT_ONCE: usize = 16 << 10;
 /// Most pipes that wait to be closed. At more the processes that are made get none. At most an eighth of what this process may have.
 const MOST_CLOSING: usize = 256;
 
-/// The loop waits for the output of one pool for the tenth part of its time, and so long at once.
+/// The loop waits for the output of one pool, and of all together, for the tenth part of its time, and so long at once.
 const PART: u32 = 10;
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -45,22 +45,24 @@ struct Thread {
     paused: Cell<bool>,
     goes_on: Notify,
     patience: RefCell<Patience>,
+    /// With all pools.
+    common: Rc<RefCell<Patience>>,
 }
 
-impl Default for Reader {
-    fn default() -> Self {
+impl Reader {
+    /// Of one pool; all pools have `common`.
+    pub fn new(common: &Rc<RefCell<Patience>>) -> Self {
         Self(Rc::new(Thread {
             aside: Aside::new("output"),
             closing: Counter::default(),
             most_closing: MOST_CLOSING.min(most_descriptors() / 8),
             paused: Cell::new(false),
             goes_on: Notify::new(),
-            patience: RefCell::new(Patience::new(Instant::now())),
+            patience: RefCell::default(),
+            common: common.clone(),
         }))
     }
-}
 
-impl Reader {
     /// Whether all is done that it was asked for.
     pub fn is_quiet(&self) -> bool {
         self.0.aside.is_quiet()
@@ -90,10 +92,11 @@ impl Reader {
 
     /// Does what may wait for the thread, until the moment that it is told: as long as the pool has not used up its part of the loop's time.
     pub fn patiently<T>(&self, act: impl FnOnce(Instant) -> T) -> T {
-        let begin = Instant::now();
-        let left = self.0.patience.borrow_mut().left(begin);
-        let result = act(begin + left);
-        self.0.patience.borrow_mut().spend(begin.elapsed());
+        let (begin, both) = (Instant::now(), [&self.0.patience, &*self.0.common]);
+        let left = both.map(|patience| patience.borrow_mut().left(begin));
+        let result = act(begin + left[0].min(left[1]));
+        both.iter()
+            .for_each(|patience| patience.borrow_mut().spend(begin.elapsed()));
         result
     }
 
@@ -107,21 +110,23 @@ impl Reader {
     }
 }
 
-/// How long the loop may wait for a pool. Pure: the time is an argument.
+/// How long the loop may wait for a pool, or for all of them. Pure: the time is an argument.
 #[derive(Debug)]
-struct Patience {
+pub struct Patience {
     left: Duration,
     filled: Instant,
 }
 
-impl Patience {
-    fn new(now: Instant) -> Self {
+impl Default for Patience {
+    fn default() -> Self {
         Self {
             left: LONGEST,
-            filled: now,
+            filled: Instant::now(),
         }
     }
+}
 
+impl Patience {
     fn left(&mut self, now: Instant) -> Duration {
         let more = now.saturating_duration_since(self.filled) / PART;
         (self.left, self.filled) = ((self.left + more).min(LONGEST), now);
@@ -202,8 +207,10 @@ impl Pipe {
     /// Reads when something is there. None: see [`Self::fetch`].
     pub async fn read(&self) -> Option<Chunk> {
         let mut ready = self.readable().await;
+        // What was begun before this readiness was known says nothing of it.
+        let fresh = !self.under_way.get();
         let chunk = self.fetch().await?;
-        if chunk.end == End::Empty {
+        if fresh && chunk.end == End::Empty {
             ready.clear_ready();
         }
         Some(chunk)
@@ -211,8 +218,11 @@ impl Pipe {
 
     /// Reads what is there. None: [`Self::read_until`] was quicker.
     pub async fn fetch(&self) -> Option<Chunk> {
-        self.reader.goes_on().await;
-        self.ask();
+        // What has been read already is to be taken.
+        if !self.under_way.get() {
+            self.reader.goes_on().await;
+            self.ask();
+        }
         self.result.told.notified().await;
         self.take()
     }
@@ -359,7 +369,7 @@ pub mod tests {
     #[test]
     fn nobody_waits_for_a_pipe_whose_lock_is_kept() {
         locally(async {
-            let reader = Reader::default();
+            let reader = Reader::new(&Rc::default());
             let (pipe, theirs) = pipe(&reader);
             print(&theirs, "first");
             let silent = hold(&theirs);
@@ -372,7 +382,7 @@ pub mod tests {
             }
             assert!(!reader.is_quiet());
             // Another pool's is read meanwhile.
-            let (other, others) = self::pipe(&Reader::default());
+            let (other, others) = self::pipe(&Reader::new(&Rc::default()));
             print(&others, "other");
             assert_eq!(other.read().await.unwrap().bytes, b"other");
             assert!(began.elapsed() < Duration::from_secs(30));
@@ -385,7 +395,7 @@ pub mod tests {
     #[test]
     fn no_more_pipes_are_made_than_can_be_closed() {
         locally(async {
-            let reader = Reader::default();
+            let reader = Reader::new(&Rc::default());
             let (kept, theirs) = pipe(&reader);
             let silent = hold(&theirs);
             drop(kept);
@@ -405,7 +415,7 @@ pub mod tests {
     #[test]
     fn what_was_read_out_of_turn_is_read_once() {
         locally(async {
-            let reader = Reader::default();
+            let reader = Reader::new(&Rc::default());
             let (pipe, theirs) = pipe(&reader);
             let now = || reader.patiently(|until| pipe.read_until(until)).unwrap();
             assert!(now().is_none());
@@ -425,9 +435,34 @@ pub mod tests {
     }
 
     #[test]
+    fn what_comes_after_a_read_that_nobody_waited_for_is_read() {
+        locally(async {
+            let reader = Reader::new(&Rc::default());
+            let (pipe, theirs) = pipe(&reader);
+            print(&theirs, "first");
+            tokio::select! {
+                biased;
+                _ = pipe.read() => unreachable!("the thread is not that quick"),
+                () = async { while !pipe.under_way.get() { tokio::task::yield_now().await; } } => {}
+            }
+            while !reader.is_quiet() {
+                thread::yield_now();
+            }
+            print(&theirs, "second");
+            // The loop hears of it.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let within = Duration::from_secs(20);
+            for text in ["first", "second"] {
+                let chunk = tokio::time::timeout(within, pipe.read()).await.expect("it is told of");
+                assert_eq!(chunk.unwrap().bytes, text.as_bytes());
+            }
+        });
+    }
+
+    #[test]
     fn a_pool_has_a_part_of_the_time() {
-        let begin = Instant::now();
-        let mut patience = Patience::new(begin);
+        let mut patience = Patience::default();
+        let begin = patience.filled;
         let (mut waited, mut now) = (Duration::ZERO, begin);
         while now < begin + Duration::from_secs(1000) {
             // It makes the loop wait as long as it can.

@@ -51,8 +51,8 @@ pub fn rules(id: PoolId, pool: &config::Pool, events: &Events) -> Rules {
 }
 
 impl Pool {
-    /// Looks after those that wait. `all_made`: no further worker can be made.
-    pub(super) fn attend_the_front(&mut self, now: Duration, pool: &pm::Snapshot, all_made: bool) {
+    /// Looks after those that wait. `all_made`: no further worker can be made; `serves`: there is one.
+    pub(super) fn attend_the_front(&mut self, now: Duration, pool: &pm::Snapshot, all_made: bool, serves: bool) {
         if let Some(at) = self.queue.expire(now) {
             self.wake_at(at);
         }
@@ -76,16 +76,17 @@ impl Pool {
         let bounded = self.queue.is_bounded();
         // A bounded queue's front stays where it is: it is made behind the workers, those that are still to come too.
         let settled = all_made && (!bounded || pool.starting == 0);
+        // The workers take who is in line first: who is at the listener is to be in line. Nobody is refused for that.
+        let is_held = is_line && serves && !bounded;
         let next = match std::mem::replace(&mut self.front, Front::Away) {
             // A limit is to hold however quickly the workers go on.
             Front::Open(watches) if bounded && settled => Ok(Front::Open(watches)),
             _ if bounded && settled => self.open(),
-            // The workers take who is in line first: who is at the listener is to be in line.
-            Front::Told(at) if is_line && at + STUCK <= now => self.open(),
+            Front::Told(at) if is_held && at + STUCK <= now => self.open(),
             Front::Told(_) if busy && stuck_at <= now => self.open(),
-            Front::Open(watches) if is_line || (busy && stuck_at <= now) => Ok(Front::Open(watches)),
+            Front::Open(watches) if is_held || (busy && stuck_at <= now) => Ok(Front::Open(watches)),
             Front::Open(_) => Ok(Front::Told(now)),
-            _ if !settled && !is_line => Ok(Front::Away),
+            _ if !settled && !is_held => Ok(Front::Away),
             Front::Away => self.hark(),
             Front::Told(at) if !busy && at + CALM <= now => self.hark(),
             same => Ok(same),
@@ -99,7 +100,7 @@ impl Pool {
             }
         }
         match self.front {
-            Front::Told(at) if is_line => self.wake_at((at + STUCK).max(now + Duration::from_millis(1))),
+            Front::Told(at) if is_held => self.wake_at((at + STUCK).max(now + Duration::from_millis(1))),
             Front::Told(_) if busy => self.wake_at(stuck_at.max(now + Duration::from_millis(1))),
             Front::Told(at) => self.wake_at(at + CALM),
             Front::Open(_) if !bounded => self.wake_at(now + CALM),

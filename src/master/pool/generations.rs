@@ -112,6 +112,9 @@ impl Pool {
             let serving = self.current.as_ref().filter(|current| warm && current.can_spawn());
             let compiled = serving.and_then(Generation::compiled);
             self.start_with(compiled);
+        } else if self.restart_at.is_none() {
+            // It sleeps, and what was wrong with it may not be any more.
+            self.failed = None;
         }
         self.touch();
     }

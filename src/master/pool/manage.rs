@@ -63,7 +63,7 @@ impl Pool {
         // Without a worker nobody would empty the queue: then the socket is the safer place.
         let serves = snapshot.active > 0 || !snapshot.idle.is_empty();
         let all_made = serves && (snapshot.total() >= limits.max_children || room == Some(0) || !can_spawn);
-        self.attend_the_front(now, &snapshot, all_made);
+        self.attend_the_front(now, &snapshot, all_made, serves);
         let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         let full = all_made && snapshot.idle.is_empty();

@@ -49,6 +49,9 @@ const MOST_BYTES: usize = 32 << 20;
 /// Most sizes of messages that are remembered; a queue holds fewer messages.
 const MOST_SENT: usize = 8192;
 
+/// Wait for room in the queue that nobody tells of; a worker may have nothing to do meanwhile.
+const SOON: Duration = Duration::from_millis(1);
+
 /// A pool's queue.
 #[derive(Debug)]
 pub struct Queue {
@@ -187,7 +190,7 @@ impl Queue {
             pool,
             events: ctx.events.clone(),
             closer: Closer::default(),
-            reader: Reader::default(),
+            reader: Reader::new(&ctx.patience),
             acceptor: Acceptor::default(),
             sockets: Rc::new(Aside::new("sockets")),
             expiring: Cell::new(false),
@@ -380,6 +383,8 @@ impl Shared {
     /// Takes whoever is first in the queue out of it, if a worker is not quicker, and tells him that he has waited for too long. False: nobody
     /// has, or is there.
     async fn refuse_the_first(self: &Rc<Self>, patience: Duration) -> bool {
+        // An upgrade waits for what has been taken out.
+        let _in_hand = self.events.gate().pass().await;
         let late = |since: Duration| since + patience <= watch::now();
         self.waiting();
         if !self.sent.borrow().front().is_some_and(|(_, since)| late(*since)) {
@@ -625,8 +630,8 @@ async fn send_all(channel: Registered<Handover, Handover>, mut queue: mpsc::Rece
                     Ok(mut ready) => ready.clear_ready(),
                     Err(_) => return,
                 },
-                // As many descriptors of this user are on their way as the system allows: workers take them.
-                Err(ChannelError::System(Errno::ETOOMANYREFS)) => tokio::time::sleep(TRY_AGAIN).await,
+                // As many are on their way as this pool may have there, or this user's processes: workers take them.
+                Err(ChannelError::System(Errno::ETOOMANYREFS)) => tokio::time::sleep(SOON).await,
                 // This connection cannot be passed on; the next one may.
                 Err(_) => break,
             }

@@ -338,11 +338,16 @@ impl Daemon {
         let most = self.config.global.process_max;
         for index in 0..self.pools.len() + self.removed.len() {
             let room = (most > 0).then(|| most.saturating_sub(self.all().map(Pool::workers).sum()));
+            // The next one that may be made is for whoever has none.
+            let starved = self.all().filter(|pool| pool.is_starved()).count() as u32;
             let pool = self.all().nth(index).expect("within the number of pools");
+            let others = starved - u32::from(pool.is_starved());
+            let room = room.map(|room| room.saturating_sub(others));
             if pool.wake().is_some_and(|at| at <= now) {
                 pool.look(room);
             }
         }
+        self.make_room();
         self.removed.retain(|pool| !(pool.is_gone() && pool.is_quiet()));
         self.sockets.close_unused();
         if self.report_at <= now {
@@ -370,6 +375,19 @@ impl Daemon {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// Where `process.max` leaves a pool without a worker, though somebody waits there, another one gives one up: who has some with nothing to
+    /// do, else who has most. Else it would wait for ever, for pools keep their spares.
+    fn make_room(&mut self) {
+        if !self.pools.iter().any(Pool::is_starved) || self.all().any(Pool::is_giving_up) {
+            return;
+        }
+        let others = self.pools.iter_mut().filter(|pool| !pool.is_starved());
+        let others = others.map(|pool| ((pool.has_idle(), pool.workers()), pool));
+        if let Some((_, pool)) = others.max_by_key(|(has, _)| *has) {
+            pool.give_one_up();
         }
     }
 

@@ -15,6 +15,10 @@ pub const CASES: &[Case] = &[
     ("scaling::max_children_is_a_limit_and_is_said", max_children_is_a_limit),
     ("scaling::process_max_is_for_all_pools", process_max_is_for_all_pools),
     (
+        "scaling::process_max_leaves_no_pool_without_a_worker",
+        no_pool_without_a_worker,
+    ),
+    (
         "scaling::workers_are_recycled_and_no_request_lost",
         workers_are_recycled,
     ),
@@ -91,6 +95,44 @@ fn max_children_is_a_limit() {
         body(&connection.reply(1));
     }
     assert_eq!(master.count("server reached pm.max_children"), 1);
+}
+
+fn no_pool_without_a_worker() {
+    let place = Place::new();
+    place.write("nap.php", "<?php usleep(200000); echo 'slept';");
+    place.configure(
+        "process.max = 2\n[a]\n{user}\nlisten = {dir}/a\npm = dynamic\npm.max_children = 2\npm.start_servers = 1\n\
+         pm.min_spare_servers = 1\npm.max_spare_servers = 2\n\
+         [b]\n{user}\nlisten = {dir}/b\npm = ondemand\npm.max_children = 2\npm.process_idle_timeout = 1h\n",
+    );
+    let master = place.serve();
+    // All that there may be are idle spares of the one, then of the other.
+    let both = |pool: &str| {
+        let mut asked = [0; 2].map(|_| {
+            let mut connection = master.connect(pool);
+            master.ask(&mut connection, "/nap.php", 0);
+            connection
+        });
+        asked.each_mut().map(|connection| body(&connection.reply(1)))
+    };
+    for pool in ["a", "b", "a", "b"] {
+        assert_eq!(both(pool), ["slept", "slept"]);
+    }
+    // Nor has the one any with nothing to do.
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(master.get_on("a", "/nap.php"), "slept");
+                }
+            });
+        }
+        wait_for("the one to have all", || master.workers("a").len() == 2);
+        let answer = master.get_on("b", "/nap.php");
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(answer, "slept");
+    });
 }
 
 fn process_max_is_for_all_pools() {

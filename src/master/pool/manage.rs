@@ -17,6 +17,9 @@ use crate::pm::{self, Line};
 /// A worker that has answered is free again within less.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
+/// How often a pool that `process.max` leaves without a worker looks for one.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
+
 impl Pool {
     /// Counts who waits at a full pool: who comes while a worker is idle is only on the way to it, and so may be who is there for a
     /// moment, on the way to one that has answered.
@@ -67,9 +70,13 @@ impl Pool {
         let Some(current) = &mut self.current else { return };
         self.counters.max_active = self.counters.max_active.max(snapshot.peak);
         let full = all_made && snapshot.idle.is_empty();
-        if full || limits.style != Pm::Static {
+        if full || !serves || limits.style != Pm::Static {
             snapshot.waiting = self.ctx.diag.backlogs(&current.listeners).waiting;
             snapshot.waiting += self.queue.waiting();
+        }
+        self.starved = room == Some(0) && snapshot.total() == 0 && snapshot.waiting > 0;
+        if self.starved {
+            self.wake_at(now + LOOK_FOR_ROOM);
         }
         self.count_line(now, if full { snapshot.waiting } else { 0 });
         let Some(current) = &mut self.current else { return };

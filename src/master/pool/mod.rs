@@ -31,7 +31,7 @@ use super::watch::{self, GenerationId, PoolId, Watch};
 use crate::config::{self, Global};
 use crate::control::Exit;
 use crate::log::{About, errno};
-use crate::pm::{self, Backoff};
+use crate::pm::{self, Backoff, WorkerId};
 use crate::scoreboard::realtime_us;
 
 /// How often a zygote is asked whether it is well.
@@ -106,6 +106,8 @@ pub struct Pool {
     tracers: Rc<Threads>,
     /// The pool is full, and somebody waits.
     line_since: Option<Duration>,
+    /// Somebody waits, there is no worker, and `process.max` allows none.
+    starved: bool,
     counters: Counters,
 }
 
@@ -173,6 +175,7 @@ impl Pool {
             status: None,
             wake: Some(Duration::ZERO),
             tracers: Rc::default(),
+            starved: false,
             counters: Counters {
                 start_time: (realtime_us() / 1_000_000) as i64,
                 started: watch::now(),
@@ -227,6 +230,40 @@ impl Pool {
         self.generations()
             .map(|generation| generation.workers.len() as u32)
             .sum()
+    }
+
+    /// Whether its clients wait for a worker that `process.max` does not allow, and it has none.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// Workers that have nothing to do and could be another pool's.
+    pub fn has_idle(&mut self) -> bool {
+        self.could_go().is_some_and(|(_, active)| !active)
+    }
+
+    /// Whether a worker has been asked to leave and is still there.
+    pub fn is_giving_up(&mut self) -> bool {
+        let asked = |generation: &Generation| generation.workers.values().any(|worker| worker.asked.is_some());
+        self.current.as_ref().is_some_and(asked)
+    }
+
+    /// Asks a worker to leave, one that has nothing to do if there is one: another pool has none.
+    pub fn give_one_up(&mut self) {
+        let now = watch::now();
+        if let Some(((id, _), current)) = self.could_go().zip(self.current.as_mut()) {
+            current.ask(id, now);
+        }
+    }
+
+    /// The worker that could go, and whether it has a request.
+    fn could_go(&self) -> Option<(WorkerId, bool)> {
+        let views = self.current.as_ref()?.views();
+        let free = views
+            .iter()
+            .filter(|(worker, _)| worker.process.is_some() && worker.asked.is_none() && !worker.held);
+        free.map(|(worker, view)| (worker.id, view.is_active()))
+            .min_by_key(|(_, active)| *active)
     }
 
     /// Something has changed: look at it soon.

@@ -337,12 +337,14 @@ impl Daemon {
         let now = watch::now();
         let most = self.config.global.process_max;
         for index in 0..self.pools.len() + self.removed.len() {
-            let room = (most > 0).then(|| most.saturating_sub(self.all().map(Pool::workers).sum()));
-            // The next one that may be made is for whoever has none.
-            let starved = self.all().filter(|pool| pool.is_starved()).count() as u32;
+            let room = (most > 0).then(|| {
+                let made: u32 = self.all().map(Pool::workers).sum();
+                // The next one that may be made is for whoever has none.
+                let others = self.all().enumerate().filter(|(other, _)| *other != index);
+                let starved = others.filter(|(_, pool)| pool.is_starved()).count() as u32;
+                most.saturating_sub(made.saturating_add(starved))
+            });
             let pool = self.all().nth(index).expect("within the number of pools");
-            let others = starved - u32::from(pool.is_starved());
-            let room = room.map(|room| room.saturating_sub(others));
             if pool.wake().is_some_and(|at| at <= now) {
                 pool.look(room);
             }

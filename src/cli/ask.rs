@@ -348,7 +348,7 @@ pub(super) fn request_of(worker: &ProcessStatus) -> String {
 
 pub(super) fn state_of(stage: Stage) -> &'static str {
     match stage {
-        Stage::None | Stage::Held => "starting",
+        Stage::None | Stage::Held | Stage::Left => "starting",
         Stage::Idle => "idle",
         _ => "active",
     }

@@ -179,7 +179,7 @@ impl Current<'_> {
         match self.stage {
             Stage::ReadingHeaders | Stage::Info | Stage::Running => true,
             Stage::Finishing => self.pool.request_terminate_timeout_track_finished,
-            Stage::None | Stage::Held | Stage::Idle => false,
+            Stage::None | Stage::Held | Stage::Idle | Stage::Left => false,
         }
     }
 

@@ -55,11 +55,7 @@ impl Generation {
                 if worker.asked.is_some_and(|asked| asked + LEAVES <= now) {
                     worker.kill();
                 }
-            } else if worker.asked.is_none()
-                && !worker.left
-                && slot.stage() == Stage::None
-                && slot.since.load(SeqCst) != 0
-            {
+            } else if worker.asked.is_none() && !worker.left && slot.stage() == Stage::Left {
                 worker.left = true;
                 left += 1;
             }

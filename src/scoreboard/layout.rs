@@ -9,7 +9,7 @@ use super::Tally;
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 9;
+pub const LAYOUT_VERSION: u32 = 10;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -44,6 +44,8 @@ pub enum Stage {
     Finishing = 6,
     /// A spare: ready, and accepts nothing.
     Held = 7,
+    /// It accepts nothing any more, and has given up its place; a slow reader may still hold it.
+    Left = 8,
 }
 
 impl Stage {
@@ -55,19 +57,20 @@ impl Stage {
             4 => Self::Running,
             6 => Self::Finishing,
             7 => Self::Held,
+            8 => Self::Left,
             _ => Self::None,
         }
     }
 
     /// Whether the worker has a request.
     pub fn is_active(self) -> bool {
-        !matches!(self, Self::None | Self::Held | Self::Idle)
+        !matches!(self, Self::None | Self::Held | Self::Idle | Self::Left)
     }
 
     /// The word on php-fpm's status page.
     pub fn name(self) -> &'static str {
         match self {
-            Self::None | Self::Held => "(null)",
+            Self::None | Self::Held | Self::Left => "(null)",
             Self::Idle => "Idle",
             Self::ReadingHeaders => "Reading headers",
             Self::Info => "Getting request information",

@@ -231,6 +231,20 @@ mod tests {
     }
 
     #[test]
+    fn who_is_about_to_begin_has_not_left() {
+        let board = Scoreboard::create(1).unwrap();
+        let slot = board.slot(0);
+        // It is looked at while it says that it is idle: a stage is two words.
+        slot.since.store(1, layout::ORDER);
+        assert_eq!(slot.stage(), Stage::None);
+        slot.set_stage(Stage::Idle, 1);
+        slot.set_stage(Stage::Left, 2);
+        assert_eq!((slot.stage(), board.view(0).stage), (Stage::Left, Stage::None));
+        slot.reset();
+        assert_eq!(slot.stage(), Stage::None);
+    }
+
+    #[test]
     fn lies_are_harmless() {
         let board = Scoreboard::create(1).unwrap();
         board.slot(0).scribble_for_test();

@@ -67,9 +67,9 @@ const TRIES: usize = 64;
 impl SlotView {
     pub(super) fn read(slot: &Slot) -> Self {
         Self {
-            // To all but the process manager, a spare is a worker that has not begun.
+            // To all but the process manager, a spare is a worker that has not begun, and so is one that has left.
             stage: match slot.stage() {
-                Stage::Held => Stage::None,
+                Stage::Held | Stage::Left => Stage::None,
                 stage => stage,
             },
             started: slot.started.load(Relaxed),

@@ -252,7 +252,7 @@ impl Loop {
                 break;
             }
         }
-        slot.set_stage(Stage::None, monotonic_ns());
+        slot.set_stage(Stage::Left, monotonic_ns());
         if worker.board.header().draining.load(SeqCst) == 0 {
             // Its place is free.
             self.worker.ring();

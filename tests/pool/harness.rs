@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::fcgi::{self, Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, stream};
-use crate::support::process::{copy_program, family, kill_all, spawn, that_dies_with_us};
+use crate::support::process::{Process, copy_program, family, kill_all, spawn, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -245,9 +245,17 @@ pub struct Master {
 
 impl Drop for Master {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Whoever reads of the failure may not be able to make it happen again.
+            let states = self.family().iter().map(state).collect::<Vec<_>>().join("\n");
+            eprintln!(
+                "its master said:\n{}\nand its processes are:\n{states}",
+                self.log().join("\n")
+            );
+        }
         if let Ok(None) = self.child.try_wait() {
             // php-fpm's workers outlive a master that is killed.
-            let family = family(self.child.id());
+            let family = self.family();
             kill_all(&mut self.child, &family, Duration::ZERO);
         }
     }
@@ -256,6 +264,10 @@ impl Drop for Master {
 impl Master {
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    fn family(&self) -> Vec<Process> {
+        family(self.child.id())
     }
 
     /// Sends the master a signal.
@@ -415,6 +427,16 @@ fn processes() -> Vec<(i32, i32, String)> {
             Some((pid, parent, title.trim_end_matches('\0').to_owned()))
         })
         .collect()
+}
+
+/// Pid, state, what it waits for in the kernel, and title of a process, as far as they can be read.
+fn state(process: &Process) -> String {
+    let read = |name| fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default();
+    let (stat, title) = (read("stat"), read("cmdline").replace('\0', " "));
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().next());
+    format!("{} {} {} {title}", process.pid, state.unwrap_or("gone"), read("wchan"))
 }
 
 /// Whether a process lives.

@@ -243,24 +243,23 @@ impl Generation {
                 continue;
             }
             if worker.left {
-                // It accepts nothing any more, and has given up its place; a slow reader may still hold it. That it then ends
-                // changes nothing.
+                // That it then ends changes nothing.
                 continue;
             }
             let slot = self.board.slot(worker.slot as usize);
             let asked = worker.asked.or(worker.retired);
             recycle::count_wear(worker, slot.wear(), &mut snapshot.recycling);
-            match (slot.stage(), slot.since.load(SeqCst)) {
-                (Stage::None, 1..) if worker.asked.is_some() => {}
+            match slot.stage() {
+                Stage::Left if worker.asked.is_some() => {}
                 // Its place is free when it has been noticed that it has left.
-                (Stage::None, 1..) => snapshot.ending += 1,
+                Stage::Left => snapshot.ending += 1,
                 // Until it is known how, it has its place: its zygote will tell in a moment.
                 _ if worker.ended.is_some() => snapshot.ending += 1,
-                (Stage::None, 0) | (Stage::Held, _) => snapshot.starting += 1,
-                (Stage::Idle, since) => snapshot.idle.push(Idle {
+                Stage::None | Stage::Held => snapshot.starting += 1,
+                Stage::Idle => snapshot.idle.push(Idle {
                     worker: worker.id,
                     started: worker.started,
-                    since: Duration::from_nanos(since).min(snapshot.now),
+                    since: Duration::from_nanos(slot.since.load(SeqCst)).min(snapshot.now),
                     asked,
                 }),
                 _ => {

@@ -393,6 +393,7 @@ impl Sockets {
     /// When the first cannot be made, or there are too many.
     pub fn of_pool(&mut self, pool: &Pool, alone: bool, log: &Logger) -> Result<Vec<Rc<Listener>>, ListenError> {
         let mut listeners = vec![self.get(&pool.listen_address, "listen", pool, log)?];
+        say_ignored(pool, log);
         let named = |listener: &&Rc<Listener>| listener.name == pool.name || (alone && listener.name == "listen");
         let others = self.order.iter().filter_map(|key| self.all.get(key)).filter(named);
         let others: Vec<_> = others
@@ -661,6 +662,23 @@ fn handle(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
+/// Says which lines about its socket a pool's ACL takes the place of.
+fn say_ignored(pool: &Pool, log: &Logger) {
+    if !has_acl(pool) || !matches!(pool.listen_address, Listen::Unix(_)) {
+        return;
+    }
+    for (directive, name) in [("owner", &pool.listen_owner), ("group", &pool.listen_group)] {
+        if let Some(name) = name {
+            log.pool(&pool.name)
+                .warning(format_args!("ACL set, listen.{directive} = '{name}' is ignored"));
+        }
+    }
+}
+
+fn has_acl(pool: &Pool) -> bool {
+    !pool.listen_acl_users.is_empty() || !pool.listen_acl_groups.is_empty()
+}
+
 /// Owner and group of a socket that has just been bound, or the ACL in their place.
 ///
 /// # Errors
@@ -668,7 +686,7 @@ fn handle(path: &Path) -> io::Result<OwnedFd> {
 pub fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
     let (name, written) = (pool.name.clone(), path.display().to_string());
     let unknown = |error| ListenError::Name(pool.name.clone(), error);
-    if !pool.listen_acl_users.is_empty() || !pool.listen_acl_groups.is_empty() {
+    if has_acl(pool) {
         let ids = |names: &[String], id: fn(&str) -> Result<u32, users::UserError>| -> Result<Vec<u32>, _> {
             names.iter().map(|name| id(name)).collect()
         };

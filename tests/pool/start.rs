@@ -358,12 +358,16 @@ fn acl() {
     }
     let place = Place::new();
     place.configure(
-        "[www]\n{user}\nlisten = {dir}/sock\nlisten.mode = 0600\nlisten.acl_users = nobody\npm = ondemand\npm.max_children = 1\n",
+        "[www]\n{user}\nlisten = {dir}/sock\nlisten.mode = 0600\nlisten.owner = daemon\nlisten.acl_users = nobody\npm = ondemand\n\
+         pm.max_children = 1\n",
     );
     let master = place.serve();
     let connects_as = |uid| connects_as(uid, &master.place.path("sock"));
     assert_eq!(connects_as(nobody()), Ok(()));
     assert_eq!(connects_as(nobody() - 1), Err(std::io::ErrorKind::PermissionDenied));
+    master.said("WARNING: [pool www] ACL set, listen.owner = 'daemon' is ignored");
+    let daemon = nix::unistd::User::from_name("daemon").unwrap().unwrap().uid.as_raw();
+    assert_eq!(connects_as(daemon), Err(std::io::ErrorKind::PermissionDenied));
 }
 
 fn nobody() -> u32 {

@@ -9,7 +9,7 @@ use crate::config::{IniEntry, Network, Rlimit};
 use crate::log::Level;
 
 /// Raised with every change of this file: master and zygote must have the same.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// Most bytes of a log message that are one entry. Beyond [`LOG_INLINE`] they come beside the message, as a sealed memfd.
 pub const LOG_BYTES: usize = 512 << 10;
@@ -193,10 +193,13 @@ pub enum FromZygote {
         /// A full sentence.
         reason: String,
     },
-    /// A worker waits at its gate. Its pidfd comes with it.
+    /// A worker waits at its gate. It is told by its number, and not by a pidfd: of those only so many of one user may be on their
+    /// way, and another pool of his may have them all.
     Spawned {
         /// As asked for.
         worker: u64,
+        /// A child of the zygote.
+        pid: i32,
     },
     /// fork() failed.
     NotSpawned {

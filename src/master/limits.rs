@@ -26,6 +26,9 @@ const ENGINE: Duration = Duration::from_millis(100);
 /// From SIGTERM to SIGKILL.
 const TERM: Duration = Duration::from_millis(700);
 
+/// A request that has come meanwhile is looked at again.
+const AGAIN: Duration = Duration::from_millis(1);
+
 /// How far the end of a request has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rung {
@@ -131,9 +134,12 @@ impl Current<'_> {
         if due > now {
             return (false, Some(due));
         }
+        let view = self.board.view(worker.slot as usize);
+        if !self.is_still_there(worker) {
+            return (false, Some(now + AGAIN));
+        }
         (worker.traced, worker.traced_at) = (Some(self.started), Some(now));
         let took = now.saturating_sub(self.begin());
-        let view = self.board.view(worker.slot as usize);
         let line = self.line(worker, &view, now, "executing too slow") + ", logging";
         let found = trace::Found {
             worker,
@@ -151,7 +157,7 @@ impl Current<'_> {
         if limit.is_zero() {
             return (false, None);
         }
-        let same = |rung: &Rung| rung.started == self.started && self.stage != Stage::Idle;
+        let same = |rung: &Rung| rung.started == self.started && self.stage.is_active();
         worker.rung = worker.rung.filter(same);
         let due = match worker.rung {
             Some(rung) => rung.next,
@@ -164,6 +170,9 @@ impl Current<'_> {
         let first = worker.rung.is_none();
         if first {
             let view = self.board.view(worker.slot as usize);
+            if !self.is_still_there(worker) {
+                return (false, Some(now + AGAIN));
+            }
             let line = self.line(worker, &view, now, "execution timed out") + ", terminating";
             let told = view.text.unwrap_or_default();
             let about = fields_of(&self.pool.name, worker.pid().unwrap_or_default(), &told);
@@ -172,6 +181,12 @@ impl Current<'_> {
         }
         self.climb(worker, now);
         (first, worker.rung.map(|rung| rung.next))
+    }
+
+    /// Whether what was read of its request meanwhile is that of this one.
+    fn is_still_there(&self, worker: &Worker) -> bool {
+        let slot = self.board.slot(worker.slot as usize);
+        slot.stage().is_active() && slot.started.load(SeqCst) == self.started
     }
 
     /// Whether there is a request whose time runs.

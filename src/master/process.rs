@@ -29,9 +29,7 @@ pub fn kill_below() {
     while let Some(parent) = parents.pop() {
         let number = parent.as_ref().map_or(ours, Process::pid);
         for pid in children(number) {
-            let Ok(child) =
-                Process::of_child(pid).and_then(|it| Process::of_pidfd(it.as_fd(), number).map_err(io::Error::other))
-            else {
+            let Ok(Some(child)) = Process::below(pid, number) else {
                 continue;
             };
             // As long as the parent is there, its number is its own.
@@ -82,28 +80,32 @@ impl Process {
     /// # Errors
     /// When there are no descriptors left.
     pub fn of_child(pid: i32) -> io::Result<Self> {
-        let raw = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let invalid = || io::Error::from(nix::errno::Errno::EINVAL);
+        let raw = (pid > 0).then(|| Pid::from_raw(pid)).flatten().ok_or_else(invalid)?;
         Ok(Self {
             fd: pidfd_open(raw, PidfdFlags::empty())?,
             pid,
         })
     }
 
-    /// Of a pidfd that somebody sent. Believed only if it is a child of `parent`; its number comes from the kernel.
+    /// Of one that somebody has named. Believed only if it is a child of `parent`. None: it has ended.
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn of_pidfd(fd: BorrowedFd, parent: i32) -> Result<Self, String> {
-        let pid = pid_of(fd).ok_or("its descriptor is no pidfd, or of a process that has been waited for")?;
-        match parent_of(pid) {
-            Some(found) if found == parent => {}
-            found => return Err(format!("process {pid} is a child of {found:?}, not of {parent}")),
+    pub fn below(pid: i32, parent: i32) -> Result<Option<Self>, String> {
+        let process = match Self::of_child(pid) {
+            Ok(process) => process,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(crate::log::errno(&error)),
+        };
+        let found = parent_of(pid);
+        // As long as it lives its number is no other's.
+        if process.has_ended() {
+            return Ok(None);
         }
-        // The number may have passed to another process between the two looks.
-        let fd = fd.try_clone_to_owned().map_err(|error| crate::log::errno(&error))?;
-        match pid_of(fd.as_fd()) {
-            Some(still) if still == pid => Ok(Self { fd, pid }),
-            _ => Err(format!("process {pid} has ended already")),
+        match found {
+            Some(found) if found == parent => Ok(Some(process)),
+            found => Err(format!("process {pid} is a child of {found:?}, not of {parent}")),
         }
     }
 
@@ -172,18 +174,6 @@ pub fn exit(status: WaitStatus) -> Option<Exit> {
     }
 }
 
-fn pid_of(fd: BorrowedFd) -> Option<i32> {
-    // What the kernel has to tell of another kind of descriptor can be much, and take long: of an epoll all that it watches.
-    let kind = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-    let kind = kind
-        .to_str()
-        .filter(|kind| *kind == "anon_inode:[pidfd]" || kind.starts_with("pidfd:"));
-    kind?;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    line.trim().parse().ok().filter(|pid| *pid > 0)
-}
-
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything.
@@ -197,19 +187,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pidfd_is_believed_only_of_the_parents_child() {
+    fn a_number_is_believed_only_of_the_parents_child() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let pid = child.id() as i32;
         let me = std::process::id() as i32;
-        let fd = || pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
-        assert_eq!(Process::of_pidfd(fd().as_fd(), me).unwrap().pid(), pid);
-        assert!(
-            Process::of_pidfd(fd().as_fd(), 1)
-                .unwrap_err()
-                .contains("is a child of")
-        );
-        let null = fs::File::open("/dev/null").unwrap();
-        assert!(Process::of_pidfd(null.as_fd(), me).is_err());
+        assert_eq!(Process::below(pid, me).unwrap().unwrap().pid(), pid);
+        assert!(Process::below(pid, 1).unwrap_err().contains("is a child of"));
+        assert!(Process::below(0, me).is_err() && Process::below(-1, me).is_err());
 
         let process = Process::of_child(pid).unwrap();
         assert!(!process.has_ended() && process.wait().is_none());
@@ -217,6 +201,7 @@ mod tests {
         while !process.has_ended() {
             std::thread::yield_now();
         }
+        assert!(Process::below(pid, me).unwrap().is_none());
         assert_eq!(
             process.wait(),
             Some(Exit::Signal {
@@ -225,5 +210,6 @@ mod tests {
             })
         );
         let _ = child.wait();
+        assert!(Process::below(pid, me).unwrap().is_none());
     }
 }

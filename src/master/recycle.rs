@@ -42,7 +42,10 @@ pub fn count_wear(worker: &Worker, wear: Wear, recycling: &mut Recycling) {
 /// Tells a worker to leave when it has nothing to do.
 fn send_away(board: &Scoreboard, worker: &Worker) {
     board.control(worker.slot as usize).drain.store(1, SeqCst);
-    worker.tell(&ToWorker::Drain, &[]);
+    // Who is still to be made finds it there; a message would be the first, before Go.
+    if worker.process.is_some() {
+        worker.tell(&ToWorker::Drain, &[]);
+    }
 }
 
 impl Generation {

@@ -86,6 +86,10 @@ pub struct Snapshot {
     pub active: u32,
     /// Of those with a request, the ones that leave after it.
     pub active_asked: u32,
+    /// Of those with a request, the ones that the bell counts: their clients are not served yet.
+    pub counted: u32,
+    /// Of these, the ones that leave after it.
+    pub counted_asked: u32,
     /// The most requests at a time since the last decision.
     pub peak: u32,
     /// Connections that no worker has accepted yet.

@@ -395,6 +395,8 @@ fn any_pool() -> impl Strategy<Value = Snapshot> {
             idle,
             starting,
             active,
+            counted: 0,
+            counted_asked: 0,
             ending: lost / 2,
             active_asked: active / 2,
             peak: active,

@@ -9,7 +9,7 @@ use super::Tally;
 /// `PPSB`, the first word of a scoreboard.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"PPSB");
 /// Raised with every change of this file's structs: master and worker must have the same.
-pub const LAYOUT_VERSION: u32 = 10;
+pub const LAYOUT_VERSION: u32 = 11;
 /// Where the slots begin.
 pub const HEADER_SIZE: usize = 4096;
 pub(super) const ORDER: Ordering = SeqCst;
@@ -202,6 +202,8 @@ trace_layout! {
     zygote,
 }
 
+const BEGUN: u64 = 1 << 32;
+
 /// See [`Header::draining`].
 pub const STOPPING: u32 = 2;
 
@@ -228,8 +230,9 @@ pub struct Header {
     pub draining: AtomicU32,
     /// Master: a worker that begins a request while more than so many have one rings the eventfd.
     pub ring_above: AtomicI64,
-    /// Workers: how many have a request. A hint only; the master counts slots, and takes off who dies in a request.
-    pub active: AtomicI64,
+    /// Workers: how many have a request, below; above, how often one has begun, so that no value comes again. A hint only; the
+    /// master counts slots, and takes off who dies in a request.
+    pub active: AtomicU64,
     /// Workers: the most that `active` has been since the master last took it.
     pub peak: AtomicI64,
     /// Master: not 0, and requests wait in the pool's queue that came before those at the listener.
@@ -243,11 +246,16 @@ impl Header {
     /// when the eventfd is to be rung.
     pub fn request_begins(&self, slot: &Slot) -> bool {
         slot.counts.store(1, Relaxed);
-        let active = self.active.fetch_add(1, SeqCst) + 1;
+        let active = Self::active_in(self.active.fetch_add(BEGUN + 1, SeqCst)) + 1;
         if active > self.peak.load(Relaxed) {
             self.peak.fetch_max(active, Relaxed);
         }
         active > self.ring_above.load(SeqCst)
+    }
+
+    /// How many have a request, of that word.
+    pub fn active_in(word: u64) -> i64 {
+        i64::from(word as u32 as i32)
     }
 
     /// Its request is over, if it was not before: before its slot is idle. Of a worker that has died in one the master says so.
@@ -428,6 +436,11 @@ impl Slot {
     /// Whether it is to be replaced.
     pub fn wear(&self) -> Wear {
         Wear::from_number(self.wear.load(Acquire))
+    }
+
+    /// Whether [`Header::active`] has the worker's request.
+    pub fn is_counted(&self) -> bool {
+        self.counts.load(Relaxed) != 0
     }
 
     /// The parameters of a request are known.

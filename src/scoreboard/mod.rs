@@ -209,7 +209,7 @@ mod tests {
     fn who_dies_at_any_moment_of_a_request_is_counted_off_once() {
         let board = Scoreboard::create(2).unwrap();
         let (header, one, other) = (board.header(), board.slot(0), board.slot(1));
-        let active = || header.active.load(layout::ORDER);
+        let active = || layout::Header::active_in(header.active.load(layout::ORDER));
         other.begin(Stage::Running, &Request::default());
         header.request_begins(other);
         // Before it was counted, while it was, and after it was counted off: its slot is active all the time.
@@ -228,6 +228,19 @@ mod tests {
         }
         header.request_ends(other);
         assert_eq!(active(), 0);
+    }
+
+    #[test]
+    fn the_word_that_counts_requests_never_says_the_same_twice() {
+        let board = Scoreboard::create(1).unwrap();
+        let (header, slot) = (board.header(), board.slot(0));
+        let word = || header.active.load(layout::ORDER);
+        header.request_begins(slot);
+        let before = word();
+        header.request_ends(slot);
+        header.request_begins(slot);
+        assert_eq!(layout::Header::active_in(before), layout::Header::active_in(word()));
+        assert_ne!(before, word());
     }
 
     #[test]

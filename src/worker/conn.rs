@@ -319,6 +319,15 @@ impl Conn {
         Ok(())
     }
 
+    /// Sends what the socket takes at once.
+    pub fn send_now(&self, bytes: &[u8]) -> Result<usize, Lost> {
+        match send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL) {
+            Ok(count) => Ok(count),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+            Err(_) => Err(Lost::Closed),
+        }
+    }
+
     /// Waits until the socket is ready, across interruptions.
     fn wait(&self, flags: PollFlags, timeout: Duration, patience: &mut Patience) -> Result<(), Lost> {
         let begun = Instant::now();

@@ -592,20 +592,30 @@ impl Exchange {
     }
 
     /// Ends the FastCGI request. True: it was open, or its connection is kept.
-    pub fn finish(&mut self) -> bool {
+    pub fn finish(&mut self, goes_on: bool) -> bool {
         let first = !std::mem::replace(&mut self.finished, true);
         if self.executed {
             // Before the client knows that its request is over, so that the log is complete when it looks.
             self.worker.end_lines();
+        }
+        let over = self.executed && !goes_on;
+        if over {
             // And before it can send the next one: to whoever takes that, this worker must not look busy.
             self.worker.stop_counting();
         }
+        let worker = self.worker;
         if first && let Some(conn) = &mut self.conn {
             if self.lost.is_none()
                 && let Err(why) = self.out.end(
                     ProtocolStatus::Complete,
                     conn,
-                    self.worker.pool().response_write_timeout,
+                    worker.pool().response_write_timeout,
+                    || {
+                        // The client takes its time, and so does this worker.
+                        if over && worker.board.header().request_begins(worker.slot()) {
+                            worker.ring();
+                        }
+                    },
                 )
             {
                 self.lost = Some(why);

@@ -87,7 +87,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         give_up("Spawn names a slot that does not exist");
     }
     board.slot(slot).reset();
-    let wake = signals::install(board.control(slot), board.slot(slot))
+    let wake = signals::install(board.control(slot), board.slot(slot), master)
         .unwrap_or_else(|error| give_up(&format!("signals: {error}")));
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap_or_else(|error| give_up(&format!("epoll: {error}")));
 

@@ -1,7 +1,7 @@
 //! The response on its way out: STDOUT and STDERR records in the order in which they were written.
 
 use std::io::IoSlice;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use php_pool::fastcgi::{HEADER_LEN, Header, MAX_CONTENT, ProtocolStatus, RecordType, append_end_request, padding};
 
@@ -9,6 +9,10 @@ use super::conn::{Conn, Lost};
 
 /// What is gathered before it is sent: one system call for an ordinary page.
 const GATHER: usize = 32 << 10;
+
+/// What is sent where it has not come at once: who waits for a page that comes slowly sees it go on, as from php-fpm.
+const SLOW_GATHER: usize = 8 << 10;
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// Zeros to pad with.
 const ZEROS: [u8; 8] = [0; 8];
@@ -19,6 +23,8 @@ pub struct Output {
     bytes: Vec<u8>,
     /// The record being filled: where its header stands, and its type.
     open: Option<(usize, RecordType)>,
+    /// When the first of it came.
+    since: Option<Instant>,
     id: u16,
 }
 
@@ -26,7 +32,7 @@ impl Output {
     /// Begins a response.
     pub fn begin(&mut self, id: u16) {
         self.bytes.clear();
-        self.open = None;
+        (self.open, self.since) = (None, None);
         self.id = id;
     }
 
@@ -45,6 +51,9 @@ impl Output {
         if data.len() >= GATHER {
             return self.write_through(kind, data, conn, timeout);
         }
+        if self.bytes.is_empty() {
+            self.since = Some(Instant::now());
+        }
         while !data.is_empty() {
             if self.open.is_none_or(|(_, open)| open != kind) {
                 self.close();
@@ -62,6 +71,9 @@ impl Output {
             if self.bytes.len() == GATHER {
                 self.send(conn, timeout)?;
             }
+        }
+        if self.bytes.len() >= SLOW_GATHER && self.since.is_some_and(|since| since.elapsed() >= AT_ONCE) {
+            self.send(conn, timeout)?;
         }
         Ok(())
     }
@@ -103,9 +115,20 @@ impl Output {
     }
 
     /// Ends the response.
-    pub fn end(&mut self, status: ProtocolStatus, conn: &Conn, timeout: Duration) -> Result<(), Lost> {
+    pub fn end(
+        &mut self,
+        status: ProtocolStatus,
+        conn: &Conn,
+        timeout: Duration,
+        waits: impl FnOnce(),
+    ) -> Result<(), Lost> {
         self.close();
         append_end_request(&mut self.bytes, self.id, status);
+        let sent = conn.send_now(&self.bytes)?;
+        self.bytes.drain(..sent);
+        if !self.bytes.is_empty() {
+            waits();
+        }
         self.send(conn, timeout)
     }
 }

@@ -153,6 +153,8 @@ pub struct Loop {
     /// Its first accept.
     born: Option<Instant>,
     leaving: bool,
+    /// It has said so: it serves who was half read, and nobody else.
+    left: bool,
     /// What the kernel woke it for, and it left undone.
     undone: Vec<u64>,
     /// Nobody comes after this worker.
@@ -193,6 +195,7 @@ impl Loop {
             rounds: 0,
             born: None,
             leaving: false,
+            left: false,
             undone: Vec::new(),
             last: false,
             turn: 0,
@@ -252,6 +255,7 @@ impl Loop {
                 break;
             }
         }
+        self.left = true;
         slot.set_stage(Stage::Left, monotonic_ns());
         if worker.board.header().draining.load(SeqCst) == 0 {
             // Its place is free.
@@ -731,7 +735,7 @@ impl Loop {
         slot.finished.fetch_add(1, Relaxed);
         slot.cpu.store(self.cpu.of_request(duration), Relaxed);
         worker.stop_counting();
-        slot.set_stage(Stage::Idle, now);
+        slot.set_stage(if self.left { Stage::Left } else { Stage::Idle }, now);
         self.served += 1;
         self.leaving |= retire;
         self.count_down();
@@ -838,7 +842,11 @@ impl Loop {
                 }
             }
             LINK => match self.worker.link.receive(false) {
-                Ok(received) => self.worker.told.borrow_mut().push(received.message),
+                Ok(received) => {
+                    self.worker.told.borrow_mut().push(received.message);
+                    // Another may have died who was woken for a connection that is still there.
+                    self.pressed = true;
+                }
                 Err(ChannelError::Closed) => self.worker.orphaned.set(true),
                 Err(_) => {}
             },

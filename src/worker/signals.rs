@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use php_pool::scoreboard::{Control, Slot, Stage};
+use php_pool::scoreboard::{Control, Slot};
 
 static LEAVE: AtomicBool = AtomicBool::new(false);
 static STOP: AtomicBool = AtomicBool::new(false);
+static MASTER: AtomicI32 = AtomicI32::new(0);
 static WAKE: OnceLock<EventFd> = OnceLock::new();
 static WAKE_FD: AtomicI32 = AtomicI32::new(-1);
 /// [`Control::terminate`] of this worker.
@@ -26,12 +27,12 @@ pub fn told_to_end() -> bool {
     let (Some(terminate), Some(slot)) = (terminate, slot) else {
         return false;
     };
-    slot.stage() != Stage::Idle && terminate.load(SeqCst) == slot.started.load(SeqCst).max(1)
+    slot.stage().is_active() && terminate.load(SeqCst) == slot.started.load(SeqCst).max(1)
 }
 
 /// SIGQUIT asks the worker to leave when its request ends; so does SIGTERM, unless the master has said that this request is
 /// to end now.
-extern "C" fn on_signal(signal: i32) {
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
     if signal == libc::SIGTERM && told_to_end() {
         // SAFETY: both are async-signal-safe. The signal is blocked here and takes effect when the handler returns.
@@ -41,7 +42,10 @@ extern "C" fn on_signal(signal: i32) {
         }
         return;
     }
-    STOP.fetch_or(signal == libc::SIGTERM, SeqCst);
+    // SAFETY: the kernel's, as the handler is installed with SA_SIGINFO.
+    let by_master = unsafe { info.as_ref().is_some_and(|info| info.si_pid() == MASTER.load(Relaxed)) };
+    // The master's own was meant for a request that has just ended.
+    STOP.fetch_or(signal == libc::SIGTERM && !by_master, SeqCst);
     LEAVE.store(true, SeqCst);
     // SAFETY: async-signal-safe; eight bytes of a constant.
     unsafe { libc::write(WAKE_FD.load(Relaxed), std::ptr::from_ref(&1u64).cast(), 8) };
@@ -52,17 +56,22 @@ extern "C" fn on_signal(signal: i32) {
 ///
 /// # Errors
 /// When there are no descriptors left.
-pub fn install(control: &'static Control, slot: &'static Slot) -> Result<BorrowedFd<'static>, Errno> {
+pub fn install(control: &'static Control, slot: &'static Slot, master: u32) -> Result<BorrowedFd<'static>, Errno> {
     let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
     WAKE_FD.store(wake.as_fd().as_raw_fd(), SeqCst);
     let wake = WAKE.get_or_init(|| wake);
+    MASTER.store(master as i32, SeqCst);
     TERMINATE.store(std::ptr::from_ref(&control.terminate).cast_mut(), SeqCst);
     SLOT.store(std::ptr::from_ref(slot).cast_mut(), SeqCst);
-    let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
+    let action = SigAction::new(SigHandler::SigAction(on_signal), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGQUIT, Signal::SIGTERM] {
         // SAFETY: the handler calls async-signal-safe functions alone.
         unsafe { sigaction(signal, &action)? };
     }
+    // A request's time may be over while its body still comes; the first one's before PHP has a handler.
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: this action is no handler.
+    unsafe { sigaction(Signal::SIGPROF, &ignore)? };
     Ok(wake.as_fd())
 }
 

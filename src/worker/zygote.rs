@@ -216,27 +216,12 @@ fn serve(control: &Control, generation: Generation) -> i32 {
                     Err(error) => regret(control, worker, error),
                     Ok(ForkResult::Parent { child }) => {
                         workers.insert(child, worker);
-                        announce(control, worker, child);
+                        let pid = child.as_raw();
+                        let _ = control.send(&FromZygote::Spawned { worker, pid }, &[], true);
                     }
                     Ok(ForkResult::Child) => become_worker(control, ended, generation, spawn, fds),
                 }
             }
-        }
-    }
-}
-
-fn announce(control: &Control, worker: u64, child: Pid) {
-    // SAFETY: plain numbers; the result is a new descriptor or an error.
-    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0) };
-    match Errno::result(raw) {
-        Ok(fd) => {
-            // SAFETY: the kernel has just made this descriptor.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-            let _ = control.deliver(&FromZygote::Spawned { worker }, &[pidfd.as_fd()]);
-        }
-        Err(error) => {
-            let _ = kill(child, Signal::SIGKILL);
-            regret(control, worker, error);
         }
     }
 }

@@ -338,24 +338,38 @@ static int keeper(const char *program)
     for (int i = 0; i < 33; i++) {
         layout[i] = i == 4 ? one : i == 5 ? text : zero; /* server_context, request_script */
     }
-    return (int) syscall(SYS_pidfd_open, child, 0);
+    return child;
 }
 
-/* In the zygote's place: answers each order for a worker with the descriptor of something else. */
+/* A pid in a message. Returns its length. */
+static size_t put_pid(unsigned char *into, int pid)
+{
+    unsigned value = ((unsigned) pid << 1) ^ (unsigned) (pid >> 31);
+    size_t size = 0;
+    for (; value > 0x7f; value >>= 7) {
+        into[size++] = (unsigned char) (value | 0x80);
+    }
+    into[size++] = (unsigned char) value;
+    return size;
+}
+
+/* In the zygote's place: answers each order for a worker with the number of something else. */
 static void impostor(const char *whom)
 {
-    int fds[2], count = 1, runs = 0;
+    int pid = 0, runs = 0;
     if (strncmp(whom, "the program ", 12) == 0) {
-        fds[0] = keeper(whom + 12);
+        pid = keeper(whom + 12);
         runs = 1;
     } else if (strcmp(whom, "nothing") == 0 || strcmp(whom, "the dead") == 0) {
-        count = 0;
-    } else if (strcmp(whom, "a file") == 0) {
-        fds[0] = open("/dev/null", O_RDONLY);
+        pid = -1;
+    } else if (strcmp(whom, "the gone") == 0) {
+        if ((pid = fork()) == 0) {
+            _exit(0);
+        }
+        waitpid(pid, NULL, 0);
     } else {
-        int pid = strcmp(whom, "init") == 0 ? 1 : strcmp(whom, "the master") == 0 ? getppid()
-                : strcmp(whom, "itself") == 0 ? getpid() : titled(whom);
-        fds[0] = (int) syscall(SYS_pidfd_open, pid, 0);
+        pid = strcmp(whom, "init") == 0 ? 1 : strcmp(whom, "the master") == 0 ? getppid()
+            : strcmp(whom, "itself") == 0 ? getpid() : titled(whom);
     }
     send_message(CONTROL, READY, sizeof READY, NULL, 0, MSG_NOSIGNAL);
     for (;;) {
@@ -364,16 +378,20 @@ static void impostor(const char *whom)
         if (length <= 0) {
             _exit(0);
         }
-        unsigned char answer[16] = {order[0] == 1 ? 2 : 5}; /* Spawn: Spawned, Ping: Pong */
+        unsigned char answer[24] = {order[0] == 1 ? 2 : 5}; /* Spawn: Spawned, Ping: Pong */
         size_t size = 1;
-        while (size < sizeof answer - 1 && (ssize_t) size < length && (answer[size] = order[size]) & 0x80) {
+        while (size < 11 && (ssize_t) size < length && (answer[size] = order[size]) & 0x80) {
             size++;
         }
         if (order[0] == 1 && strcmp(whom, "the dead") == 0) {
             answer[0] = 4; /* Exited, with code 0: its two last bytes are there */
             send_message(CONTROL, answer, size + 3, NULL, 0, MSG_NOSIGNAL);
-        } else if (order[0] == 1 || order[0] == 2) {
-            send_message(CONTROL, answer, size + 1, fds, order[0] == 1 ? (size_t) count : 0, MSG_NOSIGNAL);
+        } else if (order[0] == 1) {
+            size++;
+            size += put_pid(answer + size, pid);
+            send_message(CONTROL, answer, size, NULL, 0, MSG_NOSIGNAL);
+        } else if (order[0] == 2) {
+            send_message(CONTROL, answer, size + 1, NULL, 0, MSG_NOSIGNAL);
         }
         if (runs && order[0] == 1) {
             char *slot = scoreboard() + 4096; /* the first one: it runs a script, and has done so since the machine's start */
@@ -415,10 +433,10 @@ static void in_child(const char *deed)
         }
     } else if (strcmp(deed, "forged") == 0) {
         /* Workers that nobody asked for, that have ended, that are others' processes. */
-        int fds[] = {(int) syscall(SYS_pidfd_open, 1, 0), (int) syscall(SYS_pidfd_open, getppid(), 0)};
         for (unsigned char worker = 0;; worker = (worker + 1) & 0x7f) {
-            unsigned char spawned[] = {2, worker}, ended[] = {4, worker, 0, 0}, failed[] = {1, 2, 'n', 'o'};
-            send_message(CONTROL, spawned, sizeof spawned, fds, 2, MSG_NOSIGNAL);
+            unsigned char spawned[8] = {2, worker}, ended[] = {4, worker, 0, 0}, failed[] = {1, 2, 'n', 'o'};
+            size_t size = 2 + put_pid(spawned + 2, worker & 1 ? 1 : getppid());
+            send_message(CONTROL, spawned, size, NULL, 0, MSG_NOSIGNAL);
             send_message(CONTROL, ended, sizeof ended, NULL, 0, MSG_NOSIGNAL);
             send_message(CONTROL, failed, sizeof failed, NULL, 0, MSG_NOSIGNAL);
             if (send_message(CONTROL, READY, sizeof READY, NULL, 0, MSG_NOSIGNAL) == EPIPE) {

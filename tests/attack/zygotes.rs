@@ -73,13 +73,13 @@ pub const ATTACKS: &[Attack] = &[
     },
     Attack {
         name: "zygote_forges",
-        tries: "zygote: announce workers that it has not made, with pidfds of init and of itself; their ends; a second start",
+        tries: "zygote: announce workers that it has not made, with the numbers of init and of itself; their ends; a second start",
         plan: zygote("attack.zygote = forged"),
         run: |site| survives(site, Duration::from_secs(3)),
     },
     Attack {
         name: "zygote_passes_off_a_neighbour",
-        tries: "zygote: pass the neighbour's worker off as its own (its pidfd in the answer to an order)",
+        tries: "zygote: pass the neighbour's worker off as its own (its number in the answer to an order)",
         plan: Plan {
             victim: "pm = static",
             ..zygote("attack.zygote = impostor of pool victim")
@@ -99,16 +99,16 @@ pub const ATTACKS: &[Attack] = &[
         run: |site| is_not_accepted(site, " is a child of "),
     },
     Attack {
-        name: "zygote_passes_off_a_file",
-        tries: "zygote: pass a file off as a worker's pidfd",
-        plan: zygote("attack.zygote = impostor of a file"),
-        run: |site| is_not_accepted(site, "its descriptor is no pidfd"),
+        name: "zygote_passes_off_the_gone",
+        tries: "zygote: pass off as a worker who has ended",
+        plan: zygote("attack.zygote = impostor of the gone"),
+        run: |site| survives(site, Duration::from_secs(3)),
     },
     Attack {
         name: "zygote_passes_off_nothing",
-        tries: "zygote: tell of a worker without a pidfd",
+        tries: "zygote: tell of a worker with a number that no process has",
         plan: zygote("attack.zygote = impostor of nothing"),
-        run: |site| is_not_accepted(site, "it came without its descriptor"),
+        run: |site| is_not_accepted(site, "Invalid argument (22)"),
     },
     Attack {
         name: "zygote_ends_workers",

@@ -12,6 +12,7 @@ mod full;
 mod harness;
 mod limits;
 mod processes;
+mod races;
 mod recycling;
 mod renewal;
 mod restart;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         command_line::CASES,
         start::CASES,
         processes::CASES,
+        races::CASES,
         signals::CASES,
         scaling::CASES,
         limits::CASES,

@@ -569,7 +569,7 @@ fn no_births() {
 }
 
 /// Held by a test that fills what the kernel lets a user have under way: there is one such measure on the machine.
-fn under_way() -> File {
+pub fn under_way() -> File {
     let lock = File::open(std::env::temp_dir()).expect("a folder that all know");
     lock.lock().expect("the lock");
     lock

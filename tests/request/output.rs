@@ -79,6 +79,23 @@ fn buffers(c: &mut Cases) {
         }
         assert_eq!((second.kind, second.content.as_slice()), (STDOUT, b"second".as_slice()));
     });
+    c.same("a_page_that_comes_slowly_is_not_held_back", &Setup::BASE, |t| {
+        let gate = t.writable("gate").join("open");
+        let request = t.page(
+            "for ($n = 0; $n < 20; $n++) { echo str_repeat('x', 1000); usleep(10000); }
+             while (!file_exists('gate/open')) { usleep(1000); clearstatcache(); }",
+        );
+        let mut connection = t.connect();
+        connection.send(&request.bytes());
+        let mut seen = 0;
+        while seen < 8000 {
+            seen += connection.next_record().expect("a part").content.len();
+        }
+        std::fs::write(gate, "").expect("the folder is ours");
+        while seen < 20_000 {
+            seen += connection.next_record().expect("the rest").content.len();
+        }
+    });
     c.same("flush_without_output_sends_the_headers_since_8_4", &Setup::BASE, |t| {
         let reply =
             t.php("header('X-A: 1'); flush(); var_dump(headers_sent()); http_response_code(404); header('X-B: 2');");

@@ -157,6 +157,25 @@ fn opcache(c: &mut Cases) {
             assert_eq!(t.php("echo 'new';").text(), "new");
         },
     );
+    c.same("a_script_that_changes_folders_is_where_it_says", &UNCHECKED, |t| {
+        t.writable("made");
+        let code = "
+            $here = __DIR__ . '/made'; $told = [];
+            $go = function ($folder) use (&$told) { $told[] = @chdir($folder); $told[] = basename((string) getcwd()); };
+            for ($n = 0; $n < 3; $n++) {
+                mkdir(\"$here/a\"); $go(\"$here/a\");
+                file_put_contents('f', 'x'); $told[] = file_exists(\"$here/a/f\");
+                rename(\"$here/a\", \"$here/b\"); $go(\"$here/a\"); $told[] = file_exists('f');
+                unlink(\"$here/b/f\"); rmdir(\"$here/b\"); $go(\"$here/b\");
+            }
+            chdir(__DIR__); $told[] = basename(getcwd()) === basename(__DIR__);
+            echo json_encode($told);";
+        let told = t.php(code).text();
+        assert!(
+            told.starts_with("[true,\"a\",true,false,\"b\",true,false,\"\",true,"),
+            "{told}"
+        );
+    });
     // Where PHP does not look at files for a while, php-pool does not go to a folder again for a second.
     c.same(
         "a_folder_that_another_takes_the_place_of_is_left_soon",

@@ -1,7 +1,6 @@
 //! How a generation gets its workers.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -10,8 +9,8 @@ use nix::sys::signal::Signal;
 use super::{Generation, Life};
 use crate::control::Spawn;
 use crate::log::{Level, MessageId};
-use crate::master::foreign::Foreign;
 use crate::master::process::Process;
+use crate::master::watch;
 use crate::master::worker::Worker;
 use crate::pm::WorkerId;
 
@@ -82,36 +81,32 @@ impl Generation {
         most - (((most / 10) as f64 * self.ctx.jitter()) as u64).min(most.saturating_sub(10))
     }
 
-    /// The zygote has made a worker and sent its pidfd.
-    pub fn spawned(&mut self, id: WorkerId, fds: Vec<Foreign>) {
+    /// The zygote has made a worker.
+    pub fn spawned(&mut self, id: WorkerId, pid: i32) {
         let zygote = self.zygote.process.pid();
         let Some(worker) = self.workers.get(&id).filter(|worker| worker.process.is_none()) else {
             return self.break_off("it told of a worker that it was not asked for");
         };
         let replaces = worker.replaces;
-        let problem = match fds
-            .into_iter()
-            .next()
-            .ok_or_else(|| "it came without its descriptor".to_owned())
-        {
-            Ok(fd) => match Process::of_pidfd(fd.as_fd(), zygote) {
-                Ok(process) if self.knows(process.pid()) => format!("it is worker {} again", process.pid()),
-                Ok(process) => {
-                    let pid = process.pid();
-                    let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
-                    let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
-                    match worker.go(&ctx, place, &config, &self.board, &self.reader, process) {
-                        Ok(()) => {
-                            let level = if replaces { Level::Notice } else { Level::Debug };
-                            return self.log(level, format_args!("child {pid} started"));
-                        }
-                        Err(error) => crate::log::errno(&error),
+        let problem = match Process::below(pid, zygote) {
+            Ok(Some(_)) if self.knows(pid) => format!("it is worker {pid} again"),
+            Ok(Some(process)) => {
+                let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
+                let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
+                match worker.go(&ctx, place, &config, &self.board, &self.reader, process) {
+                    Ok(()) => {
+                        let level = if replaces { Level::Notice } else { Level::Debug };
+                        return self.log(level, format_args!("child {pid} started"));
                     }
+                    Err(error) => crate::log::errno(&error),
                 }
-                // It may have died before we looked; then its zygote says how.
-                Err(_) if worker.exit.is_some() => return,
-                Err(problem) => problem,
-            },
+            }
+            // It died before we looked: its zygote says how, or has already.
+            Ok(None) => {
+                let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
+                worker.ended = worker.ended.or(Some(watch::now()));
+                return;
+            }
             Err(problem) => problem,
         };
         self.log(

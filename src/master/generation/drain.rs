@@ -36,7 +36,7 @@ impl Generation {
         self.board.header().ring_above.store(i64::MAX, SeqCst);
         let draining = if stopping { STOPPING } else { 1 };
         self.board.header().draining.store(draining, SeqCst);
-        for worker in self.workers.values() {
+        for worker in self.workers.values().filter(|worker| worker.process.is_some()) {
             worker.tell(&ToWorker::Drain, &[]);
         }
     }

@@ -265,6 +265,9 @@ impl Generation {
                 _ => {
                     snapshot.active += 1;
                     snapshot.active_asked += u32::from(asked.is_some());
+                    let counted = slot.is_counted();
+                    snapshot.counted += u32::from(counted);
+                    snapshot.counted_asked += u32::from(counted && asked.is_some());
                 }
             }
         }
@@ -272,10 +275,10 @@ impl Generation {
         snapshot.peak = u32::try_from(peak)
             .unwrap_or(0)
             .clamp(snapshot.active, self.workers.len() as u32);
-        if snapshot.active == 0 && hint != 0 {
+        if snapshot.active == 0 && hint as u32 != 0 {
             // Somebody was killed between the two words of a request's begin or end. Nobody has one now: the hint is
             // right unless it changes meanwhile.
-            let _ = header.active.compare_exchange(hint, 0, SeqCst, SeqCst);
+            let _ = header.active.compare_exchange(hint, hint >> 32 << 32, SeqCst, SeqCst);
         }
     }
 
@@ -291,7 +294,7 @@ impl Generation {
         since.max().unwrap_or_default()
     }
 
-    /// Has idle workers look at the queue: whatever they are told, they look there first.
+    /// Has idle workers look at the queue and at the listener: whatever they are told, they look there.
     pub fn wake_idle(&self) {
         let is_idle = |worker: &&Worker| !worker.held && self.board.slot(worker.slot as usize).stage() == Stage::Idle;
         let idle = self.workers.values().filter(is_idle);

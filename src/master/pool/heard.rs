@@ -37,13 +37,13 @@ impl Pool {
             return;
         }
         match result {
-            Ok(Heard { message, fds }) => match message {
+            Ok(Heard { message, .. }) => match message {
                 FromZygote::Ready { .. } if generation.life != Life::Starting => {
                     generation.break_off("it is ready once more");
                 }
                 FromZygote::Ready { php, mapped } => self.ready(id, php, mapped),
                 FromZygote::Failed { reason } => self.gave_reason(id, reason),
-                FromZygote::Spawned { worker } => generation.spawned(WorkerId(worker), fds),
+                FromZygote::Spawned { worker, pid } => generation.spawned(WorkerId(worker), pid),
                 FromZygote::NotSpawned { worker, errno } => {
                     generation.not_spawned(WorkerId(worker), errno);
                     self.memory.backoff.failed(watch::now(), self.ctx.jitter());

@@ -10,9 +10,10 @@ use crate::api::Happened;
 use crate::config::{self, Pm};
 use crate::log::{MessageId, errno};
 use crate::master::context::State;
-use crate::master::generation::{Death, Errand};
+use crate::master::generation::{Death, Errand, Generation};
 use crate::master::watch;
 use crate::pm::{self, Line};
+use crate::scoreboard::Header;
 
 /// A worker that has answered is free again within less.
 const A_MOMENT: Duration = Duration::from_millis(1);
@@ -117,12 +118,12 @@ impl Pool {
             Pm::Dynamic => Some(limits.min_spare),
             Pm::Ondemand => Some(1),
         };
-        let serving = i64::from(snapshot.active - snapshot.active_asked + available);
+        let serving = i64::from(snapshot.counted - snapshot.counted_asked + available);
         let ring_above = spare.map_or(i64::MAX, |spare| serving - i64::from(spare));
         let header = current.board.header();
         header.ring_above.store(ring_above, SeqCst);
         // Somebody may have begun a request between the count and the new bell, unheard.
-        let missed = header.active.load(SeqCst) > ring_above.max(i64::from(snapshot.active));
+        let missed = Header::active_in(header.active.load(SeqCst)) > ring_above.max(i64::from(snapshot.counted));
 
         let hung = current.hangs(now).then(|| (current.zygote().pid(), current.begun));
 
@@ -246,7 +247,11 @@ impl Pool {
         if !ours || self.stopping {
             return;
         }
-        self.lost += u32::from(death.unasked);
+        if death.unasked {
+            self.lost += 1;
+            // The kernel wakes one worker for a connection: it may have been this one.
+            self.current.iter().for_each(Generation::wake_idle);
+        }
         if death.stillborn {
             self.memory.backoff.failed(now, self.ctx.jitter());
         } else {

@@ -223,6 +223,7 @@ impl Queue {
         let held = self.shared.held.borrow();
         let held = held
             .values()
+            .filter(|held| !held.gone.get())
             .map(|held| (held.handover.borrow().clone(), saver.keep(&held.fd), held.until.get()));
         let held = held.collect();
         let (sent, waits_since) = self.shared.sent.borrow().iter().copied().unzip();

@@ -1,6 +1,6 @@
 //! `shim.h` in Rust.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use php_pool::scoreboard::TraceLayout;
 
@@ -83,9 +83,10 @@ pub struct Callbacks {
     pub params: extern "C" fn(*mut usize) -> *const Param,
     pub param: extern "C" fn(*const c_char, usize) -> *const c_char,
     pub log: extern "C" fn(u32, bool, *const c_char, usize),
-    pub finish: extern "C" fn() -> bool,
+    pub finish: extern "C" fn(bool) -> bool,
     pub answer: extern "C" fn(*mut Page) -> u32,
     pub may_run: extern "C" fn(*const c_char, usize) -> bool,
+    pub enter: extern "C" fn(*const c_char) -> c_int,
     pub is_admin_value: extern "C" fn(*const c_char, usize) -> bool,
     pub executed: extern "C" fn(i32, u64) -> bool,
     pub pool_status: extern "C" fn(*mut usize) -> *const Field,

@@ -117,8 +117,8 @@ extern "C" fn log(level: u32, from_php: bool, text: *const c_char, length: usize
 /// What PHP has logged last outside of requests.
 static LAST_WORDS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-extern "C" fn finish() -> bool {
-    answering().is_none_or(Exchange::finish)
+extern "C" fn finish(goes_on: bool) -> bool {
+    answering().is_none_or(|exchange| exchange.finish(goes_on))
 }
 
 extern "C" fn answer(page: *mut ffi::Page) -> u32 {
@@ -185,6 +185,7 @@ static CALLBACKS: ffi::Callbacks = ffi::Callbacks {
     finish,
     answer,
     may_run,
+    enter: folder::enter,
     is_admin_value,
     executed,
     pool_status,

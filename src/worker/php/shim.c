@@ -264,7 +264,7 @@ static int deactivate(void)
 {
     if (SG(sapi_started)) {
         now.ended = true;
-        rust->finish();
+        rust->finish(false);
     }
     return SUCCESS;
 }
@@ -418,7 +418,7 @@ static void run_script(void)
         send_error(403, "Access denied.\n");
         return;
     }
-    VCWD_CHDIR_FILE(ZSTR_VAL(file.filename));
+    virtual_chdir_file(ZSTR_VAL(file.filename), rust->enter);
     now.running = true;
     php_execute_script(&file);
     zend_destroy_file_handle(&file);
@@ -491,7 +491,7 @@ enum shim_outcome shim_serve(const struct shim_request *request)
     }
     php_request_shutdown(NULL);
     if (!now.ended) {
-        rust->finish(); /* PHP gave up before it came to that: the client must not wait for ever */
+        rust->finish(false); /* PHP gave up before it came to that: the client must not wait for ever */
     }
     if (now.limit_shown) {
         EG(timeout_seconds) = now.time_limit;
@@ -512,7 +512,7 @@ PHP_FUNCTION(fastcgi_finish_request)
     ZEND_PARSE_PARAMETERS_NONE();
     php_output_end_all();
     php_header();
-    RETURN_BOOL(rust->finish());
+    RETURN_BOOL(rust->finish(true));
 }
 
 ZEND_BEGIN_ARG_WITH_RETURN_TYPE_INFO_EX(arginfo_request_headers, 0, 0, IS_ARRAY, 0)

@@ -62,11 +62,13 @@ struct shim_callbacks {
     /* A line for the log and, where enabled, for FCGI_STDERR. */
     void (*log)(enum shim_level level, bool from_php, const char *text, size_t length);
     /* Ends the FastCGI request; true: it was still open, or its connection is kept (as php-fpm answers). */
-    bool (*finish)(void);
+    bool (*finish)(bool goes_on);
     /* PHP is started up for the request, its body read where PHP reads it at once: what now? */
     enum shim_answer (*answer)(struct shim_page *page);
     /* Whether security.limit_extensions lets this path be run. */
     bool (*may_run)(const char *path, size_t length);
+    /* chdir() to the script's folder. */
+    int (*enter)(const char *folder);
     /* Whether the pool fixes this ini setting (php_admin_value). */
     bool (*is_admin_value)(const char *name, size_t length);
     /* The script (or page) is done; what is left is shutdown functions, destructors, the response's tail. False: this is a

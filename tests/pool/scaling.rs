@@ -1,8 +1,11 @@
 //! The process manager, carried out.
 
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::harness::{Place, body, wait_for};
+use crate::harness::{PATIENCE, Place, body, wait_for};
 use crate::support::Case;
 
 pub const CASES: &[Case] = &[
@@ -106,6 +109,21 @@ fn no_pool_without_a_worker() {
          [b]\n{user}\nlisten = {dir}/b\npm = ondemand\npm.max_children = 2\npm.process_idle_timeout = 1h\n",
     );
     let master = place.serve();
+    // The other has none yet, and the one none with nothing to do.
+    let (over, end) = (AtomicBool::new(false), Instant::now() + PATIENCE);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Relaxed) && Instant::now() < end {
+                    assert_eq!(master.get_on("a", "/nap.php"), "slept");
+                }
+            });
+        }
+        wait_for("the one to have all", || master.workers("a").len() == 2);
+        let answer = master.get_on("b", "/nap.php");
+        over.store(true, Relaxed);
+        assert_eq!(answer, "slept");
+    });
     // All that there may be are idle spares of the one, then of the other.
     let both = |pool: &str| {
         let mut asked = [0; 2].map(|_| {
@@ -118,21 +136,6 @@ fn no_pool_without_a_worker() {
     for pool in ["a", "b", "a", "b"] {
         assert_eq!(both(pool), ["slept", "slept"]);
     }
-    // Nor has the one any with nothing to do.
-    let over = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                    assert_eq!(master.get_on("a", "/nap.php"), "slept");
-                }
-            });
-        }
-        wait_for("the one to have all", || master.workers("a").len() == 2);
-        let answer = master.get_on("b", "/nap.php");
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(answer, "slept");
-    });
 }
 
 fn process_max_is_for_all_pools() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, getpeername, recv, send, sendmsg, shutdown};
-use php_pool::fastcgi::{Event, Input, ProtocolError};
+use php_pool::fastcgi::{Event, HEADER_LEN, Input, ProtocolError};
 use php_pool::scoreboard::monotonic_ns;
 
 /// Room for what is read at once: a whole request in the common case.
@@ -77,6 +77,8 @@ pub struct Conn {
     shared: bool,
     /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
     pub owed_since: u64,
+    /// The end of what has come has not been read.
+    spared: bool,
 }
 
 impl Conn {
@@ -99,6 +101,7 @@ impl Conn {
             patience: Patience::default(),
             shared: false,
             owed_since: 0,
+            spared: false,
         }
     }
 
@@ -172,7 +175,11 @@ impl Conn {
 
     /// Whether the peer has sent all of the request that was answered, so that closing now resets nothing.
     pub fn is_over(&mut self) -> bool {
-        // The empty STDIN record is there already in the common case.
+        // The empty STDIN record is there already in the common case, but has not been read.
+        self.skip() || (self.fill().is_ok() && self.skip())
+    }
+
+    fn skip(&mut self) -> bool {
         while matches!(self.next(), Ok(event) if event != Event::NeedMore) {}
         self.input.is_drained()
     }
@@ -180,6 +187,10 @@ impl Conn {
     /// Its request has been answered, and the next one has all of its time before it. Skips what is at hand of the old one's body, and
     /// nothing of what follows it.
     pub fn answered(&mut self) {
+        if self.spared {
+            // Whoever has left is seen later.
+            let _ = self.fill();
+        }
         while self.input.is_owed_a_body() {
             let before = self.start;
             // The rest of the record under way, or the next one's header, whole.
@@ -223,13 +234,19 @@ impl Conn {
 
     /// Reads on, without waiting: how many bytes; none: nothing is there.
     pub fn fill(&mut self) -> Result<Option<usize>, Lost> {
+        self.spared = false;
+        self.fill_some(usize::MAX)
+    }
+
+    fn fill_some(&mut self, most: usize) -> Result<Option<usize>, Lost> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let count = receive(self.fd.as_fd(), &mut self.buffer[self.end..])?;
+        let room = self.buffer.len().min(self.end.saturating_add(most));
+        let count = receive(self.fd.as_fd(), &mut self.buffer[self.end..room])?;
         if let Some(count) = count {
             self.end += count;
             self.patience.moved(count);
@@ -237,16 +254,28 @@ impl Conn {
         Ok(count)
     }
 
-    /// Reads of a new connection, whose client is about to write. None: nothing came.
+    /// Reads of a new connection, but for the last record of a request that is whole: with something unread, the end of this process
+    /// in the middle of its answer is no end of the connection, but its failure. A web server (nginx, where it keeps no connections)
+    /// would else take half an answer for all of it.
+    pub fn fill_but_the_last(&mut self) -> Result<Option<usize>, Lost> {
+        let there = rustix::io::ioctl_fionread(&self.fd).map_or(0, |count| count as usize);
+        if there <= HEADER_LEN {
+            return self.fill();
+        }
+        self.spared = true;
+        self.fill_some(there - HEADER_LEN)
+    }
+
+    /// The same where its client is about to write. None: nothing came.
     pub fn fill_first(&mut self) -> Result<Option<usize>, Lost> {
         for _ in 0..YIELDS {
-            if let Some(count) = self.fill()? {
+            if let Some(count) = self.fill_but_the_last()? {
                 return Ok(Some(count));
             }
             // It is between its connect and its write: on this core, where it needs our place, or on another.
             let _ = nix::sched::sched_yield();
         }
-        self.fill()
+        self.fill_but_the_last()
     }
 
     /// Waits for bytes, at most so long, and not where one of `others` has something. How many of these and it have.

@@ -687,7 +687,7 @@ impl Loop {
         let left = until.saturating_duration_since(now);
         self.stint = Stint::default();
         if !left.is_zero() && conn.await_first(left, [self.worker.link.as_fd(), self.wake]) > 0 {
-            return conn.fill();
+            return conn.fill_but_the_last();
         }
         if patient {
             self.hasty_until = Some(now + HASTE);

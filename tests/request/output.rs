@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{Case, Cases, Run, wait_until};
-use crate::support::fcgi::{STDERR, STDOUT};
+use crate::support::fcgi::{Ended, STDERR, STDOUT};
 use crate::support::server::{Listen, Setup, php_fpm_release};
 
 static TCP: Setup = Setup {
@@ -16,6 +16,19 @@ static TCP6: Setup = Setup {
     name: "tcp6",
     listen: Listen::Tcp("::1"),
     ..Setup::BASE
+};
+
+static DYING: Setup = Setup {
+    name: "dying",
+    workers: 1,
+    deaths: true,
+    ..Setup::BASE
+};
+
+static DYING_TCP: Setup = Setup {
+    name: "dying-tcp",
+    listen: Listen::Tcp("127.0.0.1"),
+    ..DYING
 };
 
 static IMPLICIT: Setup = Setup {
@@ -79,6 +92,25 @@ fn buffers(c: &mut Cases) {
         }
         assert_eq!((second.kind, second.content.as_slice()), (STDOUT, b"second".as_slice()));
     });
+    // nginx takes the end of a connection for that of the page, where it has not asked for one that is kept.
+    for (name, setup) in [
+        ("half_an_answer_is_not_taken_for_all_of_it", &DYING),
+        ("half_an_answer_is_not_taken_for_all_of_it_over_tcp", &DYING_TCP),
+    ] {
+        c.same(name, setup, |t| {
+            let request = t.page("echo 'part'; flush(); usleep(50000); posix_kill(getmypid(), 9); sleep(60);");
+            for request in [
+                &request,
+                &request.clone().post("application/x-www-form-urlencoded", "a=1"),
+            ] {
+                let mut connection = t.connect();
+                connection.send(&request.bytes());
+                let first = connection.next_record().expect("the beginning of an answer");
+                assert!(first.content.ends_with(b"part"), "{}", first.content.escape_ascii());
+                assert_eq!(connection.end().1, Ended::Reset);
+            }
+        });
+    }
     c.same("a_page_that_comes_slowly_is_not_held_back", &Setup::BASE, |t| {
         let gate = t.writable("gate").join("open");
         let request = t.page(

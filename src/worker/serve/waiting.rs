@@ -53,8 +53,7 @@ impl Loop {
 
     /// The reply is sent and the connection not kept: closes it, at once where that loses nothing.
     pub(super) fn finish(&mut self, mut conn: Conn, token: Option<u64>) {
-        // What is left of a body is there in most cases.
-        if conn.is_over() || (conn.fill().is_ok() && conn.is_over()) {
+        if conn.is_over() {
             return self.close(conn, token);
         }
         conn.shut_down();

@@ -258,7 +258,10 @@ impl Conn {
     /// in the middle of its answer is no end of the connection, but its failure. A web server (nginx, where it keeps no connections)
     /// would else take half an answer for all of it.
     pub fn fill_but_the_last(&mut self) -> Result<Option<usize>, Lost> {
-        let there = rustix::io::ioctl_fionread(&self.fd).map_or(0, |count| count as usize);
+        self.fill_of(self.there())
+    }
+
+    fn fill_of(&mut self, there: usize) -> Result<Option<usize>, Lost> {
         if there <= HEADER_LEN {
             return self.fill();
         }
@@ -268,14 +271,18 @@ impl Conn {
 
     /// The same where its client is about to write. None: nothing came.
     pub fn fill_first(&mut self) -> Result<Option<usize>, Lost> {
-        for _ in 0..YIELDS {
-            if let Some(count) = self.fill_but_the_last()? {
-                return Ok(Some(count));
-            }
+        let (mut there, mut looks) = (self.there(), 0..YIELDS);
+        while there == 0 && looks.next().is_some() {
             // It is between its connect and its write: on this core, where it needs our place, or on another.
             let _ = nix::sched::sched_yield();
+            there = self.there();
         }
-        self.fill_but_the_last()
+        self.fill_of(there)
+    }
+
+    /// Bytes that have come and are not read.
+    fn there(&self) -> usize {
+        rustix::io::ioctl_fionread(&self.fd).map_or(0, |count| count as usize)
     }
 
     /// Waits for bytes, at most so long, and not where one of `others` has something. How many of these and it have.

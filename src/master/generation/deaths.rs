@@ -34,6 +34,8 @@ pub struct Death {
     pub suspect: bool,
     /// It came to nothing: it died soon and without having served.
     pub stillborn: bool,
+    /// It had no request.
+    pub idle: bool,
 }
 
 /// Counters of workers that are gone.
@@ -168,6 +170,7 @@ impl Generation {
                 Some(Exit::Code(_)) | None => false,
             },
             stillborn: !end.orderly && view.requests == 0 && lived < LIVED,
+            idle: !view.is_active(),
         };
         self.forget(id);
         death

@@ -247,8 +247,8 @@ impl Pool {
         if !ours || self.stopping {
             return;
         }
-        if death.unasked {
-            self.lost += 1;
+        self.lost += u32::from(death.unasked);
+        if death.unasked && death.idle {
             // The kernel wakes one worker for a connection: it may have been this one.
             self.current.iter().for_each(Generation::wake_idle);
         }

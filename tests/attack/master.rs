@@ -7,8 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::harness::{Master, Place, body, lives, wait_for};
+use crate::harness::{Master, Place, body, wait_for};
 use crate::support::fcgi::{self, Address, Connection};
+use crate::support::process::lives;
 
 /// Capabilities, by the kernel's numbers.
 const CHOWN: u32 = 0;

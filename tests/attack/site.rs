@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 
 use crate::support::fcgi::{self, Address, Connection};
-use crate::support::process::{spawn, that_dies_with_us};
+use crate::support::process::{Process, family, spawn, that_dies_with_us};
 use crate::support::server::{Kind, php_fpm};
 
 /// How long something may take that has to happen: the machine may be busy.
@@ -261,17 +261,9 @@ impl Site {
 
     /// The pids of processes below the master whose title holds a text.
     pub fn below(&self, title: &str) -> Vec<i32> {
-        let all = processes();
-        let (mut found, mut parents) = (Vec::new(), vec![self.master()]);
-        while let Some(parent) = parents.pop() {
-            for (pid, _, name) in all.iter().filter(|(_, of, _)| *of == parent) {
-                parents.push(*pid);
-                if name.contains(title) {
-                    found.push(*pid);
-                }
-            }
-        }
-        found
+        let family = family(self.child.id());
+        let below = family.iter().skip(1).filter(|process| process.title().contains(title));
+        below.map(|process| process.pid).collect()
     }
 
     /// Whether the victim is served, by a worker that the master has to make first, and the master obeys: what a hostile
@@ -323,7 +315,11 @@ impl Drop for Site {
         // Of whoever has come loose from the master the folder tells.
         let place = self.path("");
         let of_here = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&place));
-        let mut left: Vec<i32> = processes().iter().map(|(pid, ..)| *pid).filter(of_here).collect();
+        let mut left: Vec<i32> = Process::all()
+            .iter()
+            .map(|process| process.pid)
+            .filter(of_here)
+            .collect();
         left.extend(self.below("php-fpm"));
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -387,22 +383,4 @@ fn extension() -> &'static Path {
         assert!(built.expect("gcc is there").success(), "attack.c does not compile");
         target
     })
-}
-
-/// Pid, parent, title of every process that is no zombie.
-fn processes() -> Vec<(i32, i32, String)> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-            if fields.next()? == "Z" {
-                return None;
-            }
-            let parent = fields.next()?.parse().ok()?;
-            let title = fs::read_to_string(entry.path().join("cmdline")).ok()?;
-            Some((pid, parent, title.replace('\0', " ")))
-        })
-        .collect()
 }

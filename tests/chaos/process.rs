@@ -10,6 +10,7 @@ use crate::reloads::Stage;
 use crate::schedule;
 use crate::support::Case;
 use crate::support::fcgi::{Connection, PATIENCE};
+use crate::support::process::lives;
 use crate::support::server::Setup;
 
 pub const CASES: &[Case] = &[
@@ -95,9 +96,7 @@ fn master_killed() {
     schedule::signal(family[0], Signal::SIGKILL);
     assert_eq!(connection.reply(1).stdout, request.expected());
     let deadline = Instant::now() + PATIENCE;
-    let alive =
-        |pid: &&i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    while let Some(pid) = family.iter().find(alive) {
+    while let Some(pid) = family.iter().find(|pid| lives(**pid)) {
         assert!(
             Instant::now() < deadline,
             "process {pid} lives on without its master: {family:?}"

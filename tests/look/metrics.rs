@@ -11,8 +11,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::harness::{Master, lives};
-use crate::support::process::{spawn, that_dies_with_us};
+use crate::harness::Master;
+use crate::support::process::{lives, spawn, that_dies_with_us};
 use crate::support::{Case, fcgi};
 use crate::{PATIENCE, harness, php_pool, python, read_by, serve, shipped, wait_for};
 

@@ -7,9 +7,10 @@ use std::process::{Command, Output};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Master, Place, body, executable, lives, wait_for};
+use crate::harness::{Master, Place, body, executable, wait_for};
 use crate::support::Case;
 use crate::support::fcgi;
+use crate::support::process::lives;
 
 pub const CASES: &[Case] = &[
     (

@@ -39,7 +39,7 @@ fn full_disk() {
     master.signal(Signal::SIGUSR2);
     wait_for("the new generation", || {
         let now: i32 = master.get("/say.php?n=52").parse().unwrap();
-        now != before && !crate::harness::lives(before)
+        now != before && !crate::support::process::lives(before)
     });
     assert_eq!(
         master.count("cannot be written"),

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::fcgi::{self, Address, Connection, KEEP_CONN, PARAMS, RESPONDER, Reply, STDIN, begin, stream};
-use crate::support::process::{Process, copy_program, family, kill_all, spawn, that_dies_with_us};
+use crate::support::process::{Process, copy_program, family, kill_all, spawn, state, that_dies_with_us};
 
 /// How long a condition may take: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -247,7 +247,7 @@ impl Drop for Master {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // Whoever reads of the failure may not be able to make it happen again.
-            let states = self.family().iter().map(state).collect::<Vec<_>>().join("\n");
+            let states = self.family().iter().map(situation).collect::<Vec<_>>().join("\n");
             eprintln!(
                 "its master said:\n{}\nand its processes are:\n{states}",
                 self.log().join("\n")
@@ -368,17 +368,9 @@ impl Master {
 
     /// The pids of processes below the master whose title holds a text.
     pub fn below(&self, title: &str) -> Vec<i32> {
-        let mut found = Vec::new();
-        let mut parents = vec![self.pid()];
-        let all = processes();
-        while let Some(parent) = parents.pop() {
-            for (pid, _, name) in all.iter().filter(|(_, of, _)| *of == parent) {
-                parents.push(*pid);
-                if name.contains(title) {
-                    found.push(*pid);
-                }
-            }
-        }
+        let family = self.family();
+        let below = family.iter().skip(1).filter(|process| process.title().contains(title));
+        let mut found: Vec<i32> = below.map(|process| process.pid).collect();
         found.sort_unstable();
         found
     }
@@ -411,37 +403,11 @@ pub fn body(reply: &Reply) -> String {
         .unwrap_or(text)
 }
 
-/// Pid, parent, title of every process that is no zombie.
-fn processes() -> Vec<(i32, i32, String)> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-            if fields.next()? == "Z" {
-                return None;
-            }
-            let parent = fields.next()?.parse().ok()?;
-            let title = fs::read_to_string(entry.path().join("cmdline")).ok()?;
-            Some((pid, parent, title.trim_end_matches('\0').to_owned()))
-        })
-        .collect()
-}
-
 /// Pid, state, what it waits for in the kernel, and title of a process, as far as they can be read.
-fn state(process: &Process) -> String {
-    let read = |name| fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default();
-    let (stat, title) = (read("stat"), read("cmdline").replace('\0', " "));
-    let state = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().next());
-    format!("{} {} {} {title}", process.pid, state.unwrap_or("gone"), read("wchan"))
-}
-
-/// Whether a process lives.
-pub fn lives(pid: i32) -> bool {
-    processes().iter().any(|(other, ..)| *other == pid)
+fn situation(process: &Process) -> String {
+    let wchan = fs::read_to_string(format!("/proc/{}/wchan", process.pid)).unwrap_or_default();
+    let state = state(process.pid).map_or("gone".to_owned(), String::from);
+    format!("{} {state} {wchan} {}", process.pid, process.title())
 }
 
 /// How often a process has gone to sleep by itself: each wake-up is one.

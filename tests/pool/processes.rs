@@ -10,9 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 
-use crate::harness::{Place, body, exists, lives, sleeps, wait_for};
+use crate::harness::{Place, body, exists, sleeps, wait_for};
 use crate::support::Case;
 use crate::support::fcgi::Connection;
+use crate::support::process::{is_asleep, lives};
 
 pub const CASES: &[Case] = &[
     (
@@ -107,15 +108,10 @@ fn a_dead_worker_is_replaced() {
     let first: i32 = master.get("/pid.php").parse().unwrap();
     let mut connection = master.connect("sock");
     master.ask(&mut connection, "/sleep.php?ms=20000", 0);
-    // The request is seen as running before the worker dies.
-    let status = "/proc/".to_owned() + &first.to_string() + "/wchan";
-    let _ = std::fs::read(status);
+    // The request is seen as running before the worker dies: it is in a sleep of PHP's.
     wait_for("the worker has the request", || {
-        std::fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| {
-            let syscall = std::fs::read_to_string(format!("/proc/{first}/syscall")).unwrap_or_default();
-            !stat.is_empty()
-                && (syscall.starts_with("230 ") || syscall.starts_with("35 ") || syscall.starts_with("115 "))
-        })
+        std::fs::read_to_string(format!("/proc/{first}/syscall"))
+            .is_ok_and(|call| ["230 ", "35 ", "115 "].iter().any(|sleep| call.starts_with(sleep)))
     });
     crash(first, Signal::SIGSEGV);
     assert!(connection.reply(1).end.is_none());
@@ -389,10 +385,10 @@ fn requests_do_not_wake_the_master() {
 
     // As many kept connections as workers: each goes to a worker that has none, though all of them are idle.
     let workers = master.workers("www");
-    let asleep =
-        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") S "));
     let one = |_| {
-        wait_for("the workers to be at rest", || workers.iter().all(asleep));
+        wait_for("the workers to be at rest", || {
+            workers.iter().all(|pid| is_asleep(*pid))
+        });
         let mut connection = master.connect("sock");
         master.ask_kept(&mut connection, "/pid.php");
         connection
@@ -416,14 +412,12 @@ fn requests_do_not_wake_the_master() {
 fn writes_late() {
     let master = place(2, "", "").serve_with(2);
     let workers = master.workers("www");
-    let asleep =
-        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") S "));
     let mut in_a_row = 0;
     // A machine that is busy elsewhere may take longer than the workers wait; and a round may pass without the master by luck.
     wait_for("ten rounds in which hardly a connection crosses the master", || {
         let before = sleeps(master.pid());
         let mut connections: Vec<_> = (0..40).map(|_| master.connect("sock")).collect();
-        wait_for("the workers to wait", || workers.iter().all(asleep));
+        wait_for("the workers to wait", || workers.iter().all(|pid| is_asleep(*pid)));
         for connection in &mut connections {
             master.ask(connection, "/pid.php", 0);
             body(&connection.reply(1));

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Master, Place, body, lives, wait_for};
+use crate::harness::{Master, Place, body, wait_for};
 use crate::processes::under_way;
 use crate::support::Case;
 use crate::support::fcgi::{PARAMS, RESPONDER, STDIN, begin, pairs, stream};
+use crate::support::process::lives;
 
 pub const CASES: &[Case] = &[
     ("races::a_stop_while_workers_are_made_accuses_nobody", stopped_early),

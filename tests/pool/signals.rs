@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Master, Place, body, exists, lives, wait_for};
+use crate::harness::{Master, Place, body, exists, wait_for};
 use crate::support::Case;
+use crate::support::process::lives;
 
 pub const CASES: &[Case] = &[
     ("signals::reloads_lose_and_stall_no_request", reloads_lose_no_request),

@@ -9,9 +9,10 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Place, ask, body, exists, lives, wait_for};
+use crate::harness::{Place, ask, body, exists, wait_for};
 use crate::support::Case;
 use crate::support::fcgi::{Address, Connection};
+use crate::support::process::lives;
 
 pub const CASES: &[Case] = &[
     (

@@ -28,7 +28,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn all() -> Vec<Self> {
+    /// Of the whole machine, but for zombies.
+    pub fn all() -> Vec<Self> {
         let entries = fs::read_dir("/proc").expect("/proc is mounted");
         let pids = entries
             .flatten()
@@ -38,19 +39,19 @@ impl Process {
 
     /// None if there is no such process, or only its zombie.
     fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may hold blanks and parentheses.
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        if fields[0] == "Z" {
-            return None;
-        }
+        let (name, fields) = stat(pid).filter(|(_, fields)| fields[0] != "Z")?;
         Some(Self {
             pid,
             parent: fields[1].parse().ok()?,
-            name: name.to_owned(),
+            name,
             started: fields[19].parse().ok()?,
         })
+    }
+
+    /// Its title, or its command line.
+    pub fn title(&self) -> String {
+        let title = fs::read_to_string(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        title.trim_end_matches('\0').replace('\0', " ")
     }
 
     /// Whether it is gone within `patience`.
@@ -66,6 +67,29 @@ impl Process {
             thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// What /proc/PID/stat says of a process: its name, and all that follows it.
+fn stat(pid: i32) -> Option<(String, Vec<String>)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold blanks and parentheses.
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+    Some((name.to_owned(), rest.split_whitespace().map(str::to_owned).collect()))
+}
+
+/// The letter by which the kernel tells what a process is at. None: it is gone.
+pub fn state(pid: i32) -> Option<char> {
+    stat(pid)?.1[0].chars().next()
+}
+
+/// Whether a process lives; a zombie does not.
+pub fn lives(pid: i32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// Whether a process waits for something, which may be work.
+pub fn is_asleep(pid: i32) -> bool {
+    state(pid) == Some('S')
 }
 
 /// `pid` and the processes below it, parents first.

@@ -84,18 +84,17 @@ impl Generation {
     /// The zygote has made a worker.
     pub fn spawned(&mut self, id: WorkerId, pid: i32) {
         let zygote = self.zygote.process.pid();
-        let Some(worker) = self.workers.get(&id).filter(|worker| worker.process.is_none()) else {
+        let known = self.knows(pid);
+        let unborn = |worker: &&mut Worker| worker.process.is_none();
+        let Some(worker) = self.workers.get_mut(&id).filter(unborn) else {
             return self.break_off("it told of a worker that it was not asked for");
         };
-        let replaces = worker.replaces;
         let problem = match Process::below(pid, zygote) {
-            Ok(Some(_)) if self.knows(pid) => format!("it is worker {pid} again"),
+            Ok(Some(_)) if known => format!("it is worker {pid} again"),
             Ok(Some(process)) => {
-                let (ctx, place, config) = (self.ctx.clone(), self.place, self.config.clone());
-                let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
-                match worker.go(&ctx, place, &config, &self.board, &self.reader, process) {
+                match worker.go(&self.ctx, self.place, &self.config, &self.board, &self.reader, process) {
                     Ok(()) => {
-                        let level = if replaces { Level::Notice } else { Level::Debug };
+                        let level = if worker.replaces { Level::Notice } else { Level::Debug };
                         return self.log(level, format_args!("child {pid} started"));
                     }
                     Err(error) => crate::log::errno(&error),
@@ -103,7 +102,6 @@ impl Generation {
             }
             // It died before we looked: its zygote says how, or has already.
             Ok(None) => {
-                let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
                 worker.ended = worker.ended.or(Some(watch::now()));
                 return;
             }

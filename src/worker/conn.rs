@@ -18,7 +18,7 @@ pub const BUFFER: usize = 64 << 10;
 const YIELDS: u32 = 6;
 
 /// Bytes for which a peer has a whole limit: one at a time would stretch it without end.
-const PROGRESS: usize = 16 << 10;
+pub(super) const PROGRESS: usize = 16 << 10;
 
 /// How long a peer has been waited for since it last got on so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,6 +77,8 @@ pub struct Conn {
     shared: bool,
     /// Since when the rest of its body is waited for, CLOCK_MONOTONIC ns; 0 when nothing is.
     pub owed_since: u64,
+    /// How many bytes of the last request's CONTENT_LENGTH nobody has read.
+    pub unwanted: u64,
     /// The end of what has come has not been read.
     spared: bool,
 }
@@ -101,6 +103,7 @@ impl Conn {
             patience: Patience::default(),
             shared: false,
             owed_since: 0,
+            unwanted: 0,
             spared: false,
         }
     }
@@ -142,7 +145,13 @@ impl Conn {
 
     /// Bytes of which [`Conn::since_last`] will not give many more.
     pub fn pending(&self) -> usize {
-        self.input.params().len() + self.end - self.start
+        // Those of a request that has been answered are still there.
+        let params = if self.input.is_in_params() {
+            self.input.params().len()
+        } else {
+            0
+        };
+        params + self.end - self.start
     }
 
     /// Takes over where another process was, with the bytes that it had read; `owed_since` is [`Conn::owed_since`].
@@ -175,8 +184,9 @@ impl Conn {
 
     /// Whether the peer has sent all of the request that was answered, so that closing now resets nothing.
     pub fn is_over(&mut self) -> bool {
-        // The empty STDIN record is there already in the common case, but has not been read.
-        self.skip() || (self.fill().is_ok() && self.skip())
+        // The empty STDIN record is there already in the common case, but has not been read; and what has been spared may be another
+        // record, behind that one.
+        (!self.spared && self.skip()) || (self.fill().is_ok() && self.skip())
     }
 
     fn skip(&mut self) -> bool {
@@ -215,7 +225,7 @@ impl Conn {
         let most = if self.input.stdin_left() > 0 {
             want
         } else {
-            want.saturating_add(8)
+            want.saturating_add(HEADER_LEN)
         };
         let end = self.end.min(self.start.saturating_add(most));
         let (used, event) = self.input.next(&self.buffer[self.start..end]).map_err(Lost::Protocol)?;
@@ -432,7 +442,7 @@ fn receive(fd: BorrowedFd, target: &mut [u8]) -> Result<Option<usize>, Lost> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use php_pool::fastcgi::{Header, RecordType, append_record};
@@ -482,5 +492,21 @@ mod tests {
             };
             assert_eq!(second.id, 1);
         }
+    }
+
+    #[test]
+    fn who_sends_more_behind_the_end_of_a_request_is_not_reset() {
+        let mut bytes = request();
+        // As for a filter.
+        append_record(&mut bytes, RecordType::Data, 1, b"");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&bytes).unwrap();
+        let mut conn = Conn::new(ours.into(), Memory::default());
+        conn.fill_but_the_last().unwrap();
+        assert!(matches!(conn.next(), Ok(Event::Request(_))));
+        conn.input.finish();
+        assert!(conn.is_over());
+        drop(conn.into_memory());
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
     }
 }

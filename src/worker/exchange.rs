@@ -172,7 +172,7 @@ pub struct Exchange {
     finished: bool,
     /// FCGI_STDERR has had a message.
     complained: bool,
-    /// The script has ended: what is left of a body is nobody's.
+    /// The script has ended; its shutdown functions may have not.
     executed: bool,
     /// HTTP status of the reply.
     pub status: u16,
@@ -344,7 +344,7 @@ impl Exchange {
 
     /// Fills the buffer from the body; fewer bytes only at its end, or where it is cut.
     pub fn read_body(&mut self, target: &mut [u8]) -> usize {
-        if self.executed || self.finished || self.lost.is_some() || self.cut.is_some() {
+        if self.finished || self.lost.is_some() || self.cut.is_some() {
             return 0;
         }
         let wanted = target.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
@@ -591,8 +591,13 @@ impl Exchange {
         self.worker.log_access(self, now, peak_memory);
     }
 
-    /// Ends the FastCGI request. True: it was open, or its connection is kept.
-    pub fn finish(&mut self, goes_on: bool) -> bool {
+    /// The FastCGI request has ended, and its connection is not kept.
+    pub fn is_closed(&self) -> bool {
+        self.finished && !(self.begin.keep && self.lost.is_none())
+    }
+
+    /// Ends the FastCGI request.
+    pub fn finish(&mut self, goes_on: bool) {
         let first = !std::mem::replace(&mut self.finished, true);
         if self.executed {
             // Before the client knows that its request is over, so that the log is complete when it looks.
@@ -621,15 +626,18 @@ impl Exchange {
                 self.lost = Some(why);
             }
             conn.input.finish();
+            conn.unwanted = match (&self.body, self.length) {
+                (Body::Stdin, Length::Known(_)) => self.body_left,
+                _ => 0,
+            };
             // A script that works on after fastcgi_finish_request() must not hold the client's connection.
-            if !self.executed {
+            if goes_on {
                 self.worker.slot().set_stage(Stage::Finishing, monotonic_ns());
                 if let Some(conn) = self.conn.take() {
                     self.worker.release(conn, self.lost, self.begin.keep);
                 }
             }
         }
-        first || (self.begin.keep && self.lost.is_none())
     }
 
     /// Lets go of the connection, unsaid and unsent: another process answers on it.

@@ -23,7 +23,7 @@ pub struct Output {
     bytes: Vec<u8>,
     /// The record being filled: where its header stands, and its type.
     open: Option<(usize, RecordType)>,
-    /// When the first of it came.
+    /// When the first of its content came.
     since: Option<Instant>,
     id: u16,
 }
@@ -51,9 +51,7 @@ impl Output {
         if data.len() >= GATHER {
             return self.write_through(kind, data, conn, timeout);
         }
-        if self.bytes.is_empty() {
-            self.since = Some(Instant::now());
-        }
+        self.since.get_or_insert_with(Instant::now);
         while !data.is_empty() {
             if self.open.is_none_or(|(_, open)| open != kind) {
                 self.close();
@@ -89,6 +87,7 @@ impl Output {
             conn.send(&mut parts.map(IoSlice::new), timeout)?;
             self.bytes.clear();
         }
+        self.since = None;
         Ok(())
     }
 
@@ -111,6 +110,7 @@ impl Output {
         }
         let sent = conn.send(&mut [IoSlice::new(&self.bytes)], timeout);
         self.bytes.clear();
+        self.since = None;
         sent
     }
 

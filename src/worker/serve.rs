@@ -30,7 +30,8 @@ const LAST_REQUESTS: u64 = 8;
 /// Who has connected before the pool's end has so long to say what it wants: nobody comes after this worker who would hear it.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// Most that a lingering close reads; and most that is read of a kept connection, in one go, between two requests.
+/// Most that a lingering close reads beyond the body that was announced; and most that is read of a kept connection, in one go, between
+/// two requests.
 const LINGER_BYTES: usize = 16 << 20;
 
 /// What comes in one go while no request runs: parameters; the rest of a body that nobody wants any more; questions that are no
@@ -604,9 +605,11 @@ impl Loop {
                         Some(End::Linger) => return self.finish(conn, token),
                         Some(End::Close) => return self.close(conn, token),
                     }
-                    let filled = match new && !answered {
-                        true => self.fill_new(&mut conn, &mut until),
-                        false => conn.fill(),
+                    let filled = match (new, answered) {
+                        (true, false) => self.fill_new(&mut conn, &mut until),
+                        // It has waited for its first request.
+                        (false, false) if !conn.kept => conn.fill_but_the_last(),
+                        _ => conn.fill(),
                     };
                     match filled {
                         Ok(Some(count)) => {
@@ -814,8 +817,13 @@ impl Loop {
                 .map(|(token, _)| *token)
                 .collect();
             for token in tokens {
-                if let Some(parked) = self.parked.remove(&token) {
-                    self.close(parked.conn, Some(token));
+                let Some(parked) = self.parked.remove(&token) else {
+                    continue;
+                };
+                match parked.wait {
+                    Wait::Request => self.close(parked.conn, Some(token)),
+                    // What has come while a request ran here has not been looked at.
+                    Wait::Close(_) => self.put_up_with(token, parked),
                 }
             }
         }
@@ -852,18 +860,12 @@ impl Loop {
             },
             WAKE => signals::clear_wake(),
             token => {
-                let Some(mut parked) = self.parked.remove(&token) else {
+                let Some(parked) = self.parked.remove(&token) else {
                     return;
                 };
                 match parked.wait {
                     Wait::Request => self.attend(parked.conn, Some(token)),
-                    Wait::Close(left) => match parked.conn.discard() {
-                        Ok(count) if count < left => {
-                            parked.wait = Wait::Close(left - count);
-                            self.parked.insert(token, parked);
-                        }
-                        _ => self.close(parked.conn, Some(token)),
-                    },
+                    Wait::Close(_) => self.put_up_with(token, parked),
                 }
             }
         }

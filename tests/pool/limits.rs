@@ -37,6 +37,14 @@ pub const CASES: &[Case] = &[
         "limits::a_connection_whose_body_is_over_is_as_idle_as_any",
         a_body_that_is_over_leaves_no_limit,
     ),
+    (
+        "limits::a_body_that_nobody_wants_resets_no_answer",
+        a_body_that_nobody_wants_resets_no_answer,
+    ),
+    (
+        "limits::no_limit_of_one_request_is_left_to_the_next",
+        no_limit_is_left_behind,
+    ),
     ("limits::a_stop_resets_no_answer", a_stop_resets_no_answer),
     (
         "limits::a_script_that_keeps_all_descriptors_costs_no_connection",
@@ -141,7 +149,9 @@ fn is_killed() {
         .trim()
         .parse()
         .unwrap();
-    crate::harness::wait_for("what the script had started is gone", || !crate::harness::lives(child));
+    crate::harness::wait_for("what the script had started is gone", || {
+        !crate::support::process::lives(child)
+    });
     assert_ne!(master.get("/pid.php"), worker);
 }
 
@@ -181,6 +191,52 @@ pub fn put(master: &Master, uri: &str, length: &str, flags: u8) -> Vec<u8> {
     [begin(1, RESPONDER, flags).bytes(), params].concat()
 }
 
+/// A client that writes all of a body that nobody wants before it reads, for longer than `linger_timeout`, during which the only worker
+/// has another request for as long.
+fn a_body_that_nobody_wants_resets_no_answer() {
+    const PARTS: usize = 40;
+    let master = serve("linger_timeout = 1s");
+    master
+        .place
+        .write("while.php", "<?php usleep(2500000); echo getmypid();");
+    let part = Record::new(STDIN, 1, vec![b'x'; 32 << 10]).bytes().repeat(16);
+    let length = (PARTS * 16 * (32 << 10)).to_string();
+    let mut client = master.connect("sock");
+    let mut bytes = put(&master, "/pid.php", &length, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..PARTS {
+                bytes.extend_from_slice(&part);
+                assert!(client.send(&bytes), "the answer is lost");
+                bytes.clear();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            assert!(client.send(&Record::new(STDIN, 1, []).bytes()));
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!master.get("/while.php").is_empty());
+    });
+    assert_eq!(body(&client.reply(1)), master.get("/pid.php"));
+}
+
+/// PHP's own limit is what it was, after a script that had none was ended by ours.
+fn no_limit_is_left_behind() {
+    let master = serve(
+        "request_terminate_timeout = 2500ms\nphp_admin_value[max_input_time] = -1\nphp_value[max_execution_time] = 1",
+    );
+    master
+        .place
+        .write("no-limit.php", "<?php set_time_limit(0); include 'sleep.php';");
+    let worker = ended_inside(&master, "/no-limit.php");
+    master.said("Maximum execution time of 3 seconds exceeded");
+    assert_eq!(master.count("Maximum execution time of 1 second exceeded"), 0);
+    let mut connection = master.connect("sock");
+    master.ask(&mut connection, "/spin.php", 0);
+    assert!(body(&connection.reply(1)).contains("shut down"));
+    master.said("Maximum execution time of 1 second exceeded");
+    assert_eq!(master.get("/pid.php"), worker);
+}
+
 /// The only worker must be there for others while a client goes on with a body, or with questions, for ever.
 fn an_endless_body_holds_no_worker() {
     let rest = Record::new(STDIN, 1, vec![b'x'; 32 << 10]).bytes();
@@ -194,7 +250,7 @@ fn an_endless_body_holds_no_worker() {
         let master = serve("linger_timeout = 1s");
         let worker = master.get("/pid.php");
         let mut endless = master.connect("sock");
-        assert!(endless.send(&put(&master, "/pid.php", "1000000000000", flags)));
+        assert!(endless.send(&put(&master, "/pid.php", "20000000", flags)));
         assert_eq!(body(&endless.reply(1)), worker);
         let begun = Instant::now();
         std::thread::scope(|scope| {

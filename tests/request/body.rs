@@ -394,14 +394,32 @@ fn input(c: &mut Cases) {
             assert_eq!(t.send(&request.clone().method(method)).text(), "the body", "{method}");
         }
     });
-    c.same("input_can_be_read_in_parts_and_rewound", &Setup::BASE, |t| {
-        let code = "$f = fopen('php://input', 'r'); echo fread($f, 3), '|', fgets($f), '|', ftell($f), '|', feof($f) ? 'end' : '';
-            rewind($f); echo stream_get_contents($f), '|'; $g = fopen('php://input', 'r'); echo fread($g, 2);";
-        for method in ["POST", "PUT"] {
-            let request = t.page(code).post("text/plain", "one two\nthree\n").method(method);
-            assert_eq!(t.send(&request).text(), "one| two\n|8|one two\nthree\n|on", "{method}");
-        }
-    });
+    c.same(
+        "a_shutdown_function_reads_what_the_script_has_left",
+        &Setup::BASE,
+        |t| {
+            let rest = "register_shutdown_function(function () { echo md5(file_get_contents('php://input')); });";
+            for code in [
+                "",
+                "echo strlen(fread(fopen('php://input', 'r'), 10)), ' ';",
+                "no_such_function();",
+                "class D { function __destruct() { echo strlen(file_get_contents('php://input')), ' '; } } $d = new D;",
+            ] {
+                let request = t.page(&format!("ini_set('display_errors', 0); {rest} {code}"));
+                t.send(&request.post("application/octet-stream", noise(300_000)).method("PUT"));
+            }
+        },
+    );
+    c.same(
+        "a_shutdown_function_reads_a_form_that_is_too_long_for_php",
+        &LIMITED,
+        |t| {
+            let request =
+                t.page("register_shutdown_function(function () { echo strlen(file_get_contents('php://input')); });");
+            let form = "a=".to_owned() + &"x".repeat(200_000);
+            t.send(&request.post("application/x-www-form-urlencoded", form));
+        },
+    );
     c.same("a_large_input_keeps_its_bytes", &LARGE, |t| {
         let body = noise(5_000_000);
         for method in ["POST", "PUT"] {

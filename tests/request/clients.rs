@@ -141,7 +141,7 @@ fn bodies(c: &mut Cases) {
         "a_script_that_finds_its_body_cut_short_is_ended",
         &HELD,
         "A script that reads its body itself (PUT, php://input) begins before the body is there. When that ends too early, php-fpm \
-         waits until the connection closes; we end the script and answer 400, or 408 after request_body_timeout.",
+         waits until the connection closes; we end the script, unless it ignores that the client is gone, and answer 400, or 408 after request_body_timeout.",
         |t| {
             let page = t.page("register_shutdown_function(function () { echo 'over'; }); echo strlen(file_get_contents('php://input'));");
             let short = |method: &str, length: &str| {

@@ -1,7 +1,7 @@
 //! `fastcgi_finish_request()`.
 
 use crate::harness::{Case, Cases, wait_until};
-use crate::support::fcgi::{STDERR, STDOUT};
+use crate::support::fcgi::{Ended, STDERR, STDOUT};
 use crate::support::server::Setup;
 
 static TIMED: Setup = Setup {
@@ -77,6 +77,24 @@ fn finished(c: &mut Cases) {
         );
         assert_eq!(reply.text(), "ab");
     });
+    c.same("in_a_shutdown_function_it_lets_the_client_go", &Setup::BASE, |t| {
+        let gate = t.writable("gate");
+        let request = t.page(
+            "register_shutdown_function(function () {
+                 fastcgi_finish_request();
+                 while (!file_exists(__DIR__ . '/gate/open')) { usleep(1000); clearstatcache(); }
+                 touch(__DIR__ . '/gate/passed');
+             });
+             echo 'a';",
+        );
+        let mut connection = t.connect();
+        connection.send(&request.bytes());
+        assert_eq!(t.reply(&mut connection, 1).text(), "a");
+        assert_eq!(connection.end().1, Ended::Closed);
+        drop(connection); // php-fpm's script waits for it
+        std::fs::write(gate.join("open"), "").expect("the folder is ours");
+        wait_until("the script has ended", || gate.join("passed").exists());
+    });
     c.same("a_body_that_was_not_read_does_not_hold_it_up", &Setup::BASE, |t| {
         let request = t
             .page("echo 'x'; fastcgi_finish_request();")
@@ -94,6 +112,17 @@ fn afterwards(c: &mut Cases) {
         ));
         assert_eq!((reply.text().as_str(), reply.errors().as_str()), ("a", ""));
         wait_until("the script has ended", || said.exists());
+    });
+    c.same("what_is_buffered_afterwards_stays_the_scripts_own", &Setup::BASE, |t| {
+        let said = t.writable("said").join("what");
+        t.php(&format!(
+            "{SAY} echo 'a'; fastcgi_finish_request(); ob_start(fn ($b) => strtoupper($b)); echo 'x'; fastcgi_finish_request();
+             say(json_encode([ob_get_level(), ob_get_clean()]));"
+        ));
+        wait_until("the script has ended", || std::fs::read_to_string(&said).is_ok_and(|s| s.ends_with(']')));
+        let said = std::fs::read_to_string(said).expect("it is there");
+        t.note(&said);
+        assert_eq!(said, "[1,\"x\"]");
     });
     c.same("shutdown_functions_and_destructors_run_afterwards", &Setup::BASE, |t| {
         let said = t.writable("said").join("what");

@@ -117,8 +117,14 @@ extern "C" fn log(level: u32, from_php: bool, text: *const c_char, length: usize
 /// What PHP has logged last outside of requests.
 static LAST_WORDS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-extern "C" fn finish(goes_on: bool) -> bool {
-    answering().is_none_or(|exchange| exchange.finish(goes_on))
+extern "C" fn finish(goes_on: bool) {
+    if let Some(exchange) = answering() {
+        exchange.finish(goes_on);
+    }
+}
+
+extern "C" fn is_closed() -> bool {
+    answering().is_some_and(|exchange| exchange.is_closed())
 }
 
 extern "C" fn answer(page: *mut ffi::Page) -> u32 {
@@ -183,6 +189,7 @@ static CALLBACKS: ffi::Callbacks = ffi::Callbacks {
     param,
     log,
     finish,
+    is_closed,
     answer,
     may_run,
     enter: folder::enter,

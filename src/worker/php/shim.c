@@ -43,8 +43,7 @@ static struct {
     bool retire;  /* this process was changed for good */
     bool running; /* the script has begun */
     bool ended;   /* the end of the answer has been seen to */
-    zend_long time_limit; /* max_execution_time, while another is shown */
-    bool limit_shown;
+    bool limit_shown; /* in the place of max_execution_time, for a message */
 } now;
 
 static void log_text(enum shim_level level, const char *text)
@@ -494,7 +493,7 @@ enum shim_outcome shim_serve(const struct shim_request *request)
         rust->finish(false); /* PHP gave up before it came to that: the client must not wait for ever */
     }
     if (now.limit_shown) {
-        EG(timeout_seconds) = now.time_limit;
+        EG(timeout_seconds) = INI_INT("max_execution_time"); /* what it is again for the next one */
         now.limit_shown = false;
     }
     SG(server_context) = NULL;
@@ -510,9 +509,13 @@ ZEND_END_ARG_INFO()
 PHP_FUNCTION(fastcgi_finish_request)
 {
     ZEND_PARSE_PARAMETERS_NONE();
+    if (rust->is_closed()) {
+        RETURN_FALSE; /* and what the script buffers since then is its own */
+    }
     php_output_end_all();
     php_header();
-    RETURN_BOOL(rust->finish(true));
+    rust->finish(true);
+    RETURN_TRUE;
 }
 
 ZEND_BEGIN_ARG_WITH_RETURN_TYPE_INFO_EX(arginfo_request_headers, 0, 0, IS_ARRAY, 0)
@@ -642,6 +645,15 @@ static PHP_MSHUTDOWN_FUNCTION(cgi)
     return SUCCESS;
 }
 
+/* Shutdown functions and destructors have read what they wanted of the body. PHP would read all the rest of it now, however long its
+ * client takes. */
+static PHP_RSHUTDOWN_FUNCTION(cgi)
+{
+    (void) type, (void) module_number;
+    SG(post_read) = 1;
+    return SUCCESS;
+}
+
 static PHP_MINFO_FUNCTION(cgi)
 {
     (void) zend_module;
@@ -653,7 +665,7 @@ static PHP_MINFO_FUNCTION(cgi)
 }
 
 static zend_module_entry module = {
-    STANDARD_MODULE_HEADER, "cgi-fcgi", functions, PHP_MINIT(cgi), PHP_MSHUTDOWN(cgi), NULL, NULL, PHP_MINFO(cgi),
+    STANDARD_MODULE_HEADER, "cgi-fcgi", functions, PHP_MINIT(cgi), PHP_MSHUTDOWN(cgi), NULL, PHP_RSHUTDOWN(cgi), PHP_MINFO(cgi),
     PHP_VERSION, STANDARD_MODULE_PROPERTIES
 };
 
@@ -842,10 +854,7 @@ const char *shim_response_header(const char *name, size_t name_len, size_t *leng
 
 void shim_show_time_limit(int64_t seconds)
 {
-    if (!now.limit_shown) {
-        now.time_limit = EG(timeout_seconds);
-        now.limit_shown = true;
-    }
+    now.limit_shown = true;
     EG(timeout_seconds) = seconds;
 }
 

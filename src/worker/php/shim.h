@@ -61,8 +61,10 @@ struct shim_callbacks {
     const char *(*param)(const char *name, size_t length);
     /* A line for the log and, where enabled, for FCGI_STDERR. */
     void (*log)(enum shim_level level, bool from_php, const char *text, size_t length);
-    /* Ends the FastCGI request; true: it was still open, or its connection is kept (as php-fpm answers). */
-    bool (*finish)(bool goes_on);
+    /* Ends the FastCGI request; `goes_on`: the script does not end with it. */
+    void (*finish)(bool goes_on);
+    /* Whether it has ended, and its connection is not kept. */
+    bool (*is_closed)(void);
     /* PHP is started up for the request, its body read where PHP reads it at once: what now? */
     enum shim_answer (*answer)(struct shim_page *page);
     /* Whether security.limit_extensions lets this path be run. */

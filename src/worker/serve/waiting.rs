@@ -8,7 +8,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use php_pool::control::QUEUE_BYTES;
 use php_pool::scoreboard::monotonic_ns;
 
-use super::super::conn::{BUFFER, Conn};
+use super::super::conn::{BUFFER, Conn, PROGRESS};
 use super::{LINGER_BYTES, Loop};
 
 /// How long, ms, a worker waits for the master to take connections before it looks after those that it has.
@@ -18,8 +18,27 @@ const CATCH_UP: u8 = 20;
 pub(super) enum Wait {
     /// For a request, or for the rest of one.
     Request,
-    /// For its peer to close; so many bytes are still put up with.
-    Close(usize),
+    /// For its peer to close.
+    Close(Rest),
+}
+
+/// What a peer may still send that nobody wants.
+pub(super) struct Rest {
+    /// Bytes that are put up with.
+    left: usize,
+    /// Those that have come since it last got on.
+    moved: usize,
+}
+
+impl Rest {
+    fn of(conn: &Conn) -> Self {
+        // In records, of which an eighth may be headers.
+        let body = usize::try_from(conn.unwanted).unwrap_or(usize::MAX);
+        Self {
+            left: LINGER_BYTES.saturating_add(body).saturating_add(body / 8),
+            moved: 0,
+        }
+    }
 }
 
 pub(super) struct Parked {
@@ -57,7 +76,29 @@ impl Loop {
             return self.close(conn, token);
         }
         conn.shut_down();
-        self.park(conn, token, Wait::Close(LINGER_BYTES));
+        let rest = Rest::of(&conn);
+        self.park(conn, token, Wait::Close(rest));
+    }
+
+    /// Reads on of what nobody wants, as long as it gets on: who writes all that he has before he reads (Caddy does) would else lose his
+    /// answer. Not for somebody who leaves: his place is needed.
+    pub(super) fn put_up_with(&mut self, token: u64, mut parked: Parked) {
+        let (now, limit, leaves) = (Instant::now(), self.worker.pool.linger_timeout, self.left);
+        if let (Wait::Close(rest), Ok(count)) = (&mut parked.wait, parked.conn.discard())
+            && count < rest.left
+        {
+            rest.left -= count;
+            rest.moved += count;
+            if rest.moved >= PROGRESS && !leaves {
+                rest.moved = 0;
+                parked.deadline = Some(now + limit);
+            }
+            if parked.deadline.is_none_or(|at| at > now) {
+                self.parked.insert(token, parked);
+                return;
+            }
+        }
+        self.close(parked.conn, Some(token));
     }
 
     pub(super) fn close(&mut self, conn: Conn, token: Option<u64>) {

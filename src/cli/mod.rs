@@ -8,7 +8,7 @@ mod top;
 mod trace;
 pub mod worker;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -267,7 +267,7 @@ pub fn main() -> i32 {
                 ..PhpOptions::default()
             };
             let mut load = load_options(pool_file(&config), &php);
-            let runtime = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+            let runtime = std::env::var_os("RUNTIME_DIRECTORY").and_then(|all| runtime_directory(&all));
             (load.allow_root_workers, load.daemonize) = (allow_to_run_as_root, Some(false));
             crate::master::run(Launch {
                 load,
@@ -327,6 +327,15 @@ fn exporter(listen: std::net::SocketAddr, control: Vec<PathBuf>) -> i32 {
             1
         }
     }
+}
+
+/// Of systemd's runtime directories the pool's own: a drop-in of the unit may have asked for further ones.
+fn runtime_directory(all: &OsStr) -> Option<PathBuf> {
+    let all: Vec<PathBuf> = std::env::split_paths(all).collect();
+    let own = all
+        .iter()
+        .find(|dir| dir.parent().is_some_and(|parent| parent.ends_with("php-pool")));
+    own.or(all.first()).cloned()
 }
 
 fn load_options(path: PathBuf, php: &PhpOptions) -> LoadOptions {
@@ -508,4 +517,21 @@ fn test(load: &LoadOptions, dump: bool) -> i32 {
         eprintln!(); // php-fpm's text ended in a line break of its own
     }
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_further_runtime_directory_is_not_taken_for_the_pools() {
+        for (all, own) in [
+            ("/run/php-pool/www", "/run/php-pool/www"),
+            ("/run/app:/run/php-pool/www", "/run/php-pool/www"),
+            ("/run/php-pool/www:/run/app", "/run/php-pool/www"),
+            ("/run/mine", "/run/mine"),
+        ] {
+            assert_eq!(runtime_directory(OsStr::new(all)), Some(own.into()), "{all}");
+        }
+    }
 }

@@ -60,6 +60,22 @@ pub fn parse(text: &str, base: &Path) -> Result<Listen, AddressError> {
     }
 }
 
+/// What systemd makes of it when it listens there for a pool: it takes /var/run for /run, and no name of a host but the one that needs
+/// no resolver.
+pub fn held(address: &Listen) -> Listen {
+    match address {
+        Listen::Unix(path) => match path.strip_prefix("/var/run") {
+            Ok(rest) => Listen::Unix(Path::new("/run").join(rest)),
+            Err(_) => address.clone(),
+        },
+        Listen::Tcp { host, port } if host.eq_ignore_ascii_case("localhost") => Listen::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: *port,
+        },
+        Listen::Tcp { .. } | Listen::Port(_) => address.clone(),
+    }
+}
+
 fn parse_port(text: &str) -> Result<u16, AddressError> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {

@@ -51,10 +51,39 @@ pub fn main(arguments: &[String]) -> i32 {
 
 /// Writes the units of every pool file in `pools` under `target`.
 pub fn generate(pools: &Path, target: &Path) {
-    for file in pool_files(pools) {
+    for (file, sketch) in sketches(pools) {
         // There is nobody to tell: what could not be written is missing from `systemctl list-units`.
-        let _ = write_units(&file, target);
+        let _ = write_units(&file, &sketch, target);
     }
+}
+
+/// What the pool files of a folder ask for, or why they cannot be used. Of two that want one socket the older file has it: whoever
+/// copies a pool, and forgets this line, takes it from nobody. (systemd would let the second unit take the first one's.)
+fn sketches(pools: &Path) -> Vec<(PathBuf, Result<Sketch, String>)> {
+    let mut files = pool_files(pools);
+    files.sort_by_key(|file| fs::metadata(file).and_then(|meta| meta.modified()).ok());
+    let mut taken: HashMap<Listen, PathBuf> = HashMap::new();
+    let with_sketch = |file: PathBuf| {
+        let sketch = sketch(&file).and_then(|sketch| {
+            let status = sketch.status.iter().map(|(address, _)| ("pm.status_listen", address));
+            let wanted = std::iter::once(("listen", &sketch.listen)).chain(status);
+            let wanted: Vec<_> = wanted.map(|(key, address)| (key, address::held(address))).collect();
+            for (directive, address) in &wanted {
+                if let Some(other) = taken.get(address) {
+                    return Err(format!(
+                        "{}: {directive}: unable to set listen address as it's already used in another pool '{}' ({}, the older file)",
+                        file.display(),
+                        other.file_stem().unwrap_or_default().display(),
+                        other.display()
+                    ));
+                }
+            }
+            taken.extend(wanted.into_iter().map(|(_, address)| (address, file.clone())));
+            Ok(sketch)
+        });
+        (file, sketch)
+    };
+    files.into_iter().map(with_sketch).collect()
 }
 
 /// The pool files of a folder, in order; none where it cannot be read.
@@ -76,20 +105,16 @@ fn is_pool_file(path: &Path) -> bool {
     !hidden && path.extension().is_some_and(|extension| extension == "conf") && !path.is_dir()
 }
 
-fn write_units(file: &Path, target: &Path) -> io::Result<()> {
-    let stem = file.file_stem().unwrap_or_default();
-    let sketch = match sketch(file) {
-        Ok(sketch) => sketch,
-        Err(_) => {
-            // Where a name is allowed its unit is called by it, else by its escaped form.
-            let name = stem.to_str().filter(|name| unit::check_name(name).is_ok());
-            let name = name.map_or_else(|| unit::escape(stem.as_encoded_bytes()), str::to_owned);
-            let service = format!("php-pool@{name}.service");
-            drop_in(target, &service, &unit::broken(file))?;
-            return want(target, &service, "php-pool@.service");
-        }
+fn write_units(file: &Path, sketch: &Result<Sketch, String>, target: &Path) -> io::Result<()> {
+    let Ok(Sketch { pool, listen, status }) = sketch else {
+        // Where a name is allowed its unit is called by it, else by its escaped form.
+        let stem = file.file_stem().unwrap_or_default();
+        let name = stem.to_str().filter(|name| unit::check_name(name).is_ok());
+        let name = name.map_or_else(|| unit::escape(stem.as_encoded_bytes()), str::to_owned);
+        let service = format!("php-pool@{name}.service");
+        drop_in(target, &service, &unit::broken(file))?;
+        return want(target, &service, "php-pool@.service");
     };
-    let Sketch { pool, listen, status } = &sketch;
     let name = &pool.name;
     let (socket, service) = (format!("php-pool@{name}.socket"), format!("php-pool@{name}.service"));
     let text = unit::socket(pool, file, "listen", listen, &pool.listen).map_err(io::Error::other)?;
@@ -109,12 +134,16 @@ fn write_units(file: &Path, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks what the generator asks of a pool file, for `php-pool check`: its name and its socket.
+/// Checks what the generator asks of a pool file, for `php-pool check`: its name and its socket, which must be no other file's in its
+/// folder.
 ///
 /// # Errors
 /// Full sentences, each with the file's name and line where it has one.
 pub fn check(file: &Path) -> Result<(), String> {
-    sketch(file).map(|_| ())
+    sketch(file)?;
+    let mut all = sketches(file.parent().unwrap_or(file)).into_iter();
+    let own = all.find(|(other, _)| other == file);
+    own.map_or(Ok(()), |(_, sketch)| sketch.map(|_| ()))
 }
 
 /// What systemd needs to know of a pool file.

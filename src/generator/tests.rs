@@ -176,6 +176,48 @@ fn a_file_that_cannot_be_used_becomes_a_service_that_says_why_and_harms_no_other
     assert!(place.drop_in("php-pool@a\\x20b.service").contains("a b.conf\"\n"));
 }
 
+/// systemd would give it to whichever comes last.
+#[test]
+fn a_socket_that_two_files_ask_for_is_the_older_ones() {
+    let place = Place::new();
+    let old = place.file(
+        "www.conf",
+        &pool("www", "listen = /run/www.sock\npm.status_listen = 9001"),
+    );
+    let minute = std::time::Duration::from_secs(60);
+    let before = std::time::SystemTime::now() - minute;
+    fs::File::options()
+        .write(true)
+        .open(&old)
+        .unwrap()
+        .set_modified(before)
+        .unwrap();
+    let copies = [
+        ("a-copy", "listen = /run/www.sock"),
+        ("var-run", "listen = /var/run/www.sock"),
+        ("status", "listen = 9002\npm.status_listen = /run/www.sock"),
+        ("its-status", "listen = 9001"),
+    ];
+    for (name, lines) in copies {
+        let error = check(&place.file(&format!("{name}.conf"), &pool(name, lines))).unwrap_err();
+        assert!(
+            error.contains("already used in another pool 'www'") && error.contains("www.conf"),
+            "{error}"
+        );
+    }
+    check(&old).unwrap();
+    place.file("other.conf", &pool("other", "listen = /run/other.sock"));
+    place.run();
+    let sockets = place.wanted().into_iter().filter(|unit| unit.ends_with(".socket"));
+    let expected = [
+        "php-pool-status@www.socket",
+        "php-pool@other.socket",
+        "php-pool@www.socket",
+    ];
+    assert!(sockets.eq(expected), "{:?}", place.wanted());
+    assert!(place.drop_in("php-pool@a-copy.service").contains("check --pool"));
+}
+
 /// What else is wrong with a pool must not take its socket, and the clients in it, away: its service says what.
 #[test]
 fn a_mistake_that_is_not_about_the_socket_leaves_the_socket() {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::config::{Listen, Pool};
+use crate::config::{Listen, Pool, address};
 
 /// Longest name of a pool, bytes: unit names end at 255, and every byte may take four in the slice's.
 const MAX_NAME: usize = 50;
@@ -144,28 +144,28 @@ pub fn socket(
     address: &Listen,
     text: &str,
 ) -> Result<String, UnitError> {
+    let address = &address::held(address);
     let stream = match address {
         Listen::Unix(path) => path.display().to_string(),
         Listen::Port(port) => port.to_string(),
-        Listen::Tcp { host, port } => {
-            let host = if host.eq_ignore_ascii_case("localhost") {
-                "127.0.0.1"
-            } else {
-                host
-            };
-            match host {
-                host if host.contains(':') => format!("[{host}]:{port}"),
-                host if host.parse::<std::net::Ipv4Addr>().is_ok() => format!("{host}:{port}"),
-                host => {
-                    let (text, host) = (text.to_owned(), host.to_owned());
-                    return Err(UnitError::HostName { directive, text, host });
-                }
+        Listen::Tcp { host, port } => match host.split_once('%') {
+            // Of one interface.
+            Some((host, interface)) => format!("[{host}]:{port}%{interface}"),
+            None if host.contains(':') => format!("[{host}]:{port}"),
+            None if host.parse::<std::net::Ipv4Addr>().is_ok() => format!("{host}:{port}"),
+            None => {
+                let (text, host) = (text.to_owned(), host.clone());
+                return Err(UnitError::HostName { directive, text, host });
             }
-        }
+        },
     };
     let mut unit = head(source);
     // The empty line takes the template's address away.
     write!(unit, "\n[Socket]\nListenStream=\nListenStream={}\n", value(&stream)?).expect("a String takes everything");
+    if let Listen::Tcp { .. } = address {
+        // At boot the socket is made before the network has its addresses.
+        unit.push_str("FreeBind=yes\n");
+    }
     if let Listen::Unix(path) = address {
         writeln!(unit, "SocketMode={:04o}", pool.listen_mode).expect("a String takes everything");
         // Not SocketUser=, for systemd follows a link, and in a tenant's folder he may put one in the socket's place.
@@ -260,11 +260,17 @@ mod tests {
             port: 9000,
         };
         for (address, line) in [
-            (Listen::Unix("/run/100%.sock".into()), "ListenStream=/run/100%%.sock\n"),
-            (Listen::Port(9000), "ListenStream=9000\n"),
-            (tcp("127.0.0.1"), "ListenStream=127.0.0.1:9000\n"),
-            (tcp("LocalHost"), "ListenStream=127.0.0.1:9000\n"),
-            (tcp("::1"), "ListenStream=[::1]:9000\n"),
+            (Listen::Unix("/run/100%.sock".into()), "ListenStream=/run/100%%.sock\nS"),
+            (Listen::Unix("/var/run/a.sock".into()), "ListenStream=/run/a.sock\nS"),
+            (
+                Listen::Unix("/var/runner/a.sock".into()),
+                "ListenStream=/var/runner/a.sock\nS",
+            ),
+            (Listen::Port(9000), "ListenStream=9000\nB"),
+            (tcp("127.0.0.1"), "ListenStream=127.0.0.1:9000\nFreeBind=yes\n"),
+            (tcp("LocalHost"), "ListenStream=127.0.0.1:9000\nFreeBind=yes\n"),
+            (tcp("::1"), "ListenStream=[::1]:9000\nFreeBind=yes\n"),
+            (tcp("fe80::1%eth0"), "ListenStream=[fe80::1]:9000%%eth0\nFreeBind=yes\n"),
         ] {
             let unit = socket_of(address).unwrap();
             assert!(unit.contains(&format!("[Socket]\nListenStream=\n{line}")), "{unit}");

@@ -373,6 +373,7 @@ impl Logger {
         let mut state = self.0.borrow_mut();
         state.format.threshold = settings.level;
         state.format.limit = settings.limit;
+        state.format.request_ids = settings.request_ids;
         state.opened = Some((settings.clone(), saved.replaces_stderr));
         (state.started, state.tied) = (true, saved.tied);
         let target = match (&settings.target, file) {

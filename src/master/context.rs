@@ -108,7 +108,10 @@ impl Context {
 
     /// Tells a client of all that happens from now on.
     pub fn watch_with(&self, mailbox: Mailbox) {
-        self.watchers.borrow_mut().push(mailbox);
+        let mut watchers = self.watchers.borrow_mut();
+        // Where nothing happens nobody else sees that one has left.
+        watchers.retain(|mailbox| !mailbox.is_closed());
+        watchers.push(mailbox);
     }
 
     /// Something has happened. A client that does not read misses it.

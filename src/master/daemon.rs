@@ -337,6 +337,10 @@ impl Daemon {
         let now = watch::now();
         let most = self.config.global.process_max;
         for index in 0..self.pools.len() + self.removed.len() {
+            let wake = self.all().nth(index).and_then(|pool| pool.wake());
+            if wake.is_none_or(|at| at > now) {
+                continue;
+            }
             let room = (most > 0).then(|| {
                 let made: u32 = self.all().map(Pool::workers).sum();
                 // The next one that may be made is for whoever has none.
@@ -344,10 +348,7 @@ impl Daemon {
                 let starved = others.filter(|(_, pool)| pool.is_starved()).count() as u32;
                 most.saturating_sub(made.saturating_add(starved))
             });
-            let pool = self.all().nth(index).expect("within the number of pools");
-            if pool.wake().is_some_and(|at| at <= now) {
-                pool.look(room);
-            }
+            self.all().nth(index).expect("within the number of pools").look(room);
         }
         self.make_room();
         self.removed.retain(|pool| !(pool.is_gone() && pool.is_quiet()));
@@ -676,6 +677,8 @@ impl Daemon {
         match prepared {
             Ok((config, pools)) => self.commit_reload(config, pools, scope),
             Err(error) => {
+                let old = &self.config.global;
+                self.ctx.log.configure(old.log_level, old.log_limit);
                 if !matches!(error, StartError::Configuration(_)) {
                     self.log().error(&error);
                 }
@@ -688,9 +691,7 @@ impl Daemon {
     #[allow(clippy::type_complexity)]
     fn prepare_reload(&mut self) -> Result<(Config, Vec<(Wanted, Option<AccessLog>)>), StartError> {
         let ctx = self.ctx.clone();
-        let old = self.config.global.clone();
-        let mut config =
-            start::load(&ctx.launch, &ctx.log).inspect_err(|_| ctx.log.configure(old.log_level, old.log_limit))?;
+        let mut config = start::load(&ctx.launch, &ctx.log)?;
         let mut opened = Vec::new();
         for pool in &mut config.pools {
             let mut before = self.pools.iter().map(|pool| &*pool.wanted.config);

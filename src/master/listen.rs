@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::saved::{Kept, Restorer, Saver};
 use super::{acl, sys, upgrade, users};
-use crate::config::{Listen, Pool};
+use crate::config::{Listen, Pool, address};
 use crate::log::{Logger, errno};
 
 /// Most variables of a hand-over, and most sockets in each (php-fpm's numbers).
@@ -346,13 +346,18 @@ impl Sockets {
         pool: &Pool,
         log: &Logger,
     ) -> Result<Rc<Listener>, ListenError> {
-        let targets = resolve(address, log)?;
-        for (key, _) in &targets {
-            match self.all.get(key) {
-                Some(listener) if !listener.is_cut_off() => return Ok(listener.clone()),
-                Some(_) => self.set_aside(key),
-                None => {}
+        if self.held {
+            // systemd's is called as systemd calls it.
+            let held = address::held(address);
+            if held != *address
+                && let Some(listener) = self.there_is(&resolve(&held, log)?)
+            {
+                return Ok(listener);
             }
+        }
+        let targets = resolve(address, log)?;
+        if let Some(listener) = self.there_is(&targets) {
+            return Ok(listener);
         }
         if self.held {
             return Err(ListenError::Held {
@@ -384,6 +389,18 @@ impl Sockets {
             }
         }
         Err(last.unwrap_or_else(|| ListenError::Resolve(pool.listen.clone(), "no address".to_owned())))
+    }
+
+    /// The socket of one of these targets, if there is one of use.
+    fn there_is(&mut self, targets: &[(String, Target)]) -> Option<Rc<Listener>> {
+        for (key, _) in targets {
+            match self.all.get(key) {
+                Some(listener) if !listener.is_cut_off() => return Some(listener.clone()),
+                Some(_) => self.set_aside(key),
+                None => {}
+            }
+        }
+        None
     }
 
     /// The sockets that a pool accepts from: that of `listen`, and whatever else systemd listens on by the pool's name, or by
@@ -722,8 +739,32 @@ pub fn set_access(path: &Path, pool: &Pool) -> Result<(), ListenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
     use crate::log::Stamp;
+
+    #[test]
+    fn a_socket_of_systemds_is_found_by_systemds_name_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(folder.path().join("sock")).unwrap();
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = tcp.local_addr().unwrap().port();
+        let log = Logger::new(Stamp::Time);
+        let mut sockets = Sockets::default();
+        // As if it stood there.
+        let fpm = vec![(Some(socket.into()), "/run/php-pool/x.sock".to_owned())];
+        let systemd = vec![(tcp.into(), "listen".to_owned())];
+        sockets.adopt_all(Inherited { fpm, systemd }, &log);
+        let host = "localhost".to_owned();
+        for address in [
+            Listen::Unix("/run/php-pool/x.sock".into()),
+            Listen::Unix("/var/run/php-pool/x.sock".into()),
+            Listen::Tcp { host, port },
+        ] {
+            sockets.get(&address, "listen", &Pool::default(), &log).unwrap();
+        }
+    }
 
     #[test]
     fn a_link_local_address_keeps_its_interface() {

@@ -11,6 +11,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use thiserror::Error;
 
 use super::{Answer, MAX_ANSWER, PoolStatus, Question, Versioned, encode};
+use crate::generator::POOL_DIR;
 
 /// Where pools have their control sockets under systemd.
 pub const RUN: &str = "/run/php-pool";
@@ -18,9 +19,12 @@ pub const RUN: &str = "/run/php-pool";
 /// Why a master did not answer.
 #[derive(Debug, Error)]
 pub enum ApiError {
-    /// There is nobody.
+    /// There is nobody, and need not be.
     #[error("nothing runs at {0}: the pool is stopped, or asleep until its next request")]
     Asleep(PathBuf),
+    /// There is nobody, and should be.
+    #[error("nothing runs at {0}, and should: the pool does not start, its master was killed, or it is only starting")]
+    Down(PathBuf),
     /// Not for this user.
     #[error("the control socket {0} is open to root and the master's user only")]
     Forbidden(PathBuf),
@@ -58,11 +62,24 @@ pub fn socket_of(pool: &str) -> PathBuf {
     Path::new(RUN).join(pool).join("control")
 }
 
-/// The control sockets of all pools of systemd's that are awake, with their names, in order.
+/// Whether systemd runs this pool, or tries to: for so long the pool has its folder below `run`, also between a start
+/// that failed and the next one (`RuntimeDirectoryPreserve=restart`).
+fn is_wanted(run: &Path, control: &Path) -> bool {
+    let folder = control.parent();
+    folder.is_some_and(|folder| folder.parent() == Some(run) && folder.is_dir())
+}
+
+/// The control sockets of all pools of systemd's that run, or should, with their names, in order.
 pub fn sockets() -> Vec<(String, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir(RUN) else {
+    sockets_of(Path::new(RUN), Path::new(POOL_DIR))
+}
+
+fn sockets_of(run: &Path, files: &Path) -> Vec<(String, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(run) else {
         return Vec::new();
     };
+    // Others may have folders there, too, for their sockets.
+    let is_pool = |name: &str| files.join(format!("{name}.conf")).is_file();
     let mut found: Vec<_> = entries
         .flatten()
         .map(|entry| {
@@ -71,7 +88,7 @@ pub fn sockets() -> Vec<(String, PathBuf)> {
                 entry.path().join("control"),
             )
         })
-        .filter(|(_, path)| path.exists())
+        .filter(|(name, path)| path.exists() || (is_wanted(run, path) && is_pool(name)))
         .collect();
     found.sort();
     found
@@ -129,7 +146,9 @@ impl Client {
     /// When nobody listens there, or not to us.
     pub fn connect(path: &Path) -> Result<Self, ApiError> {
         let stream = connect(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ApiError::Asleep(path.to_owned()),
+            io::ErrorKind::NotFound if !is_wanted(Path::new(RUN), path) => ApiError::Asleep(path.to_owned()),
+            // A master that is not killed takes its socket along.
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ApiError::Down(path.to_owned()),
             io::ErrorKind::PermissionDenied => ApiError::Forbidden(path.to_owned()),
             io::ErrorKind::WouldBlock => ApiError::Silent(path.to_owned()),
             _ => ApiError::System {
@@ -191,5 +210,43 @@ impl Client {
     /// The descriptor, to be waited for.
     pub fn socket(&self) -> &UnixStream {
         self.stream.get_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_pool_that_does_not_start_is_found_and_one_that_sleeps_is_not() {
+        let (run, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (run, files) = (run.path(), files.path());
+        for pool in ["asleep", "fails", "runs"] {
+            std::fs::write(files.join(format!("{pool}.conf")), "").unwrap();
+        }
+        for folder in ["by-hand", "fails", "other", "runs"] {
+            std::fs::create_dir(run.join(folder)).unwrap();
+        }
+        for socket in ["asleep.sock", "by-hand/control", "other/sock", "runs/control"] {
+            UnixListener::bind(run.join(socket)).unwrap();
+        }
+        let found = ["by-hand", "fails", "runs"].map(|pool| (pool.to_owned(), run.join(pool).join("control")));
+        assert_eq!(sockets_of(run, files), found);
+        assert!(is_wanted(run, &run.join("fails/control")));
+        assert!(!is_wanted(run, &run.join("asleep/control")));
+        // One that has no folder of its own.
+        assert!(!is_wanted(run, &run.join("control")));
+    }
+
+    #[test]
+    fn a_master_that_was_killed_is_not_one_that_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("control");
+        let ask = || Client::connect(&control).map(drop);
+        assert!(matches!(ask(), Err(ApiError::Asleep(_))));
+        drop(UnixListener::bind(&control).unwrap());
+        assert!(matches!(ask(), Err(ApiError::Down(_))));
     }
 }

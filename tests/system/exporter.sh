@@ -43,8 +43,9 @@ test_a_scrape_starts_the_service_which_has_its_walls_and_wakes_no_pool() {
 }
 
 # without: setting php-pool@.service RuntimeDirectoryPreserve=no
-# without: code src/api/client.rs 's/path.exists() ||/path.exists() \&\&/'
-# without: code src/api/client.rs 's/NotFound if !is_wanted(.*) =>/NotFound =>/'
+# without: code src/api/client.rs 's/running.chain(wanted)/running.chain(wanted.take(0))/'
+# without: code src/api/client.rs 's/NotFound if !systemd().wants(path) =>/NotFound =>/'
+# without: code src/api/client.rs 's/|| file.is_some_and(.*)$//'
 test_a_pool_that_does_not_start_is_down_until_it_is_stopped() {
     pool well
     pool wrong "pm = dynmic"
@@ -63,6 +64,14 @@ test_a_pool_that_does_not_start_is_down_until_it_is_stopped() {
     equal "$(metric phpfpm_up 'pool="well"')" 1
     lacks "$(cat /tmp/metrics)" sleeps
     equal "$(health_of well) $(health_of sleeps)" "0 4"
+    # One that is no unit to be tried again.
+    pool nowhere "listen = somewhere:9000"
+    until_true 60 is_down nowhere
+    equal "$(health_of nowhere)" 2
+    rm /etc/php-pool/pool.d/nowhere.conf
+    systemctl daemon-reload
+    until_true 60 is_forgotten nowhere
+    equal "$(health_of nowhere)" 4
     # Whoever has given it up hears no more of it.
     systemctl stop php-pool@wrong.socket php-pool@wrong.service
     [ ! -e /run/php-pool/wrong ]

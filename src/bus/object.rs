@@ -77,7 +77,7 @@ enum Problem {
     Arguments(#[source] zbus::Error),
     #[error("that is for {0} and those whom polkit lets")]
     Denied(&'static str),
-    #[error("nothing runs of the pool {0}: it is stopped, or asleep until its next request")]
+    #[error("nothing runs of the pool {0}: it is stopped, asleep until its next request, or does not start")]
     NotRunning(String),
     #[error("the master does not answer: {0}")]
     Hung(String),
@@ -111,7 +111,7 @@ impl Problem {
 
     fn of(error: ApiError, pool: &str) -> Self {
         match error {
-            ApiError::Asleep(_) => Problem::NotRunning(pool.to_owned()),
+            ApiError::Asleep(_) | ApiError::Down(_) => Problem::NotRunning(pool.to_owned()),
             other => Problem::Hung(other.to_string()),
         }
     }

@@ -142,7 +142,7 @@ impl Pools {
                 found.map(|status| Look::Awake(Box::new(status)))
             }
             Ok(other) => Some(Look::Hung(format!("an unexpected answer: {other:?}"))),
-            Err(ApiError::Asleep(_)) => None,
+            Err(ApiError::Asleep(_) | ApiError::Down(_)) => None,
             Err(error) => Some(Look::Hung(error.to_string())),
         }
     }

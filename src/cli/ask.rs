@@ -46,7 +46,7 @@ pub struct Whom {
 /// The same, or everybody.
 #[derive(Args, Clone, Debug)]
 pub struct Anybody {
-    /// The pool; without it, all that run
+    /// The pool; without it, all that run or should
     pub pool: Option<String>,
     /// The control socket of a master that systemd has not started; may be given again
     #[arg(long, value_name = "SOCKET")]
@@ -105,7 +105,7 @@ pub(super) fn ask(path: &Path, question: &Question, limit: Option<Duration>) -> 
 fn status_of(error: &ApiError) -> i32 {
     match error {
         ApiError::Asleep(_) => exit::ASLEEP,
-        ApiError::Silent(_) | ApiError::HungUp(_) | ApiError::System { .. } => exit::NOT_READY,
+        ApiError::Down(_) | ApiError::Silent(_) | ApiError::HungUp(_) | ApiError::System { .. } => exit::NOT_READY,
         ApiError::Forbidden(_) | ApiError::Malformed { .. } | ApiError::Refused(_) => exit::UNKNOWN,
     }
 }
@@ -382,5 +382,13 @@ mod tests {
         assert_eq!(worse(exit::FINE, exit::SATURATED), exit::SATURATED);
         assert_eq!(worse(exit::NOT_READY, exit::UNKNOWN), exit::NOT_READY);
         assert_eq!(worse(exit::UNKNOWN, exit::SATURATED), exit::UNKNOWN);
+    }
+
+    #[test]
+    fn a_pool_that_should_run_and_does_not_is_worse_than_one_that_sleeps() {
+        let down = status_of(&ApiError::Down(socket_of("down")));
+        let asleep = status_of(&ApiError::Asleep(socket_of("asleep")));
+        assert_eq!((down, asleep), (exit::NOT_READY, exit::ASLEEP));
+        assert_eq!(worse(asleep, down), exit::NOT_READY);
     }
 }

@@ -23,6 +23,9 @@ use crate::config::{self, Listen, LoadOptions, Pm, Pool, address};
 /// Where the pools are.
 pub const POOL_DIR: &str = "/etc/php-pool/pool.d";
 
+/// Where systemd has what the generator made.
+pub const GENERATED: &str = "/run/systemd/generator";
+
 /// Where the package has its units.
 const UNIT_DIR: &str = "/lib/systemd/system";
 
@@ -132,6 +135,14 @@ fn write_units(file: &Path, sketch: &Result<Sketch, String>, target: &Path) -> i
         want(target, &service, "php-pool@.service")?;
     }
     Ok(())
+}
+
+/// Whether no socket could be made of a pool file, so that its service fails. `units` is where the generator wrote when
+/// systemd last asked it.
+pub fn is_broken(file: &Path, units: &Path) -> bool {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let drop_in = units.join(format!("php-pool@{name}.service.d")).join(DROP_IN);
+    fs::read_to_string(drop_in).is_ok_and(|text| text == unit::broken(file))
 }
 
 /// Checks what the generator asks of a pool file, for `php-pool check`: its name and its socket, which must be no other file's in its

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{check, generate};
+use super::{check, generate, is_broken};
 
 struct Place {
     dir: TempDir,
@@ -174,6 +174,9 @@ fn a_file_that_cannot_be_used_becomes_a_service_that_says_why_and_harms_no_other
         "{unit}"
     );
     assert!(place.drop_in("php-pool@a\\x20b.service").contains("a b.conf\"\n"));
+    let broken = |name: &str| is_broken(&place.dir.path().join("pool.d").join(name), &place.units());
+    assert!(broken("var.conf"));
+    assert!(!broken("good.conf") && !broken("missing.conf"));
 }
 
 /// systemd would give it to whichever comes last.

@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     ("commands::a_pool_that_is_well_is_0", well_is_0),
     ("commands::a_full_pool_is_1", full_is_1),
     ("commands::a_master_that_hangs_is_2", hanging_is_2),
+    ("commands::a_master_that_was_killed_is_2", killed_is_2),
     ("commands::nobody_is_4", nobody_is_4),
     ("commands::watching_shows_what_changes", watching),
     (
@@ -82,6 +83,16 @@ fn hanging_is_2() {
     let ping = php_pool(&master, &["ping"]);
     kill(pid, Signal::SIGCONT).unwrap();
     assert_eq!(ping.status.code(), Some(2), "{ping:?}");
+}
+
+fn killed_is_2() {
+    let master = serve("pm = static\npm.max_children = 1\n");
+    master.signal(Signal::SIGKILL);
+    let health = || php_pool(&master, &["health"]);
+    wait_for("its end", || {
+        String::from_utf8_lossy(&health().stderr).contains("nothing runs at")
+    });
+    assert_eq!(health().status.code(), Some(2));
 }
 
 fn nobody_is_4() {

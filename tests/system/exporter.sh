@@ -42,6 +42,49 @@ test_a_scrape_starts_the_service_which_has_its_walls_and_wakes_no_pool() {
     equal "$(metric phpfpm_up 'pool="seen"')" 1
 }
 
+# without: setting php-pool@.service RuntimeDirectoryPreserve=no
+# without: code src/api/client.rs 's/running.chain(wanted)/running.chain(wanted.take(0))/'
+# without: code src/api/client.rs 's/NotFound if !systemd().wants(path) =>/NotFound =>/'
+# without: code src/api/client.rs 's/|| file.is_some_and(.*)$//'
+test_a_pool_that_does_not_start_is_down_until_it_is_stopped() {
+    pool well
+    pool wrong "pm = dynmic"
+    pool sleeps "pm = ondemand"
+    start well
+    systemctl start php-pool@sleeps.socket
+    ! start wrong || fail "it started"
+    systemctl start php-pool-exporter.socket
+    # Always, and not at some moment only: also between two starts.
+    until_true 60 is_down wrong
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        is_down wrong || fail "it is up: $(cat /tmp/metrics)"
+        equal "$(health_of wrong)" 2
+        equal "$(health_of)" 2
+    done
+    equal "$(metric phpfpm_up 'pool="well"')" 1
+    lacks "$(cat /tmp/metrics)" sleeps
+    equal "$(health_of well) $(health_of sleeps)" "0 4"
+    # One that is no unit to be tried again.
+    pool nowhere "listen = somewhere:9000"
+    until_true 60 is_down nowhere
+    equal "$(health_of nowhere)" 2
+    rm /etc/php-pool/pool.d/nowhere.conf
+    systemctl daemon-reload
+    until_true 60 is_forgotten nowhere
+    equal "$(health_of nowhere)" 4
+    # Whoever has given it up hears no more of it.
+    systemctl stop php-pool@wrong.socket php-pool@wrong.service
+    [ ! -e /run/php-pool/wrong ]
+    equal "$(health_of wrong)" 4
+    until_true 60 is_forgotten wrong
+    # The socket's stop leaves a running pool its own.
+    systemctl stop php-pool@well.socket
+    equal "$(health_of well)" 0
+}
+is_down() { scrape && grep -qF "phpfpm_up{pool=\"$1\"} 0" /tmp/metrics; }
+is_forgotten() { scrape && ! grep -qF "pool=\"$1\"" /tmp/metrics; }
+health_of() { local status=0; php-pool health "$@" >/dev/null 2>&1 || status=$?; echo $status; }
+
 # without: setting php-pool-exporter.service InaccessiblePaths=/sys/fs/cgroup
 test_memory_and_cpu_are_those_of_the_pools_control_group() {
     pool works "cgroup.memory_max = 200M" "php_admin_value[memory_limit] = -1"

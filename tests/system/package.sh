@@ -181,9 +181,17 @@ visit() {
 }
 more_visits() { [ "$(cat /tmp/visits.* | wc -l)" -ge $(($1 + 20)) ]; }
 
+# exporter: enables it, and has it start.
+exporter() {
+    systemctl enable --now php-pool-exporter.socket
+    curl -sS --max-time 120 http://127.0.0.1:9253/metrics >/dev/null
+}
+
 # without: setting php-pool@.service ExecReload= 'ExecReload=kill -KILL $MAINPID'
+# without: printf '#!/bin/sh\n[ "$2" != try-restart ] || exit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
 test_an_upgrade_is_not_noticed_by_visitors() {
     until_true 60 systemctl is-active php-pool@www.service
+    exporter
     mkdir -p /var/www/html
     echo '<?php echo "here";' >/var/www/html/visit.php
     script long.php <<<'<?php file_put_contents("/srv/state/long-begun", ""); while (!file_exists("/srv/state/upgraded")) usleep(50000); echo "whole";'
@@ -220,12 +228,16 @@ test_an_upgrade_is_not_noticed_by_visitors() {
         [ ! -e "/proc/$pid" ] || fail "the worker $pid is still there"
     done
     equal "$(systemctl is-active php-pool-bus.socket)" active
+    # It is nothing to a visitor, and so may be restarted: an old one's program has been deleted.
+    equal "$(readlink "/proc/$(systemctl show -P MainPID php-pool-exporter)/exe")" /usr/bin/php-pool
     rm /etc/nginx/sites-enabled/visits
 }
 all_new() { ! readlink $(printf '/proc/%s/exe ' $(worker_pids www)) | grep -v "^/usr/lib/php-pool/.*/php-pool-worker$"; }
 
 # without: echo '#!/bin/sh' >/var/lib/dpkg/info/php-pool.prerm
+# without: sed -i 's/php-pool-exporter[^ ]*//' /var/lib/dpkg/info/php-pool.prerm
 test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
+    exporter
     echo 'env[KEPT] = still here' >>/etc/php-pool/pool.d/www.conf
     version=$(phpquery -V | tail -n 1)
     dpkg --remove "php-pool-php$version" php-pool
@@ -237,10 +249,13 @@ test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
     until_true 60 systemctl is-active php-pool@www.service
     script kept.php <<<'<?php echo getenv("KEPT");'
     equal "$(request www kept.php)" "still here"
+    equal "$(systemctl is-active php-pool-exporter.socket)" active
 }
 
 # without: echo '#!/bin/sh' >/var/lib/dpkg/info/php-pool.postrm
+# without: sed -i 's/php-pool-exporter/php-pool-nothing/' /var/lib/dpkg/info/php-pool.postrm
 test_a_purge_leaves_nothing() {
+    exporter
     version=$(phpquery -V | tail -n 1)
     rm -rf /etc/php-pool/pool.d/[!w]*.conf
     dpkg --purge "php-pool-php$version" php-pool

@@ -108,9 +108,12 @@ test_a_new_file_is_a_new_pool_and_its_removal_the_end_of_it() {
     systemctl start php-pool.target
     until_true 60 systemctl is-active php-pool@extra.service
     systemctl stop php-pool@extra.socket php-pool@extra.service
-    rm /etc/php-pool/pool.d/extra.conf
+    mv /etc/php-pool/pool.d/extra.conf{,.off}
     systemctl daemon-reload
     lacks "$(ls /run/systemd/generator/php-pool.target.wants)" extra
+    systemctl start php-pool.target
+    equal "$(systemctl is-active php-pool@extra.socket php-pool@extra.service)" $'inactive\ninactive'
+    rm /etc/php-pool/pool.d/extra.conf.off
 }
 
 # without: rm /lib/systemd/system-generators/php-pool-generator

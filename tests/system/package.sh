@@ -49,6 +49,33 @@ repacked() {
     rm -r "$tree"
 }
 generation() { php-pool status "$1" | grep -o 'generation [0-9]*'; }
+# programs POOL: those of its zygotes; an earlier one may be ending.
+programs() { readlink $(sed 's|.*|/proc/&/exe|' "$(group "$1")/zygote/cgroup.procs") || true; }
+
+# without: sed -i 's/php-pool reload/true/' /var/lib/dpkg/info/php-pool-php*.postinst
+# without: code src/cli/worker.rs 's/(is_set_up(name), number(name))/number(name)/'
+test_a_newer_php_serves_the_pools_that_name_none_as_soon_as_it_is_set_up() {
+    until_true 60 systemctl is-active php-pool@www.service
+    version=$(phpquery -V | tail -n 1)
+    pool named "php.version = $version"
+    start named
+    before=$(generation named)
+    # As it is while its package is unpacked.
+    cp -r "/usr/lib/php-pool/$version" /usr/lib/php-pool/99.0
+    systemctl reload php-pool@www
+    contains "$(programs www)" "/$version/"
+    lacks "$(programs www)" /99.0/
+    mkdir -p /etc/php/99.0/php-pool
+    touch /etc/php/99.0/php-pool/php.ini
+    DEBIAN_FRONTEND=noninteractive DPKG_MAINTSCRIPT_PACKAGE=php-pool-php$version \
+        "/var/lib/dpkg/info/php-pool-php$version.postinst" configure
+    contains "$(programs www)" /99.0/
+    equal "$(generation named)" "$before"
+    rm -r /usr/lib/php-pool/99.0 /etc/php/99.0 /etc/php-pool/pool.d/named.conf
+    systemctl reload php-pool@www
+    systemctl stop php-pool@named.socket php-pool@named.service
+    systemctl daemon-reload
+}
 
 # without: sed -i '/libphp.*php-pool/d' /var/lib/dpkg/triggers/File
 # without: sed -i /php-pool/d /var/lib/dpkg/triggers/File

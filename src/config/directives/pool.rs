@@ -401,7 +401,7 @@ pub static POOL: &[Row] = &[
         field!(php_version),
         "The PHP version that serves the pool.",
     )
-    .derived("the newest that is installed")
+    .derived("the newest that is installed; one without /etc/php/VERSION/php-pool/php.ini comes last")
     .ours(),
     Row::new(
         "queue.max",

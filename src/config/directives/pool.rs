@@ -367,7 +367,8 @@ pub static POOL: &[Row] = &[
         "exit_idle_time",
         Kind::Time,
         field!(exit_idle_time),
-        "With pm = ondemand and a socket held by systemd, how long a pool sleeps before its master ends. 0 is never.",
+        "With pm = ondemand and a socket held by systemd, how long a pool sleeps before its master ends. Who then asks at \
+         pm.status_listen starts it again, with its PHP; php-pool status and the exporter wake no pool. 0 is never.",
     )
     .default("0")
     .ours(),

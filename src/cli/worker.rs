@@ -11,6 +11,9 @@ use thiserror::Error;
 const PACKAGES: &str = "/usr/lib/php-pool";
 const NAME: &str = "php-pool-worker";
 
+/// Where Debian keeps the settings of each version.
+const SETTINGS: &str = "/etc/php";
+
 /// The version that a worker beside the master was built for.
 const BUILT_FOR: &str = env!("PHP_POOL_PHP_VERSION");
 
@@ -68,7 +71,7 @@ pub fn find(path: Option<&Path>, version: Option<&str>) -> Result<Worker, Worker
     }
     let version = match version {
         Some(version) => version.to_owned(),
-        None => newest().unwrap_or_else(|| BUILT_FOR.to_owned()),
+        None => newest(Path::new(PACKAGES), Path::new(SETTINGS)).unwrap_or_else(|| BUILT_FOR.to_owned()),
     };
     let path = Path::new(PACKAGES).join(&version).join(NAME);
     if path.exists() {
@@ -78,15 +81,18 @@ pub fn find(path: Option<&Path>, version: Option<&str>) -> Result<Worker, Worker
     }
 }
 
-fn newest() -> Option<String> {
+/// The newest version that there is a worker for. One whose package is unpacked and not yet configured has no php.ini and no
+/// modules: any other goes before it.
+fn newest(packages: &Path, settings: &Path) -> Option<String> {
     let number = |name: &str| -> Option<Vec<u32>> { name.split('.').map(|part| part.parse().ok()).collect() };
-    fs::read_dir(PACKAGES)
+    let is_set_up = |name: &str| settings.join(name).join("php-pool/php.ini").exists();
+    fs::read_dir(packages)
         .ok()?
         .flatten()
         .filter(|entry| entry.path().join(NAME).exists())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| number(name).is_some())
-        .max_by_key(|name| number(name))
+        .max_by_key(|name| (is_set_up(name), number(name)))
 }
 
 /// Whether a PHP of that version has what came with 8.4.
@@ -98,6 +104,27 @@ pub fn is_since_8_4(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_that_is_set_up_comes_first_and_where_none_is_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let [packages, settings] = ["lib", "etc"].map(|name| dir.path().join(name));
+        let newest = || super::newest(&packages, &settings);
+        let put = |folder: PathBuf, name: &str| {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(name), "").unwrap();
+        };
+        assert_eq!(newest(), None);
+        for version in ["8.2", "8.10"] {
+            put(packages.join(version), NAME);
+        }
+        put(packages.join("8.11"), "README");
+        assert_eq!(newest().as_deref(), Some("8.10"));
+        for version in ["8.2", "8.10"] {
+            put(settings.join(version).join("php-pool"), "php.ini");
+            assert_eq!(newest().as_deref(), Some(version));
+        }
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {

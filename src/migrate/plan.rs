@@ -45,6 +45,12 @@ const LEFT_OUT: [(&str, &str); 7] = [
     ),
 ];
 
+/// Debian's name for the socket of whichever php-fpm there is. Web servers are often told it; php-fpm's unit makes the link.
+const COMMON: &str = "/run/php/php-fpm.sock";
+
+/// Where that leads, by way of update-alternatives.
+const ALTERNATIVE: &str = "/etc/alternatives/php-fpm.sock";
+
 /// One new file.
 #[derive(Debug)]
 pub struct PoolPlan {
@@ -265,6 +271,13 @@ fn pool(
                     to_do.push(format!(
                         "pool {name}: {key} = {before} is php-fpm's as well: stop php-fpm before the pool is started"
                     ));
+                    if key == "listen" && fs::read_link(ALTERNATIVE).is_ok_and(|socket| socket == Path::new(&before)) {
+                        to_do.push(format!(
+                            "{COMMON} leads to {before}, and is gone at the next boot without php-fpm, which alone makes that \
+                             link. Where the web server names it: echo 'L {COMMON} - - - - {before}' \
+                             >/etc/tmpfiles.d/php-fpm.sock.conf"
+                        ));
+                    }
                 } else {
                     text.extend_from_slice(b"; was: ");
                     text.extend_from_slice(line.text.trim_ascii());

@@ -2,6 +2,7 @@
 
 # without: code src/migrate/mod.rs 's/create_new(true)/create(true)/; s/if !there.is_empty()/if false/'
 # without: code src/migrate/plan.rs 's/if keep {/if true {/'
+# without: code src/migrate/plan.rs 's|/etc/alternatives|/nowhere|'
 test_a_migrated_pool_serves_beside_php_fpm_and_then_alone() {
     script sapi.php <<<'<?php echo php_ini_loaded_file();'
     fpm=$(echo /etc/php/*/fpm)
@@ -14,6 +15,10 @@ test_a_migrated_pool_serves_beside_php_fpm_and_then_alone() {
     [ ! -e /etc/php-pool/pool.d/shop.conf ]
     systemctl stop php-pool@www.socket php-pool@www.service
     rm /etc/php-pool/pool.d/www.conf
+    php-pool migrate --keep-sockets >/tmp/migrate
+    equal "$(realpath /run/php/php-fpm.sock)" "/run/php/php$version-fpm.sock"
+    contains "$(cat /tmp/migrate)" "L /run/php/php-fpm.sock - - - - /run/php/php$version-fpm.sock"
+    equal "$(grep -c tmpfiles.d /tmp/migrate)" 1
     php-pool migrate --write >/tmp/migrate
     contains "$(cat /tmp/migrate)" "the web server of pool shop: unix:/run/php-pool/shop.sock instead of unix:/run/php/shop.sock"
     systemctl daemon-reload

@@ -49,6 +49,33 @@ repacked() {
     rm -r "$tree"
 }
 generation() { php-pool status "$1" | grep -o 'generation [0-9]*'; }
+# programs POOL: those of its zygotes; an earlier one may be ending.
+programs() { readlink $(sed 's|.*|/proc/&/exe|' "$(group "$1")/zygote/cgroup.procs") || true; }
+
+# without: sed -i 's/php-pool reload/true/' /var/lib/dpkg/info/php-pool-php*.postinst
+# without: code src/cli/worker.rs 's/(is_set_up(name), number(name))/number(name)/'
+test_a_newer_php_serves_the_pools_that_name_none_as_soon_as_it_is_set_up() {
+    until_true 60 systemctl is-active php-pool@www.service
+    version=$(phpquery -V | tail -n 1)
+    pool named "php.version = $version"
+    start named
+    before=$(generation named)
+    # As it is while its package is unpacked.
+    cp -r "/usr/lib/php-pool/$version" /usr/lib/php-pool/99.0
+    systemctl reload php-pool@www
+    contains "$(programs www)" "/$version/"
+    lacks "$(programs www)" /99.0/
+    mkdir -p /etc/php/99.0/php-pool
+    touch /etc/php/99.0/php-pool/php.ini
+    DEBIAN_FRONTEND=noninteractive DPKG_MAINTSCRIPT_PACKAGE=php-pool-php$version \
+        "/var/lib/dpkg/info/php-pool-php$version.postinst" configure
+    contains "$(programs www)" /99.0/
+    equal "$(generation named)" "$before"
+    rm -r /usr/lib/php-pool/99.0 /etc/php/99.0 /etc/php-pool/pool.d/named.conf
+    systemctl reload php-pool@www
+    systemctl stop php-pool@named.socket php-pool@named.service
+    systemctl daemon-reload
+}
 
 # without: sed -i '/libphp.*php-pool/d' /var/lib/dpkg/triggers/File
 # without: sed -i /php-pool/d /var/lib/dpkg/triggers/File
@@ -108,9 +135,12 @@ test_a_new_file_is_a_new_pool_and_its_removal_the_end_of_it() {
     systemctl start php-pool.target
     until_true 60 systemctl is-active php-pool@extra.service
     systemctl stop php-pool@extra.socket php-pool@extra.service
-    rm /etc/php-pool/pool.d/extra.conf
+    mv /etc/php-pool/pool.d/extra.conf{,.off}
     systemctl daemon-reload
     lacks "$(ls /run/systemd/generator/php-pool.target.wants)" extra
+    systemctl start php-pool.target
+    equal "$(systemctl is-active php-pool@extra.socket php-pool@extra.service)" $'inactive\ninactive'
+    rm /etc/php-pool/pool.d/extra.conf.off
 }
 
 # without: rm /lib/systemd/system-generators/php-pool-generator
@@ -181,9 +211,17 @@ visit() {
 }
 more_visits() { [ "$(cat /tmp/visits.* | wc -l)" -ge $(($1 + 20)) ]; }
 
+# exporter: enables it, and has it start.
+exporter() {
+    systemctl enable --now php-pool-exporter.socket
+    curl -sS --max-time 120 http://127.0.0.1:9253/metrics >/dev/null
+}
+
 # without: setting php-pool@.service ExecReload= 'ExecReload=kill -KILL $MAINPID'
+# without: printf '#!/bin/sh\n[ "$2" != try-restart ] || exit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
 test_an_upgrade_is_not_noticed_by_visitors() {
     until_true 60 systemctl is-active php-pool@www.service
+    exporter
     mkdir -p /var/www/html
     echo '<?php echo "here";' >/var/www/html/visit.php
     script long.php <<<'<?php file_put_contents("/srv/state/long-begun", ""); while (!file_exists("/srv/state/upgraded")) usleep(50000); echo "whole";'
@@ -220,12 +258,16 @@ test_an_upgrade_is_not_noticed_by_visitors() {
         [ ! -e "/proc/$pid" ] || fail "the worker $pid is still there"
     done
     equal "$(systemctl is-active php-pool-bus.socket)" active
+    # It is nothing to a visitor, and so may be restarted: an old one's program has been deleted.
+    equal "$(readlink "/proc/$(systemctl show -P MainPID php-pool-exporter)/exe")" /usr/bin/php-pool
     rm /etc/nginx/sites-enabled/visits
 }
 all_new() { ! readlink $(printf '/proc/%s/exe ' $(worker_pids www)) | grep -v "^/usr/lib/php-pool/.*/php-pool-worker$"; }
 
 # without: echo '#!/bin/sh' >/var/lib/dpkg/info/php-pool.prerm
+# without: sed -i 's/php-pool-exporter[^ ]*//' /var/lib/dpkg/info/php-pool.prerm
 test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
+    exporter
     echo 'env[KEPT] = still here' >>/etc/php-pool/pool.d/www.conf
     version=$(phpquery -V | tail -n 1)
     dpkg --remove "php-pool-php$version" php-pool
@@ -237,10 +279,13 @@ test_a_removal_keeps_the_configuration_and_an_installation_takes_it_up_again() {
     until_true 60 systemctl is-active php-pool@www.service
     script kept.php <<<'<?php echo getenv("KEPT");'
     equal "$(request www kept.php)" "still here"
+    equal "$(systemctl is-active php-pool-exporter.socket)" active
 }
 
 # without: echo '#!/bin/sh' >/var/lib/dpkg/info/php-pool.postrm
+# without: sed -i 's/php-pool-exporter/php-pool-nothing/' /var/lib/dpkg/info/php-pool.postrm
 test_a_purge_leaves_nothing() {
+    exporter
     version=$(phpquery -V | tail -n 1)
     rm -rf /etc/php-pool/pool.d/[!w]*.conf
     dpkg --purge "php-pool-php$version" php-pool

@@ -220,10 +220,13 @@ test_a_changed_socket_fails_the_reload_with_the_commands_that_help() {
 }
 
 # without: setting php-pool@.socket RemoveOnStop=no
+# without: sed -i 's/^PartOf=.*/PartOf=php-pool.target/' /lib/systemd/system/php-pool-status@.socket; systemctl daemon-reload
 test_stopping_the_service_alone_leaves_the_socket_and_both_end_it() {
-    pool ends
+    pool ends "pm.status_listen = /run/php-pool/\$pool.status"
     start ends
+    [ -S /run/php-pool/ends.status ]
     systemctl stop php-pool@ends.socket php-pool@ends.service
     [ ! -e /run/php-pool/ends.sock ]
+    [ ! -e /run/php-pool/ends.status ]
     equal "$(systemctl is-active php-pool@ends.service)" inactive
 }

@@ -367,7 +367,8 @@ pub static POOL: &[Row] = &[
         "exit_idle_time",
         Kind::Time,
         field!(exit_idle_time),
-        "With pm = ondemand and a socket held by systemd, how long a pool sleeps before its master ends. 0 is never.",
+        "With pm = ondemand and a socket held by systemd, how long a pool sleeps before its master ends. Who then asks at \
+         pm.status_listen starts it again, with its PHP; php-pool status and the exporter wake no pool. 0 is never.",
     )
     .default("0")
     .ours(),
@@ -401,7 +402,7 @@ pub static POOL: &[Row] = &[
         field!(php_version),
         "The PHP version that serves the pool.",
     )
-    .derived("the newest that is installed")
+    .derived("the newest that is installed; one without /etc/php/VERSION/php-pool/php.ini comes last")
     .ours(),
     Row::new(
         "queue.max",

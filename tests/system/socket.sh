@@ -110,6 +110,8 @@ test_an_ondemand_pool_leaves_after_its_idle_time_and_wakes_again() {
     until_true 60 asleep nap
     equal "$(systemctl show -P Result php-pool@nap.service)" success
     [ -z "$(pgrep -f 'pool nap')" ]
+    # By its folder a pool that does not start is told from this one.
+    until_true 60 [ ! -e /run/php-pool/nap ]
     equal "$(request nap hello.php)" "hello from fpm-fcgi"
 }
 asleep() { [ "$(systemctl is-active "php-pool@$1.service")" = inactive ]; }

@@ -376,7 +376,8 @@ pub static POOL: &[Row] = &[
         "linger_timeout",
         Kind::Time,
         field!(linger_timeout),
-        "How long a connection is drained before it is closed, so that the peer receives the whole answer.",
+        "How long each 16 KiB of what a peer still sends after its answer may take. It is read, so that he receives the whole answer, before the \
+         connection is closed.",
     )
     .default("2s")
     .ours(),

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::MigrateError;
+use crate::cli::worker;
 use crate::config::ini::Statement;
 use crate::config::{LoadOptions, SourceLine, lines};
 use crate::generator::unit;
@@ -127,11 +128,13 @@ pub fn plan(load: &LoadOptions, to: &Path, keep: bool) -> Result<Plan, MigrateEr
     if pools.is_empty() {
         return Err(MigrateError::NoPool(load.path.clone()));
     }
+    let newest = worker::find(None, None).map(|worker| worker.php).unwrap_or_default();
+    let version = version_of(&load.path).filter(|version| *version != newest);
     let mut on_demand = Vec::new();
     for (name, lines) in pools {
         match unit::check_name(name) {
             Ok(()) => {
-                let pool = pool(name, &lines, &global, to, keep, &mut plan.to_do);
+                let pool = pool(name, &lines, version, &global, to, keep, &mut plan.to_do);
                 if is_on_demand(&lines) {
                     on_demand.push(name);
                 }
@@ -149,6 +152,11 @@ pub fn plan(load: &LoadOptions, to: &Path, keep: bool) -> Result<Plan, MigrateEr
             "{} with pm = ondemand: each keeps a PHP of its own in memory once it has been asked, some 10 MB and what opcache \
              compiles. Where that is too much, zygote_idle_time and exit_idle_time let it go",
             some_of(&on_demand)
+        ));
+    }
+    if let Some(version) = version.filter(|version| worker::find(None, Some(version)).is_err()) {
+        plan.to_do.push(format!(
+            "install php-pool-php{version}, or take php.version out of the files"
         ));
     }
     php_settings(load, &mut plan.to_do);
@@ -216,6 +224,7 @@ fn moved(lines: &[SourceLine], plan: &mut Plan) -> Vec<String> {
 fn pool(
     name: &str,
     lines: &[&SourceLine],
+    version: Option<&str>,
     global: &[String],
     to: &Path,
     keep: bool,
@@ -301,6 +310,12 @@ fn pool(
             "pool {name}: only root can connect to {path}: name the web server's user in listen.owner and listen.group"
         ));
     }
+    if let Some(version) = version {
+        text.extend_from_slice(format!("\nphp.version = {version}\n").as_bytes());
+        changes.push(format!(
+            "php.version = {version}, as before: without it a pool has the newest"
+        ));
+    }
     if !global.is_empty() {
         let head = "\n; From php-fpm's [global], which each pool has for itself here.\n[global]\n";
         text.extend_from_slice(format!("{head}{}\n", global.join("\n")).as_bytes());
@@ -341,6 +356,12 @@ fn some_of(pools: &[&str]) -> String {
 fn as_it_is(text: &mut Vec<u8>, line: &SourceLine) {
     text.extend_from_slice(&line.text);
     text.push(b'\n');
+}
+
+/// The PHP of a configuration that stands where Debian has it.
+fn version_of(path: &Path) -> Option<&str> {
+    let rest = path.strip_prefix("/etc/php").ok()?;
+    rest.iter().next()?.to_str().filter(|name| name.contains('.'))
 }
 
 /// php.ini and extensions, which Debian keeps apart for each SAPI; and what systemd was told of php-fpm.
@@ -388,5 +409,18 @@ fn php_settings(load: &LoadOptions, to_do: &mut Vec<String>) {
         to_do.push(format!(
             "{drop_ins} is about php-fpm's service: what of it you need belongs into /etc/systemd/system/php-pool@.service.d"
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_of_debians_names_its_php() {
+        let version = |path| version_of(Path::new(path));
+        assert_eq!(version("/etc/php/8.2/fpm/php-fpm.conf"), Some("8.2"));
+        assert_eq!(version("/etc/php/fpm/php-fpm.conf"), None);
+        assert_eq!(version("/etc/php-fpm.d/www.conf"), None);
     }
 }

@@ -420,6 +420,14 @@ fn input(c: &mut Cases) {
             t.send(&request.post("application/x-www-form-urlencoded", form));
         },
     );
+    c.same("input_can_be_read_in_parts_and_rewound", &Setup::BASE, |t| {
+        let code = "$f = fopen('php://input', 'r'); echo fread($f, 3), '|', fgets($f), '|', ftell($f), '|', feof($f) ? 'end' : '';
+            rewind($f); echo stream_get_contents($f), '|'; $g = fopen('php://input', 'r'); echo fread($g, 2);";
+        for method in ["POST", "PUT"] {
+            let request = t.page(code).post("text/plain", "one two\nthree\n").method(method);
+            assert_eq!(t.send(&request).text(), "one| two\n|8|one two\nthree\n|on", "{method}");
+        }
+    });
     c.same("a_large_input_keeps_its_bytes", &LARGE, |t| {
         let body = noise(5_000_000);
         for method in ["POST", "PUT"] {

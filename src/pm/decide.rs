@@ -10,8 +10,9 @@ use crate::config::{Pm, Pool};
 const PRESSURE: Duration = Duration::from_millis(5);
 
 /// A shortage of spare workers that lasts this long calls for workers though nobody waits: a pool of one spare worker
-/// is short during every request.
-const SHORTAGE: Duration = Duration::from_millis(25);
+/// is short during every request, and one that its machine holds up for a moment is not a longer one. Who comes meanwhile
+/// waits for no more than [`PRESSURE`].
+const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// How often a pool with workers to spare is looked at, and how long one that was asked to leave may take.
 const TICK: Duration = Duration::from_secs(1);

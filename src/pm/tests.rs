@@ -230,7 +230,7 @@ fn a_steady_load_moves_nothing() {
 #[test]
 fn a_short_request_is_no_shortage() {
     let mut pool = Simulation::new(limits(Pm::Dynamic, 20, 1, 1));
-    pool.length = seconds(0.01);
+    pool.length = seconds(0.08);
     for _ in 0..20 {
         pool.queue += 1;
         pool.run(seconds(0.5));

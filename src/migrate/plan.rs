@@ -65,6 +65,10 @@ pub struct PoolPlan {
     pub text: Vec<u8>,
     /// What is different in it, a sentence each.
     pub changes: Vec<String>,
+    /// It has an address of php-fpm's: the two cannot run side by side.
+    pub shares: bool,
+    /// It has an access log or slowlog in a file, which somebody may rotate.
+    pub has_logs: bool,
 }
 
 /// The whole.
@@ -160,12 +164,32 @@ pub fn plan(load: &LoadOptions, to: &Path, keep: bool) -> Result<Plan, MigrateEr
         ));
     }
     php_settings(load, &mut plan.to_do);
-    plan.to_do.push(
-        "systemctl daemon-reload && systemctl start php-pool.target; when the web server has been moved over, stop and \
-         disable php-fpm"
-            .to_owned(),
-    );
+    let logs: Vec<&str> = plan
+        .pools
+        .iter()
+        .filter(|pool| pool.has_logs)
+        .map(|pool| &*pool.name)
+        .collect();
+    if !logs.is_empty() {
+        plan.to_do.push(format!(
+            "{} with logs in files: who rotates them signals the pool's own master now, systemctl kill --kill-whom=main \
+             --signal=USR1 php-pool@NAME",
+            some_of(&logs)
+        ));
+    }
+    let shares = plan.pools.iter().any(|pool| pool.shares);
+    plan.to_do.push(last_step(version_of(&load.path), shares));
     Ok(plan)
+}
+
+/// How the pools come to serve. A php-fpm that ends removes its unix sockets: where the pools have the same, it ends first.
+fn last_step(version: Option<&str>, shares: bool) -> String {
+    let fpm = format!("systemctl disable --now php{}-fpm", version.unwrap_or_default());
+    let start = "systemctl daemon-reload && systemctl start php-pool.target";
+    match shares {
+        true => format!("{fpm}, whose addresses stay, and only then: {start}"),
+        false => format!("{start}; when the web server has been moved over: {fpm}"),
+    }
 }
 
 fn one_section_a_line(lines: &[SourceLine]) -> Result<(), MigrateError> {
@@ -237,6 +261,7 @@ fn pool(
     let mut owned = false;
     let mut public = false;
     let mut unix = None;
+    let (mut shares, mut has_logs) = (false, false);
     for line in lines {
         let place = || match &line.file == source {
             true => format!("line {}", line.number),
@@ -257,6 +282,7 @@ fn pool(
                 );
                 public |= key == "listen.mode" && value.as_deref().is_some_and(|mode| mode.ends_with('6'));
                 let address = value.as_deref().unwrap_or_default();
+                has_logs |= matches!(key.as_str(), "access.log" | "slowlog") && !address.starts_with("/dev/");
                 let suffix = match key.as_str() {
                     "listen" => "",
                     "pm.status_listen" => ".status",
@@ -267,6 +293,7 @@ fn pool(
                 };
                 if !address.contains('/') {
                     as_it_is(&mut text, line);
+                    shares = true;
                     to_do.push(format!(
                         "pool {name}: {key} = {address} is php-fpm's as well: stop php-fpm before the pool is started, or \
                          give it another port"
@@ -277,6 +304,7 @@ fn pool(
                 let before = address.replace("$pool", name);
                 if keep {
                     as_it_is(&mut text, line);
+                    shares = true;
                     to_do.push(format!(
                         "pool {name}: {key} = {before} is php-fpm's as well: stop php-fpm before the pool is started"
                     ));
@@ -329,6 +357,8 @@ fn pool(
         source,
         text,
         changes,
+        shares,
+        has_logs,
     }
 }
 
@@ -379,7 +409,7 @@ fn php_settings(load: &LoadOptions, to_do: &mut Vec<String>) {
         && before != now
     {
         to_do.push(format!(
-            "{} and {} differ: take over what you have changed",
+            "diff {} {}: take over what you have changed",
             ini.display(),
             our_ini.display()
         ));
@@ -393,15 +423,30 @@ fn php_settings(load: &LoadOptions, to_do: &mut Vec<String>) {
     let now = enabled(&ours);
     let mut missing: Vec<String> = enabled(theirs).into_iter().filter(|file| !now.contains(file)).collect();
     missing.sort();
-    if !missing.is_empty() {
-        let modules = missing.iter().map(|file| {
-            let file = file.trim_end_matches(".ini");
-            file.split_once('-').map_or(file, |(_, module)| module)
-        });
-        let modules: Vec<&str> = modules.collect();
+    // `20-redis.ini` enables the module `redis`; what is no module is a file of the administrator's own.
+    let module_of = |file: &str| -> Option<String> {
+        let file = file.strip_suffix(".ini")?;
+        let module = file.split_once('-').map_or(file, |(_, module)| module);
+        let described = theirs.with_file_name("mods-available").join(format!("{module}.ini"));
+        described.exists().then(|| module.to_owned())
+    };
+    let (modules, files): (Vec<_>, Vec<_>) = missing
+        .iter()
+        .map(|file| module_of(file).ok_or(file))
+        .partition(Result::is_ok);
+    let modules: Vec<String> = modules.into_iter().flatten().collect();
+    if !modules.is_empty() {
         to_do.push(format!(
             "extensions that php-fpm has: phpenmod -v {version} -s php-pool {}",
             modules.join(" ")
+        ));
+    }
+    for file in files.into_iter().filter_map(Result::err) {
+        let (from, to) = (theirs.join("conf.d").join(file), ours.join("conf.d"));
+        to_do.push(format!(
+            "php-fpm's own settings: cp {} {}",
+            from.display(),
+            to.display()
         ));
     }
     let drop_ins = format!("/etc/systemd/system/php{version}-fpm.service.d");

@@ -17,13 +17,14 @@ type Case = (&'static str, fn() -> Result<(), Failed>);
 
 pub fn trials(corpus: &Arc<Corpus>) -> Vec<Trial> {
     let all = Arc::clone(corpus);
-    let commands: [Case; 5] = [
+    let commands: [Case; 6] = [
         ("migrate::debians_own_files", debian),
         (
             "migrate::nothing_is_written_unless_asked_and_nothing_overwritten",
             unwritten,
         ),
         ("migrate::what_is_left_to_do_is_said", to_do),
+        ("migrate::settings_of_php_fpms_own_are_named", own_settings),
         (
             "migrate::nothing_in_a_file_reaches_the_terminal_as_it_is",
             escape_sequences,
@@ -189,6 +190,13 @@ fn debian() -> Result<(), Failed> {
     )?;
     holds(&said, "pid = /run/php/php")?;
     holds(&said, "error_log = /var/log/php")?;
+    let version = source.parent().and_then(Path::file_name).unwrap().display();
+    holds(
+        &said,
+        &format!(
+            "start php-pool.target; when the web server has been moved over: systemctl disable --now php{version}-fpm"
+        ),
+    )?;
     let written = fs::read_to_string(&file)?;
     holds(&written, "\nlisten = /run/php-pool/$pool.sock\n")?;
     holds(&written, "; Start a new pool named 'www'.\n")?;
@@ -276,7 +284,7 @@ fn to_do() -> Result<(), Failed> {
         ),
         (
             "shut.conf",
-            "[shut]\nuser = www-data\nlisten = /run/shut.sock\npm = ondemand\npm.max_children = 1\n",
+            "[shut]\nuser = www-data\nlisten = /run/shut.sock\npm = ondemand\npm.max_children = 1\naccess.log = /var/log/shut\n",
         ),
         (
             "host.conf",
@@ -299,6 +307,8 @@ fn to_do() -> Result<(), Failed> {
         "write the address instead of 'localhost.example'",
         "'o d d' cannot name a pool",
         "pools host, port, shut with pm = ondemand: each keeps a PHP of its own",
+        "pool shut with logs in files",
+        "systemctl disable --now php-fpm, whose addresses stay, and only then: systemctl daemon-reload",
     ] {
         holds(&said, part)?;
     }
@@ -313,6 +323,38 @@ fn to_do() -> Result<(), Failed> {
         &text(&out.stdout),
         "pool shut: listen = /run/shut.sock is php-fpm's as well: stop php-fpm",
     )
+}
+
+/// What php-fpm has beside its php.ini: modules that can be enabled, and files that cannot.
+fn own_settings() -> Result<(), Failed> {
+    let php = tempfile::tempdir()?;
+    let version = php.path().join("8.2");
+    for folder in ["fpm/conf.d", "fpm/pool.d", "php-pool/conf.d", "mods-available"] {
+        fs::create_dir_all(version.join(folder))?;
+    }
+    for (file, text) in [
+        ("fpm/php-fpm.conf", format!("[a]\nlisten = /run/a.sock\n{POOL}")),
+        ("fpm/php.ini", "memory_limit = 512M\n".to_owned()),
+        ("php-pool/php.ini", "memory_limit = 128M\n".to_owned()),
+        ("fpm/conf.d/20-redis.ini", String::new()),
+        ("fpm/conf.d/20-apcu.ini", String::new()),
+        ("php-pool/conf.d/20-apcu.ini", String::new()),
+        ("fpm/conf.d/99-site.ini", String::new()),
+        ("mods-available/redis.ini", String::new()),
+        ("mods-available/apcu.ini", String::new()),
+    ] {
+        fs::write(version.join(file), text)?;
+    }
+    let out = migrate(&[&version.join("fpm"), "--to".as_ref(), php.path()]);
+    let (said, version) = (text(&out.stdout), version.display());
+    for part in [
+        format!("- diff {version}/fpm/php.ini {version}/php-pool/php.ini: take over"),
+        "- extensions that php-fpm has: phpenmod -v 8.2 -s php-pool redis\n".to_owned(),
+        format!("- php-fpm's own settings: cp {version}/fpm/conf.d/99-site.ini {version}/php-pool/conf.d\n"),
+    ] {
+        holds(&said, &part)?;
+    }
+    Ok(())
 }
 
 fn refused() -> Result<(), Failed> {

@@ -11,10 +11,14 @@ use crate::harness::{Master, Place, body, wait_for};
 use crate::processes::under_way;
 use crate::support::Case;
 use crate::support::fcgi::{PARAMS, RESPONDER, STDIN, begin, pairs, stream};
-use crate::support::process::lives;
+use crate::support::process::{lives, state};
 
 pub const CASES: &[Case] = &[
     ("races::a_stop_while_workers_are_made_accuses_nobody", stopped_early),
+    (
+        "races::a_zygote_that_falls_while_it_makes_workers_is_not_accused_of_them",
+        fallen_zygote,
+    ),
     (
         "races::spares_that_are_not_wanted_any_more_accuse_nobody",
         unwanted_spares,
@@ -46,6 +50,30 @@ fn stopped_early() {
     master.signal(Signal::SIGTERM);
     assert!(master.ended().success());
     assert_eq!(accusations(&master), [""; 0]);
+}
+
+/// Its children are the master's before that has heard of them; where it hears of the end first there is nothing to see.
+fn fallen_zygote() {
+    assert!((0..30).any(|_| heard_of_late()), "each time the end was heard of first");
+}
+
+/// Whether the master hears of workers whose zygote has ended.
+fn heard_of_late() -> bool {
+    let place = Place::new();
+    place.write("hello.php", "<?php echo 'hello';");
+    place.configure(
+        "[global]\nlog_level = debug\n[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 60\n",
+    );
+    let master = place.serve();
+    let zygote = master.zygote("www");
+    master.signal(Signal::SIGSTOP);
+    wait_for("it has made what it was asked for", || state(zygote) == Some('S'));
+    kill(Pid::from_raw(zygote), Signal::SIGKILL).unwrap();
+    master.signal(Signal::SIGCONT);
+    wait_for("there is another one", || master.count(" is ready, PHP ") == 2);
+    assert_eq!(master.get("/hello.php"), "hello");
+    assert_eq!(accusations(&master), [""; 0]);
+    master.count(&format!("was not started: zygote {zygote} has ended")) > 0
 }
 
 /// A pool that needs another number of workers all the time, and replaces them soon.

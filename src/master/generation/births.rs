@@ -105,6 +105,14 @@ impl Generation {
                 worker.ended = worker.ended.or(Some(watch::now()));
                 return;
             }
+            // Its children are ours by now, and no one can tell any more which of ours it has made. There is a new one soon.
+            Err(_) if self.zygote.process.has_ended() => {
+                self.log(
+                    Level::Debug,
+                    format_args!("child {pid} was not started: zygote {zygote} has ended"),
+                );
+                return self.forget(id);
+            }
             Err(problem) => problem,
         };
         self.log(

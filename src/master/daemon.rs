@@ -343,9 +343,9 @@ impl Daemon {
             }
             let room = (most > 0).then(|| {
                 let made: u32 = self.all().map(Pool::workers).sum();
-                // The next one that may be made is for whoever has none.
-                let others = self.all().enumerate().filter(|(other, _)| *other != index);
-                let starved = others.filter(|(_, pool)| pool.is_starved()).count() as u32;
+                // The next one that may be made is for whoever has none. Those do not wait for each other.
+                let is_starved = self.all().nth(index).is_some_and(|pool| pool.is_starved());
+                let starved = self.all().filter(|pool| pool.is_starved() && !is_starved).count() as u32;
                 most.saturating_sub(made.saturating_add(starved))
             });
             self.all().nth(index).expect("within the number of pools").look(room);
@@ -384,7 +384,7 @@ impl Daemon {
     /// Where `process.max` leaves a pool without a worker, though somebody waits there, another one gives one up: who has some with nothing to
     /// do, else who has most. Else it would wait for ever, for pools keep their spares.
     fn make_room(&mut self) {
-        if !self.pools.iter().any(Pool::is_starved) || self.all().any(Pool::is_giving_up) {
+        if !self.pools.iter().any(Pool::is_starved) || self.all().any(|pool| pool.is_giving_up()) {
             return;
         }
         let others = self.pools.iter_mut().filter(|pool| !pool.is_starved());

@@ -383,14 +383,15 @@ mod tests {
                 speaker(slot),
                 true,
             );
-            let bytes = b"x\n".repeat(LINES);
-            let lines = Instant::now();
-            output.shared.take(Stream::Stderr, &Chunk { bytes, end: End::Full });
-            assert!(
-                lines.elapsed() < looks / 4,
-                "{:?}, and as many looks {looks:?}",
+            // The best of some: where the machine has much else to do, one is slow.
+            let took = (0..5).map(|_| {
+                let bytes = b"x\n".repeat(LINES);
+                let lines = Instant::now();
+                output.shared.take(Stream::Stderr, &Chunk { bytes, end: End::Full });
                 lines.elapsed()
-            );
+            });
+            let lines = took.min().unwrap();
+            assert!(lines < looks / 4, "{lines:?}, and as many looks {looks:?}");
             assert_eq!(text(), "");
         });
     }

@@ -9,9 +9,11 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::saved::{Kept, Restorer, Saver};
 use crate::control::Exit;
+use crate::log::errno;
 
 /// A process.
 #[derive(Debug)]
@@ -62,6 +64,24 @@ pub struct SavedProcess {
     pid: i32,
 }
 
+/// Why a process that somebody has named is not taken for a child of its.
+#[derive(Debug, Error)]
+pub enum NotBelow {
+    /// It is another's.
+    #[error("process {pid} is a child of {found:?}, not of {parent}")]
+    Foreign {
+        /// Its number.
+        pid: i32,
+        /// Whose child it is.
+        found: Option<i32>,
+        /// Whose it should be.
+        parent: i32,
+    },
+    /// The kernel does not give a descriptor for it.
+    #[error("{}", errno(.0))]
+    Unknown(#[from] io::Error),
+}
+
 impl AsRawFd for Process {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
@@ -91,12 +111,12 @@ impl Process {
     /// Of one that somebody has named. Believed only if it is a child of `parent`. None: it has ended.
     ///
     /// # Errors
-    /// Says what is wrong with it.
-    pub fn below(pid: i32, parent: i32) -> Result<Option<Self>, String> {
+    /// When it is another's, and when there are no descriptors left.
+    pub fn below(pid: i32, parent: i32) -> Result<Option<Self>, NotBelow> {
         let process = match Self::of_child(pid) {
             Ok(process) => process,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-            Err(error) => return Err(crate::log::errno(&error)),
+            Err(error) => return Err(error.into()),
         };
         let found = parent_of(pid);
         // As long as it lives its number is no other's.
@@ -105,7 +125,7 @@ impl Process {
         }
         match found {
             Some(found) if found == parent => Ok(Some(process)),
-            found => Err(format!("process {pid} is a child of {found:?}, not of {parent}")),
+            found => Err(NotBelow::Foreign { pid, found, parent }),
         }
     }
 
@@ -192,7 +212,10 @@ mod tests {
         let pid = child.id() as i32;
         let me = std::process::id() as i32;
         assert_eq!(Process::below(pid, me).unwrap().unwrap().pid(), pid);
-        assert!(Process::below(pid, 1).unwrap_err().contains("is a child of"));
+        assert!(matches!(
+            Process::below(pid, 1),
+            Err(NotBelow::Foreign { parent: 1, .. })
+        ));
         assert!(Process::below(0, me).is_err() && Process::below(-1, me).is_err());
 
         let process = Process::of_child(pid).unwrap();

@@ -10,9 +10,9 @@ use super::worker::Worker;
 use crate::control::ToWorker;
 use crate::log::Level;
 use crate::pm::{Recycling, Snapshot, WorkerId};
-use crate::scoreboard::{Scoreboard, Stage, Wear};
+use crate::scoreboard::{Scoreboard, Slot, Stage, Wear};
 
-/// A spare that was let go and is still there after this long is killed: it has no request.
+/// Who is told to leave does so within this time, unless it has a request. A spare has none: one that is still there is killed.
 const LEAVES: Duration = Duration::from_secs(2);
 
 /// Counts a spare.
@@ -27,15 +27,19 @@ pub fn count_spare(worker: &Worker, board: &Scoreboard, snapshot: &mut Snapshot)
 }
 
 /// Counts a worker that is to be replaced.
-pub fn count_wear(worker: &Worker, wear: Wear, recycling: &mut Recycling) {
+pub fn count_wear(worker: &Worker, slot: &Slot, now: Duration, recycling: &mut Recycling) {
+    let (wear, active) = (slot.wear(), slot.stage().is_active());
     if wear == Wear::Fresh || worker.asked.is_some() || worker.ended.is_some() {
         return;
     }
     recycling.worn += 1;
     match worker.retired {
-        Some(_) => recycling.retiring += 1,
-        None if wear == Wear::Over => recycling.over.push(worker.id),
-        None => {}
+        // One with a long request keeps no others from leaving.
+        Some(at) => recycling.retiring += u32::from(!active || at + LEAVES > now),
+        None if wear != Wear::Over => {}
+        // Who can leave at once comes first.
+        None if active => recycling.over.push(worker.id),
+        None => recycling.over.insert(0, worker.id),
     }
 }
 

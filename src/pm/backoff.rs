@@ -18,6 +18,10 @@ pub struct Backoff {
 impl Backoff {
     /// It failed at `now`; `jitter` is a random number of 0 to 1.
     pub fn failed(&mut self, now: Duration, jitter: f64) {
+        if self.wait(now).is_some() {
+            // Of the attempt before: many may fail at once.
+            return;
+        }
         self.failures = self.failures.saturating_add(1);
         if self.failures > 1 {
             let full = FIRST.saturating_mul(1 << (self.failures - 2).min(16)).min(LONGEST);

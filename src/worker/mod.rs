@@ -61,6 +61,12 @@ pub fn main() -> ! {
     std::process::exit(0)
 }
 
+/// Seconds that extensions may take to begin in a worker. One that hangs there would be taken for one that is about to serve.
+const LONGEST_START: u32 = 60;
+
+/// Seconds that extensions may take to end. A worker that hangs there has left, and yet its place would never be another's.
+const LONGEST_END: u32 = 30;
+
 /// From fork to the first accept: this process becomes a worker.
 fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
     let mut fds = fds.into_iter();
@@ -98,6 +104,7 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         _ => std::process::exit(0), // the master is gone, or does not want us any more
     }
 
+    signals::end_within(LONGEST_START);
     if let Err(error) = confine::worker(&config.confinement) {
         let text = format!("process.dumpable cannot be set: {error}");
         print_log(Level::Error, false, text.as_bytes(), usize::MAX);
@@ -132,9 +139,11 @@ fn enter(generation: zygote::Generation, spawn: Spawn, fds: Vec<OwnedFd>) -> ! {
         home: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         pool,
     }));
+    nix::unistd::alarm::cancel();
     if let Err(error) = serve::Loop::new(worker, wake).and_then(|mut serving| serving.run()) {
         give_up(&format!("epoll: {error}"));
     }
+    signals::end_within(LONGEST_END);
     php::stop();
     std::process::exit(0)
 }

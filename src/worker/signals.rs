@@ -85,6 +85,16 @@ pub fn reset() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
+/// From here on the process ends after so many seconds, by SIGALRM, unless [`nix::unistd::alarm::cancel`] comes first: code of others
+/// is about to run that may not return, and nobody else would end it.
+pub fn end_within(seconds: u32) {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action is no handler.
+    let _ = unsafe { sigaction(Signal::SIGALRM, &default) };
+    let _ = SigSet::from(Signal::SIGALRM).thread_unblock();
+    nix::unistd::alarm::set(seconds);
+}
+
 /// In a child that a script has forked: signals are the script's own. Async-signal-safe.
 pub fn forget() {
     TERMINATE.store(std::ptr::null_mut(), SeqCst);

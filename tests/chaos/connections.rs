@@ -53,7 +53,7 @@ fn idle_kept() {
             }
         }
         // All at once, while a worker is busy with one of them.
-        let request = Request::plain(5000, 1500);
+        let request = Request::plain(5000, 6000);
         let mut connections = connections.into_iter();
         let mut slow = connections.next().expect("there are 64");
         slow.send(&request.bytes(&stage.script, true));

@@ -111,9 +111,8 @@ fn without_descriptors() {
     stage.stop();
 }
 
-/// Takes or gives a few bytes at a time, and so never stops; `act` says false when the other side has had enough.
-fn dribble(what: &str, limit: Duration, mut act: impl FnMut() -> bool) {
-    let began = Instant::now();
+/// Takes or gives a few bytes at a time, and so never stops, since `began`; `act` says false when the other side has had enough.
+fn dribble(what: &str, limit: Duration, began: Instant, mut act: impl FnMut() -> bool) {
     while act() {
         assert!(
             began.elapsed() < 30 * limit,
@@ -143,7 +142,7 @@ fn slow() {
     .concat();
     let mut bytes = header.iter();
     let mut peer = connect();
-    dribble("header", LIMIT, || {
+    dribble("header", LIMIT, Instant::now(), || {
         peer.write_all(&[*bytes.next().expect("enough for all its time")])
             .is_ok()
     });
@@ -157,8 +156,9 @@ fn slow() {
     let (first, rest) = bytes.split_at(bytes.len() - 200_000);
     let mut rest = rest.iter();
     let mut peer = connect();
+    let began = Instant::now();
     peer.write_all(first).expect("the worker reads");
-    dribble("body", LIMIT, || {
+    dribble("body", LIMIT, began, || {
         peer.write_all(&[*rest.next().expect("enough for all its time")])
             .is_ok()
     });

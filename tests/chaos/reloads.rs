@@ -160,7 +160,7 @@ fn old_runs_on() {
         workers: 2,
         ..Setup::BASE
     });
-    let long = Request::plain(1, 4000);
+    let long = Request::plain(1, 8000);
     let mut connection = stage.server.connect();
     connection.send(&long.bytes(&stage.script, false));
     let first = connection.next_record().expect("the pid comes first");

@@ -182,7 +182,7 @@ fn several_masters() {
 }
 
 fn what_workers_died_of() {
-    let master = serve("pm = static\npm.max_children = 1\nrequest_terminate_timeout = 500ms\n");
+    let master = serve("pm = static\npm.max_children = 1\nrequest_terminate_timeout = 2s\n");
     master.place.write("dies.php", "<?php exec('kill -9 ' . getmypid());");
     master.place.write("leaves.php", "<?php pcntl_exec('/bin/false');");
     assert!(!text(&php_pool(&master, &["status"])).contains("died"));

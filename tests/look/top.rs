@@ -135,10 +135,10 @@ fn every_order() {
     let one = serve_as("zoo", "pm = static\npm.max_children = 1\n");
     let other = serve_as("ant", "pm = static\npm.max_children = 1\n");
     // By far, so that a machine with much else to do does not turn it round.
-    one.place.write("little.php", "<?php usleep(300_000);");
+    one.place.write("little.php", "<?php usleep(50_000);");
     other.place.write(
         "much.php",
-        "<?php $x = str_repeat('x', 30 << 20); for ($i = 0; $i < 15_000_000; $i++); usleep(400_000);",
+        "<?php $x = str_repeat('x', 30 << 20); for ($i = 0; $i < 15_000_000; $i++); usleep(1_500_000);",
     );
     for _ in 0..3 {
         one.get("/little.php?of=zoo");

@@ -171,11 +171,19 @@ fn an_upgrade_loses_no_line() {
     let text = || fs::read_to_string(master.place.path("access.log")).unwrap();
     wait_for("all lines", || text().lines().count() as u32 >= count);
     assert_eq!(numbers(&text()), (0..count).collect());
-    let status: serde_json::Value = serde_json::from_slice(&command(&["status", "--json"]).stdout).unwrap();
-    let measured = &status[0]["measured"];
-    let durations = measured["measures"]["durations"]["counts"].as_array().unwrap();
-    let durations: u64 = durations.iter().filter_map(serde_json::Value::as_u64).sum();
-    assert_eq!(durations, u64::from(count), "{measured}");
+    let measured = || {
+        let status: serde_json::Value = serde_json::from_slice(&command(&["status", "--json"]).stdout).unwrap();
+        status[0]["measured"].clone()
+    };
+    let durations = || -> u64 {
+        let measured = measured();
+        let counts = measured["measures"]["durations"]["counts"].as_array().unwrap();
+        counts.iter().filter_map(serde_json::Value::as_u64).sum()
+    };
+    // The last worker has answered, and may not have counted yet.
+    wait_for("all to be counted", || durations() >= u64::from(count));
+    let measured = measured();
+    assert_eq!(durations(), u64::from(count), "{measured}");
     assert_eq!(measured["spawned"], 4, "{measured}");
 }
 

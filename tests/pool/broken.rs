@@ -110,6 +110,7 @@ fn cannot_start() {
         served(what);
     }
     master.place.write("www.ini", "");
+    let crashing = format!("php_admin_value[extension] = {}\n", crash.display());
     let conf = [
         (
             "a user that is not there",
@@ -122,6 +123,11 @@ fn cannot_start() {
             "/nowhere/php-pool-worker",
         ),
         ("a worker that is none", "worker.path = /bin/false\n", "its zygote"),
+        (
+            "an extension that crashes in each worker",
+            &crashing,
+            "its workers end as they start",
+        ),
         (
             "a folder that is not there",
             "access.log = /nowhere/access.log\n",

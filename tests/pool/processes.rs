@@ -17,6 +17,10 @@ use crate::support::process::{is_asleep, lives};
 
 pub const CASES: &[Case] = &[
     (
+        "processes::a_worker_that_does_not_come_to_its_end_is_ended",
+        endless_end,
+    ),
+    (
         "processes::a_kept_connection_outlives_scripts_that_let_go_of_it",
         let_go_of,
     ),
@@ -546,6 +550,26 @@ fn slow_births() {
     wait_for("all workers", || master.workers("www").len() == 20);
     assert_eq!(master.zygote("www"), zygote);
     assert_eq!(master.count("does not answer"), 0, "{:?}", master.log());
+}
+
+/// What does not return from its end in a worker that has left.
+fn endless_end() {
+    let place = Place::new();
+    place.write("pid.php", "<?php echo getmypid();");
+    let endless = place.library(
+        "endless",
+        "#include <unistd.h>\n__attribute__((destructor)) static void end(void) { for (;;) pause(); }",
+    );
+    place.write("www.ini", &format!("extension = {}\n", endless.display()));
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 1\npm.max_requests = 1\nphp.ini = {dir}/www.ini\n",
+    );
+    let mut master = place.serve();
+    let worker = master.get("/pid.php");
+    master.said(&format!("child {worker} exited on signal 14 (SIGALRM)"));
+    assert!(!master.get("/pid.php").is_empty());
+    master.signal(Signal::SIGKILL);
+    master.ended();
 }
 
 fn no_births() {

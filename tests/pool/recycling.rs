@@ -1,5 +1,8 @@
 //! Workers that are used up, and their replacements.
 
+use std::thread;
+use std::time::Duration;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -27,6 +30,7 @@ pub const CASES: &[Case] = &[
     ),
     ("recycling::who_is_used_up_takes_nobody_out_of_line", in_line),
     ("recycling::an_old_worker_serves_until_it_is_replaced", by_age),
+    ("recycling::a_long_request_keeps_no_other_worker", beside_a_long_request),
     ("recycling::a_large_worker_serves_until_it_is_replaced", by_memory),
     ("recycling::process_max_leaves_no_room_for_spares", without_room),
     ("recycling::spares_leave_with_their_generation", spares_leave),
@@ -40,6 +44,35 @@ fn serve(lines: &str) -> Master {
          pm.status_path = /status\npm.status_listen = {{dir}}/status\n{lines}\n"
     ));
     place.serve()
+}
+
+/// One worker is used up and cannot leave; the others can.
+fn beside_a_long_request() {
+    let place = Place::new();
+    place.write("long.php", "<?php echo getmypid(), ' '; flush(); while (!file_exists(__DIR__ . '/go')) { usleep(2000); clearstatcache(); }");
+    place.configure(
+        "[www]\n{user}\nlisten = {dir}/sock\npm = static\npm.max_children = 3\nworker.recycle_age = 700ms\n",
+    );
+    let master = place.serve_with(3);
+    // All are used up before there can be anybody in their place.
+    let stopped = Stopped::zygote(&master);
+    thread::sleep(Duration::from_millis(1000));
+    let mut long = master.connect("sock");
+    master.ask(&mut long, "/long.php", 0);
+    let begun = long.next_record().expect("it has begun");
+    let text = String::from_utf8_lossy(&begun.content).into_owned();
+    let busy: i32 = text.split_whitespace().last().unwrap().parse().unwrap();
+    drop(stopped);
+    for round in 1..=3 {
+        let others: Vec<i32> = master.workers("www").into_iter().filter(|pid| *pid != busy).collect();
+        wait_for(&format!("all others of turn {round} to leave"), || {
+            let now = master.workers("www");
+            others.iter().all(|pid| !now.contains(pid))
+        });
+    }
+    assert!(master.workers("www").contains(&busy));
+    master.place.write("go", "");
+    assert!(body(&long.reply(1)).is_empty());
 }
 
 /// The zygote of a pool, stopped: nothing can be forked.

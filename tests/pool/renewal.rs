@@ -225,7 +225,7 @@ fn overlap() {
         let old = master.workers("www");
         let mut running: Vec<_> = (0..2).map(|_| master.connect("sock")).collect();
         for connection in &mut running {
-            master.ask(connection, "/sleep.php?ms=3000", 0);
+            master.ask(connection, "/sleep.php?ms=8000", 0);
             connection.next_record().expect("it has begun");
         }
         for round in 2..=3 {

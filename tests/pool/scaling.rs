@@ -1,7 +1,7 @@
 //! The process manager, carried out.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,14 @@ pub const CASES: &[Case] = &[
     (
         "scaling::process_max_leaves_no_pool_without_a_worker",
         no_pool_without_a_worker,
+    ),
+    (
+        "scaling::more_pools_than_process_max_take_turns",
+        more_pools_than_workers,
+    ),
+    (
+        "scaling::a_long_request_keeps_no_other_pool_without_a_worker",
+        a_long_request_starves_nobody,
     ),
     (
         "scaling::workers_are_recycled_and_no_request_lost",
@@ -136,6 +144,61 @@ fn no_pool_without_a_worker() {
     for pool in ["a", "b", "a", "b"] {
         assert_eq!(both(pool), ["slept", "slept"]);
     }
+}
+
+/// More pools than workers, and at each somebody who waits.
+fn more_pools_than_workers() {
+    let place = Place::new();
+    place.write("nap.php", "<?php usleep(50000); echo 'slept';");
+    let pool = |name: &str| {
+        format!(
+            "[{name}]\n{{user}}\nlisten = {{dir}}/{name}\npm = ondemand\npm.max_children = 2\npm.process_idle_timeout = 1h\n"
+        )
+    };
+    place.configure(&format!("process.max = 2\n{}{}{}", pool("a"), pool("b"), pool("c")));
+    let master = place.serve();
+    let answers = [const { AtomicU32::new(0) }; 3];
+    let end = Instant::now() + PATIENCE;
+    let all = |count| answers.iter().all(|answers| answers.load(Relaxed) >= count);
+    thread::scope(|scope| {
+        let (master, all) = (&master, &all);
+        for (name, answers) in ["a", "b", "c"].iter().zip(&answers) {
+            for _ in 0..2 {
+                scope.spawn(move || {
+                    while !all(5) && Instant::now() < end {
+                        assert_eq!(master.get_on(name, "/nap.php"), "slept");
+                        answers.fetch_add(1, Relaxed);
+                    }
+                });
+            }
+        }
+    });
+    assert!(all(5), "{answers:?}");
+}
+
+/// Who has been asked to give its place up and has a long request keeps nobody from asking another one.
+fn a_long_request_starves_nobody() {
+    let place = Place::new();
+    place.write(
+        "long.php",
+        "<?php while (!file_exists(__DIR__ . '/go')) { usleep(2000); clearstatcache(); } echo 'over';",
+    );
+    place.write("nap.php", "<?php usleep(1500000); echo 'slept';");
+    place.configure(
+        "process.max = 2\n[a]\n{user}\nlisten = {dir}/a\npm = static\npm.max_children = 2\n\
+         [b]\n{user}\nlisten = {dir}/b\npm = ondemand\npm.max_children = 2\n",
+    );
+    let master = place.serve();
+    wait_for("all workers", || master.workers("a").len() == 2);
+    let mut long = master.connect("a");
+    master.ask(&mut long, "/long.php", 0);
+    let mut short = master.connect("a");
+    master.ask(&mut short, "/nap.php", 0);
+    assert_eq!(master.get_on("b", "/nap.php"), "slept");
+    assert!(long.record_within(Duration::ZERO).is_none(), "it runs on");
+    master.place.write("go", "");
+    assert_eq!(body(&long.reply(1)), "over");
+    assert_eq!(body(&short.reply(1)), "slept");
 }
 
 fn process_max_is_for_all_pools() {

@@ -33,7 +33,7 @@ fn place(lines: &str) -> Place {
     place
 }
 
-const SLOWLOG: &str = "slowlog = {dir}/slow.log\nrequest_slowlog_timeout = 200ms";
+const SLOWLOG: &str = "slowlog = {dir}/slow.log\nrequest_slowlog_timeout = 1s";
 
 fn record(master: &Master) -> String {
     let mut connection = master.connect("sock");

@@ -209,10 +209,7 @@ fn unwritable() {
     place.write("slow.php", "<?php sleep(60);");
     fs::create_dir(place.path("logs")).unwrap();
     std::os::unix::fs::chown(place.path("logs"), Some(33), Some(33)).unwrap_or(());
-    place.configure(&pool(
-        2,
-        "slowlog = {dir}/logs/slow.log\nrequest_slowlog_timeout = 200ms",
-    ));
+    place.configure(&pool(2, "slowlog = {dir}/logs/slow.log\nrequest_slowlog_timeout = 1s"));
     let master = place.serve();
     fs::remove_dir_all(master.place.path("logs")).unwrap();
     let mut first = master.connect("sock");
@@ -235,7 +232,7 @@ fn unwritable() {
 fn control() {
     let place = Place::new();
     place.write("slow.php", "<?php\nfunction f() {\n  sleep(60);\n}\nf();");
-    place.configure(&pool(2, "slowlog = {dir}/slow.log\nrequest_slowlog_timeout = 300ms"));
+    place.configure(&pool(2, "slowlog = {dir}/slow.log\nrequest_slowlog_timeout = 1s"));
     let control = place.path("control").display().to_string();
     let master = place.start_with_control();
     master.said("ready to handle connections");

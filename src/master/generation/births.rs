@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::{Generation, Life};
 use crate::control::Spawn;
 use crate::log::{Level, MessageId};
-use crate::master::process::Process;
+use crate::master::process::{NotBelow, Process};
 use crate::master::watch;
 use crate::master::worker::Worker;
 use crate::pm::WorkerId;
@@ -89,6 +89,7 @@ impl Generation {
         let Some(worker) = self.workers.get_mut(&id).filter(unborn) else {
             return self.break_off("it told of a worker that it was not asked for");
         };
+        let mut lies = true;
         let problem = match Process::below(pid, zygote) {
             Ok(Some(_)) if known => format!("it is worker {pid} again"),
             Ok(Some(process)) => {
@@ -97,7 +98,10 @@ impl Generation {
                         let level = if worker.replaces { Level::Notice } else { Level::Debug };
                         return self.log(level, format_args!("child {pid} started"));
                     }
-                    Err(error) => crate::log::errno(&error),
+                    Err(error) => {
+                        lies = false;
+                        crate::log::errno(&error)
+                    }
                 }
             }
             // It died before we looked: its zygote says how, or has already.
@@ -113,15 +117,19 @@ impl Generation {
                 );
                 return self.forget(id);
             }
-            Err(problem) => problem,
+            Err(problem) => {
+                lies = matches!(problem, NotBelow::Foreign { .. });
+                problem.to_string()
+            }
         };
         self.log(
             Level::Warning,
             format_args!("a worker of zygote {zygote} is not accepted: {problem}"),
         );
         self.forget(id);
-        self.refused += 1;
-        if self.refused == MOST_REFUSED {
+        // A want of descriptors is our own.
+        self.refused += u32::from(lies);
+        if lies && self.refused == MOST_REFUSED {
             self.break_off("what it calls workers are none");
         }
     }

@@ -248,7 +248,7 @@ impl Generation {
             }
             let slot = self.board.slot(worker.slot as usize);
             let asked = worker.asked.or(worker.retired);
-            recycle::count_wear(worker, slot.wear(), &mut snapshot.recycling);
+            recycle::count_wear(worker, slot, snapshot.now, &mut snapshot.recycling);
             match slot.stage() {
                 Stage::Left if worker.asked.is_some() => {}
                 // Its place is free when it has been noticed that it has left.

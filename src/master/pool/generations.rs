@@ -69,6 +69,20 @@ impl Pool {
         }
     }
 
+    /// Goes back to the generation that still serves, from one whose workers end as they start.
+    pub(super) fn go_back(&mut self) {
+        let Some((before, _)) = self.leaving.take() else { return };
+        self.leave_the_front();
+        self.listening.clear();
+        self.memory = pm::Memory::new(&pm::Limits::from(&*before.config), 0);
+        (self.up, self.lost) = (true, 0);
+        (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
+        if let Some(failing) = self.current.replace(before) {
+            self.retire(failing);
+        }
+        self.start_failed("its workers end as they start".to_owned());
+    }
+
     fn start_failed(&mut self, reason: String) {
         let now = watch::now();
         self.restart.failed(now, self.ctx.jitter());
@@ -300,6 +314,11 @@ impl Pool {
             return self.wake_at(since + limit);
         }
         self.idle_since = None;
+        if self.ctx.diag.backlogs(&current.listeners).waiting + self.queue.waiting() > 0 {
+            return;
+        }
+        // Who has come since then is seen by a watch that begins anew.
+        self.listening.clear();
         if let Some(current) = self.current.take() {
             self.log()
                 .debug("nothing to do: the zygote ends until the next request");

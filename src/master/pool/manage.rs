@@ -18,6 +18,9 @@ use crate::scoreboard::Header;
 /// A worker that has answered is free again within less.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
+/// Times that the workers of a new generation end as they start, each later than the one before, until it is given up.
+const ENOUGH_FAILURES: u32 = 3;
+
 /// How often a pool that `process.max` leaves without a worker looks for one.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 
@@ -39,6 +42,10 @@ impl Pool {
         let draining = earlier.map(|generation| generation.workers.len() as u32).sum::<u32>();
         let Some(current) = &mut self.current else {
             // Asleep, or not yet awake: a connection wakes it.
+            self.starved = false;
+            if let Some(at) = self.queue.expire(now) {
+                self.wake_at(at);
+            }
             self.leave_the_front();
             if self.next.is_none() && self.restart_at.is_none() {
                 if self.queue.waiting() > 0 {
@@ -140,7 +147,18 @@ impl Pool {
         if missed {
             self.wake_at(now + Duration::from_millis(1));
         }
-        self.up |= starting == 0;
+        let works = !snapshot.idle.is_empty() || snapshot.active > 0;
+        let fails = !works && self.memory.backoff.failures() > 0;
+        // That nobody is being made may mean that all have ended at once; where another generation serves, that is not to be the end
+        // of it.
+        self.up |= starting == 0 && (works || self.leaving.is_none() || (snapshot.total() == 0 && !fails));
+        if !self.up
+            && self.memory.backoff.failures() >= ENOUGH_FAILURES
+            && let Some((before, _)) = &self.leaving
+            && before.can_spawn()
+        {
+            return self.go_back();
+        }
         if self.up
             && let Some((generation, _)) = self.leaving.take()
         {
@@ -148,13 +166,13 @@ impl Pool {
             self.touch();
         }
         match self.leaving.take() {
-            Some((generation, until)) if until <= now => {
+            Some((generation, until)) if until <= now && !fails => {
                 self.retire(generation);
                 self.touch();
             }
             Some((generation, until)) => {
                 self.leaving = Some((generation, until));
-                self.wake_at(until.min(now + Duration::from_millis(20)));
+                self.wake_at(now + Duration::from_millis(20));
             }
             None if !self.up => self.wake_at(now + Duration::from_millis(20)),
             None => {}

@@ -28,11 +28,12 @@ use super::status_server::StatusServer;
 use super::trace::Threads;
 use super::users::Identity;
 use super::watch::{self, GenerationId, PoolId, Watch};
+use super::worker::Worker;
 use crate::config::{self, Global};
 use crate::control::Exit;
 use crate::log::{About, errno};
 use crate::pm::{self, Backoff, WorkerId};
-use crate::scoreboard::realtime_us;
+use crate::scoreboard::{SlotView, realtime_us};
 
 /// How often a zygote is asked whether it is well.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -242,10 +243,15 @@ impl Pool {
         self.could_go().is_some_and(|(_, active)| !active)
     }
 
-    /// Whether a worker has been asked to leave and is still there.
-    pub fn is_giving_up(&mut self) -> bool {
-        let asked = |generation: &Generation| generation.workers.values().any(|worker| worker.asked.is_some());
-        self.current.as_ref().is_some_and(asked)
+    /// Whether a worker that has been asked to leave may do so at any moment: not one with a request that takes long.
+    pub fn is_giving_up(&self) -> bool {
+        const LONG: Duration = Duration::from_secs(1);
+        let now = watch::now();
+        let leaves =
+            |(worker, view): &(&Worker, SlotView)| worker.asked.is_some_and(|at| at + LONG > now || !view.is_active());
+        self.current
+            .as_ref()
+            .is_some_and(|current| current.views().iter().any(leaves))
     }
 
     /// Asks a worker to leave, one that has nothing to do if there is one: another pool has none.

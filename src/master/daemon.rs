@@ -387,7 +387,10 @@ impl Daemon {
         if !self.pools.iter().any(Pool::is_starved) || self.all().any(|pool| pool.is_giving_up()) {
             return;
         }
-        let others = self.pools.iter_mut().filter(|pool| !pool.is_starved());
+        let others = self
+            .pools
+            .iter_mut()
+            .filter(|pool| !pool.is_starved() && pool.could_give_one());
         let others = others.map(|pool| ((pool.has_idle(), pool.workers()), pool));
         if let Some((_, pool)) = others.max_by_key(|(has, _)| *has) {
             pool.give_one_up();

@@ -82,6 +82,14 @@ pub enum NotBelow {
     Unknown(#[from] io::Error),
 }
 
+impl NotBelow {
+    /// Whether it says nothing of the process: there are no descriptors left, or no memory.
+    pub fn is_ours(&self) -> bool {
+        const WANTS: [i32; 3] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+        matches!(self, Self::Unknown(error) if error.raw_os_error().is_some_and(|errno| WANTS.contains(&errno)))
+    }
+}
+
 impl AsRawFd for Process {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()

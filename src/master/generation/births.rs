@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use super::{Generation, Life};
 use crate::control::Spawn;
 use crate::log::{Level, MessageId};
-use crate::master::process::{NotBelow, Process};
+use crate::master::process::Process;
 use crate::master::watch;
 use crate::master::worker::Worker;
 use crate::pm::WorkerId;
@@ -118,7 +118,7 @@ impl Generation {
                 return self.forget(id);
             }
             Err(problem) => {
-                lies = matches!(problem, NotBelow::Foreign { .. });
+                lies = !problem.is_ours();
                 problem.to_string()
             }
         };

@@ -13,7 +13,7 @@ use crate::master::context::State;
 use crate::master::watch;
 use crate::master::worker::{Worker, describe, describe_request, fields_of};
 use crate::pm::WorkerId;
-use crate::scoreboard::SlotView;
+use crate::scoreboard::{SlotView, Stage};
 
 /// How long a worker's zygote may take to say how the worker ended: long, as on a busy machine it may have to wait for its turn.
 const SAYS_HOW: Duration = Duration::from_secs(10);
@@ -64,17 +64,15 @@ struct End {
 }
 
 impl End {
-    fn of(worker: &Worker) -> Self {
-        let orderly = matches!(
-            worker.exit,
-            Some(
-                Exit::Code(0)
-                    | Exit::Signal {
-                        signal: libc::SIGQUIT,
-                        ..
-                    }
-            )
-        );
+    fn of(worker: &Worker, stage: Stage) -> Self {
+        let orderly = match worker.exit {
+            Some(Exit::Code(0)) => true,
+            Some(Exit::Signal { signal, .. }) => {
+                // That it does not come to its end is the fault of its extensions' last words.
+                signal == libc::SIGQUIT || (signal == libc::SIGALRM && stage == Stage::Left)
+            }
+            _ => false,
+        };
         Self {
             orderly,
             leaving: worker.asked.is_some() && orderly,
@@ -148,7 +146,7 @@ impl Generation {
             output.drain();
         }
         let view = self.board.view(worker.slot as usize);
-        let end = End::of(worker);
+        let end = End::of(worker, view.stage);
         if let Some(leaf) = worker.leaf.as_ref().filter(|_| !end.orderly) {
             // What it has started ends with it; after an orderly end it lives on.
             leaf.kill();
@@ -169,7 +167,7 @@ impl Generation {
                 Some(Exit::Signal { .. }) => !end.orderly,
                 Some(Exit::Code(_)) | None => false,
             },
-            stillborn: !end.orderly && view.requests == 0 && lived < LIVED,
+            stillborn: !end.orderly && view.requests == 0 && (lived < LIVED || view.stage == Stage::None),
             idle: !view.is_active(),
         };
         self.forget(id);

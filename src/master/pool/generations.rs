@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::front;
-use super::{PING_EVERY, Pool, Wanted};
+use super::{PING_EVERY, Pool, SLOW_START, Wanted};
 use crate::cli::worker;
 use crate::config::{self, Pm};
 use crate::control::{Exit, ToZygote};
@@ -24,14 +24,11 @@ use crate::master::watch::{self, GenerationId, Place};
 use crate::master::worker::describe;
 use crate::pm;
 
-/// A generation whose replacement has not got its workers up by then drains all the same.
+/// A generation whose replacement has not got its workers up by then drains all the same, unless all of these have ended at once.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// How long a zygote may take to say that it is well.
 const PONG_WITHIN: Duration = Duration::from_secs(15);
-
-/// A pool that takes longer to start does not hold up the others of its master.
-const SLOW_START: Duration = Duration::from_secs(10);
 
 /// A generation whose zygote falls earlier has not worked, though it was ready: where that goes on, the next ones must not
 /// follow one another without a pause.
@@ -69,9 +66,15 @@ impl Pool {
         }
     }
 
-    /// Goes back to the generation that still serves, from one whose workers end as they start.
-    pub(super) fn go_back(&mut self) {
+    /// Whether a generation that is not up yet has one before it that serves, and could go on.
+    pub(super) fn can_go_back(&self) -> bool {
+        !self.up && self.leaving.as_ref().is_some_and(|(before, _)| before.can_spawn())
+    }
+
+    /// Goes back to the generation that still serves, from one that does not come up.
+    pub(super) fn go_back(&mut self, reason: String) {
         let Some((before, _)) = self.leaving.take() else { return };
+        self.counters.shows_memory_peak = worker::is_since_8_4(&before.php);
         self.leave_the_front();
         self.listening.clear();
         self.memory = pm::Memory::new(&pm::Limits::from(&*before.config), 0);
@@ -80,7 +83,7 @@ impl Pool {
         if let Some(failing) = self.current.replace(before) {
             self.retire(failing);
         }
-        self.start_failed("its workers end as they start".to_owned());
+        self.start_failed(reason);
     }
 
     fn start_failed(&mut self, reason: String) {
@@ -182,7 +185,13 @@ impl Pool {
         {
             self.leave_the_front();
         }
-        let before = self.current.replace(next);
+        // One that did not come up is not what this one follows.
+        let keeps = self.can_go_back();
+        let mut before = self.current.replace(next);
+        if keeps {
+            let failing = std::mem::replace(&mut before, self.leaving.take().map(|(before, _)| before));
+            failing.into_iter().for_each(|failing| self.retire(failing));
+        }
         let busy = before.as_ref().map_or(0, |before| {
             let mut snapshot = pm::Snapshot {
                 now: watch::now(),
@@ -192,7 +201,8 @@ impl Pool {
             snapshot.active
         });
         self.memory = pm::Memory::new(&pm::Limits::from(&*self.wanted.config), busy);
-        (self.up, self.lost) = (false, 0);
+        (self.up, self.up_by) = (false, watch::now() + SLOW_START);
+        (self.lost, self.stillborn) = (0, 0);
         (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
         self.listening.clear();
         if let Some((earlier, _)) = self.leaving.take() {
@@ -219,6 +229,9 @@ impl Pool {
                 .as_ref()
                 .is_some_and(|current| current.place.generation == id)
         {
+            if self.can_go_back() {
+                return self.go_back(format!("its zygote {pid} exited {}", describe(Some(exit))));
+            }
             self.log().warning(format_args!(
                 "zygote {pid} exited {}; a new generation takes over",
                 describe(Some(exit))
@@ -304,7 +317,9 @@ impl Pool {
     pub(super) fn fall_asleep(&mut self, now: Duration) {
         let limit = self.wanted.config.zygote_idle_time;
         let Some(current) = &self.current else { return };
-        let busy = !current.workers.is_empty() || self.next.is_some() || self.leaving.is_some();
+        // What could not be followed by another one is all that there is.
+        let serves_on = self.failed.is_some();
+        let busy = !current.workers.is_empty() || self.next.is_some() || self.leaving.is_some() || serves_on;
         if busy || self.wanted.config.pm != Pm::Ondemand || limit.is_zero() {
             self.idle_since = None;
             return;
@@ -357,7 +372,7 @@ impl Pool {
 
     /// Ends it: requests may go on until `limit`.
     pub fn stop(&mut self, limit: Duration) {
-        self.stopping = true;
+        (self.stopping, self.starved) = (true, false);
         (self.listening, self.status) = (Vec::new(), None);
         self.left.clear();
         self.leave_the_front();

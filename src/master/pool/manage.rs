@@ -18,9 +18,6 @@ use crate::scoreboard::Header;
 /// A worker that has answered is free again within less.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
-/// Times that the workers of a new generation end as they start, each later than the one before, until it is given up.
-const ENOUGH_FAILURES: u32 = 3;
-
 /// How often a pool that `process.max` leaves without a worker looks for one.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 
@@ -148,34 +145,21 @@ impl Pool {
             self.wake_at(now + Duration::from_millis(1));
         }
         let works = !snapshot.idle.is_empty() || snapshot.active > 0;
-        let fails = !works && self.memory.backoff.failures() > 0;
+        let fails = !works && self.stillborn > 0;
         // That nobody is being made may mean that all have ended at once; where another generation serves, that is not to be the end
         // of it.
         self.up |= starting == 0 && (works || self.leaving.is_none() || (snapshot.total() == 0 && !fails));
-        if !self.up
-            && self.memory.backoff.failures() >= ENOUGH_FAILURES
-            && let Some((before, _)) = &self.leaving
-            && before.can_spawn()
-        {
-            return self.go_back();
+        self.up |= self.leaving.is_none() && self.up_by <= now;
+        let over = self.up || self.leaving.as_ref().is_some_and(|(_, until)| *until <= now);
+        if over && fails && self.can_go_back() {
+            return self.go_back("its workers end as they start".to_owned());
         }
-        if self.up
-            && let Some((generation, _)) = self.leaving.take()
-        {
+        if let Some((generation, _)) = self.leaving.take_if(|_| over) {
             self.retire(generation);
             self.touch();
         }
-        match self.leaving.take() {
-            Some((generation, until)) if until <= now && !fails => {
-                self.retire(generation);
-                self.touch();
-            }
-            Some((generation, until)) => {
-                self.leaving = Some((generation, until));
-                self.wake_at(now + Duration::from_millis(20));
-            }
-            None if !self.up => self.wake_at(now + Duration::from_millis(20)),
-            None => {}
+        if !self.up {
+            self.wake_at(now + Duration::from_millis(20));
         }
         if let Some((pid, begun)) = hung.filter(|_| self.next.is_none() && self.restart_at.is_none()) {
             self.log().warning(format_args!(
@@ -271,6 +255,7 @@ impl Pool {
             self.current.iter().for_each(Generation::wake_idle);
         }
         if death.stillborn {
+            self.stillborn += 1;
             self.memory.backoff.failed(now, self.ctx.jitter());
         } else {
             self.memory.backoff.worked();
@@ -280,7 +265,8 @@ impl Pool {
             global.emergency_restart_threshold as usize,
             global.emergency_restart_interval,
         );
-        if !death.suspect || threshold == 0 || interval.is_zero() {
+        // Where they come to nothing another one serves still.
+        if !death.suspect || threshold == 0 || interval.is_zero() || self.can_go_back() {
             return;
         }
         self.crashes.push_back(now);

@@ -35,6 +35,9 @@ use crate::log::{About, errno};
 use crate::pm::{self, Backoff, WorkerId};
 use crate::scoreboard::{SlotView, realtime_us};
 
+/// A pool that takes longer to start does not hold up the others of its master.
+const SLOW_START: Duration = Duration::from_secs(10);
+
 /// How often a zygote is asked whether it is well.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
@@ -96,6 +99,10 @@ pub struct Pool {
     fallen: Option<(Exit, Duration)>,
     /// The current generation has its first workers.
     up: bool,
+    /// When it is taken for up whether it has or not: nobody is to wait for what does not come.
+    up_by: Duration,
+    /// Workers of it that came to nothing.
+    stillborn: u32,
     stopping: bool,
     crashes: VecDeque<Duration>,
     listening: Vec<Watch>,
@@ -167,6 +174,8 @@ impl Pool {
             reason: None,
             fallen: None,
             up: false,
+            up_by: watch::now() + SLOW_START,
+            stillborn: 0,
             stopping: false,
             crashes: VecDeque::new(),
             listening: Vec::new(),
@@ -239,8 +248,13 @@ impl Pool {
     }
 
     /// Workers that have nothing to do and could be another pool's.
-    pub fn has_idle(&mut self) -> bool {
+    pub fn has_idle(&self) -> bool {
         self.could_go().is_some_and(|(_, active)| !active)
+    }
+
+    /// Whether a worker can be asked to leave.
+    pub fn could_give_one(&self) -> bool {
+        self.could_go().is_some()
     }
 
     /// Whether a worker that has been asked to leave may do so at any moment: not one with a request that takes long.

@@ -345,8 +345,11 @@ impl Daemon {
                 let made: u32 = self.all().map(Pool::workers).sum();
                 // The next one that may be made is for whoever has none. Those do not wait for each other.
                 let is_starved = self.all().nth(index).is_some_and(|pool| pool.is_starved());
-                let starved = self.all().filter(|pool| pool.is_starved() && !is_starved).count() as u32;
-                most.saturating_sub(made.saturating_add(starved))
+                let reserved = match is_starved {
+                    true => 0,
+                    false => self.all().filter(|pool| pool.is_starved()).count() as u32,
+                };
+                most.saturating_sub(made.saturating_add(reserved))
             });
             self.all().nth(index).expect("within the number of pools").look(room);
         }
@@ -387,11 +390,8 @@ impl Daemon {
         if !self.pools.iter().any(Pool::is_starved) || self.all().any(|pool| pool.is_giving_up()) {
             return;
         }
-        let others = self
-            .pools
-            .iter_mut()
-            .filter(|pool| !pool.is_starved() && pool.could_give_one());
-        let others = others.map(|pool| ((pool.has_idle(), pool.workers()), pool));
+        let others = self.pools.iter_mut().filter(|pool| !pool.is_starved());
+        let others = others.filter_map(|pool| Some(((pool.could_give()?, pool.workers()), pool)));
         if let Some((_, pool)) = others.max_by_key(|(has, _)| *has) {
             pool.give_one_up();
         }

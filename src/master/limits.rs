@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -29,9 +28,6 @@ const TERM: Duration = Duration::from_millis(700);
 
 /// A request that has come meanwhile is looked at again.
 const AGAIN: Duration = Duration::from_millis(1);
-
-/// A trace of the same worker that somebody has asked for is over by then, or is held up by it.
-const ANOTHERS: Duration = Duration::from_secs(2);
 
 /// How far the end of a request has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,8 +134,9 @@ impl Current<'_> {
         if due > now {
             return (false, Some(due));
         }
-        if Arc::strong_count(&worker.tracing) > 1 && due + ANOTHERS > now {
-            return (false, Some(now + ANOTHERS / 20));
+        if trace::is_read(&worker.tracing) && due + trace::PATIENCE > now {
+            // Somebody has asked for a trace of it just now.
+            return (false, Some(now + trace::PATIENCE / 20));
         }
         let view = self.board.view(worker.slot as usize);
         if !self.is_still_there(worker) {

@@ -30,7 +30,7 @@ use crate::trace::text::lines;
 use crate::trace::{self, Backtrace, Limits, Program, TraceError};
 
 /// How long a thread may take before it is given up.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The threads of one pool.
 #[derive(Debug, Default)]
@@ -39,9 +39,14 @@ pub struct Threads(Arc<()>);
 impl Threads {
     /// To be kept by a thread that is to read a worker's memory; None while that worker has one, or the pool has as many as that.
     fn begin(&self, worker: &Arc<()>, most: usize) -> Option<(Arc<()>, Arc<()>)> {
-        let has_room = Arc::strong_count(worker) == 1 && Arc::strong_count(&self.0) <= most;
+        let has_room = !is_read(worker) && Arc::strong_count(&self.0) <= most;
         has_room.then(|| (worker.clone(), self.0.clone()))
     }
+}
+
+/// Whether a thread reads the memory of the worker whose [`Worker::tracing`] this is.
+pub fn is_read(worker: &Arc<()>) -> bool {
+    Arc::strong_count(worker) > 1
 }
 
 /// Does what the worker can hold up. None: it does, or threads before this one are still held up.

@@ -430,18 +430,20 @@ fn php_settings(load: &LoadOptions, to_do: &mut Vec<String>) {
         let described = theirs.with_file_name("mods-available").join(format!("{module}.ini"));
         described.exists().then(|| module.to_owned())
     };
-    let (modules, files): (Vec<_>, Vec<_>) = missing
-        .iter()
-        .map(|file| module_of(file).ok_or(file))
-        .partition(Result::is_ok);
-    let modules: Vec<String> = modules.into_iter().flatten().collect();
+    let (mut modules, mut files) = (Vec::new(), Vec::new());
+    for file in &missing {
+        match module_of(file) {
+            Some(module) => modules.push(module),
+            None => files.push(file),
+        }
+    }
     if !modules.is_empty() {
         to_do.push(format!(
             "extensions that php-fpm has: phpenmod -v {version} -s php-pool {}",
             modules.join(" ")
         ));
     }
-    for file in files.into_iter().filter_map(Result::err) {
+    for file in files {
         let (from, to) = (theirs.join("conf.d").join(file), ours.join("conf.d"));
         to_do.push(format!(
             "php-fpm's own settings: cp {} {}",

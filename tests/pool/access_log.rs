@@ -175,15 +175,14 @@ fn an_upgrade_loses_no_line() {
         let status: serde_json::Value = serde_json::from_slice(&command(&["status", "--json"]).stdout).unwrap();
         status[0]["measured"].clone()
     };
-    let durations = || -> u64 {
-        let measured = measured();
+    let durations = |measured: &serde_json::Value| -> u64 {
         let counts = measured["measures"]["durations"]["counts"].as_array().unwrap();
         counts.iter().filter_map(serde_json::Value::as_u64).sum()
     };
     // The last worker has answered, and may not have counted yet.
-    wait_for("all to be counted", || durations() >= u64::from(count));
+    wait_for("all to be counted", || durations(&measured()) >= u64::from(count));
     let measured = measured();
-    assert_eq!(durations(), u64::from(count), "{measured}");
+    assert_eq!(durations(&measured), u64::from(count), "{measured}");
     assert_eq!(measured["spawned"], 4, "{measured}");
 }
 

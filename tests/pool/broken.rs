@@ -64,6 +64,8 @@ fn fails(master: &Master, what: &str, reason: &str) {
         "{what}: {said:?}\n{:?}",
         master.log()
     );
+    let now = master.workers("www");
+    assert!(before.iter().all(|pid| now.contains(pid)), "{what}: {now:?}");
     // Those that came to nothing may still be there, and count as long as they are.
     wait_for(what, || {
         master.workers("www") == before && master.below("").len() == 1 + before.len()

@@ -304,7 +304,7 @@ fn limits(c: &mut Cases) {
                 $to = getrusage(); $used = $to['ru_utime.tv_sec'] - $from['ru_utime.tv_sec'] +
                     ($to['ru_utime.tv_usec'] - $from['ru_utime.tv_usec']) / 1e6 + $to['ru_stime.tv_sec'] - $from['ru_stime.tv_sec'] +
                     ($to['ru_stime.tv_usec'] - $from['ru_stime.tv_usec']) / 1e6;
-                echo $used > 1.3 && $used < 10 ? 'about two seconds' : $used; });
+                echo $used > 1.3 && $used < 3 ? 'about two seconds' : $used; });
             while (true);");
         assert_eq!((reply.status(), reply.text().as_str()), (500, "about two seconds"));
         assert!(reply.errors().contains("Maximum execution time of 2 seconds exceeded"), "{}", reply.errors());

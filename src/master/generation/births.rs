@@ -89,19 +89,15 @@ impl Generation {
         let Some(worker) = self.workers.get_mut(&id).filter(unborn) else {
             return self.break_off("it told of a worker that it was not asked for");
         };
-        let mut lies = true;
-        let problem = match Process::below(pid, zygote) {
-            Ok(Some(_)) if known => format!("it is worker {pid} again"),
+        let (problem, lies) = match Process::below(pid, zygote) {
+            Ok(Some(_)) if known => (format!("it is worker {pid} again"), true),
             Ok(Some(process)) => {
                 match worker.go(&self.ctx, self.place, &self.config, &self.board, &self.reader, process) {
                     Ok(()) => {
                         let level = if worker.replaces { Level::Notice } else { Level::Debug };
                         return self.log(level, format_args!("child {pid} started"));
                     }
-                    Err(error) => {
-                        lies = false;
-                        crate::log::errno(&error)
-                    }
+                    Err(error) => (crate::log::errno(&error), false),
                 }
             }
             // It died before we looked: its zygote says how, or has already.
@@ -117,10 +113,7 @@ impl Generation {
                 );
                 return self.forget(id);
             }
-            Err(problem) => {
-                lies = !problem.is_ours();
-                problem.to_string()
-            }
+            Err(problem) => (problem.to_string(), !problem.is_ours()),
         };
         self.log(
             Level::Warning,

@@ -76,14 +76,20 @@ impl Pool {
         let Some((before, _)) = self.leaving.take() else { return };
         self.counters.shows_memory_peak = worker::is_since_8_4(&before.php);
         self.leave_the_front();
-        self.listening.clear();
-        self.memory = pm::Memory::new(&pm::Limits::from(&*before.config), 0);
-        (self.up, self.lost) = (true, 0);
-        (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
+        self.begin_anew(&pm::Limits::from(&*before.config), 0);
+        self.up = true;
         if let Some(failing) = self.current.replace(before) {
             self.retire(failing);
         }
         self.start_failed(reason);
+    }
+
+    /// Forgets what was about the current generation: there is another one, which takes over from so many busy workers.
+    fn begin_anew(&mut self, limits: &pm::Limits, busy: u32) {
+        self.memory = pm::Memory::new(limits, busy);
+        (self.lost, self.stillborn) = (0, 0);
+        (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
+        self.listening.clear();
     }
 
     fn start_failed(&mut self, reason: String) {
@@ -185,13 +191,14 @@ impl Pool {
         {
             self.leave_the_front();
         }
+        let can_go_back = self.can_go_back();
+        let replaced = self.current.replace(next);
+        let earlier = self.leaving.take().map(|(earlier, _)| earlier);
         // One that did not come up is not what this one follows.
-        let keeps = self.can_go_back();
-        let mut before = self.current.replace(next);
-        if keeps {
-            let failing = std::mem::replace(&mut before, self.leaving.take().map(|(before, _)| before));
-            failing.into_iter().for_each(|failing| self.retire(failing));
-        }
+        let (before, over) = match can_go_back {
+            true => (earlier, replaced),
+            false => (replaced, earlier),
+        };
         let busy = before.as_ref().map_or(0, |before| {
             let mut snapshot = pm::Snapshot {
                 now: watch::now(),
@@ -200,13 +207,10 @@ impl Pool {
             before.count(&mut snapshot);
             snapshot.active
         });
-        self.memory = pm::Memory::new(&pm::Limits::from(&*self.wanted.config), busy);
+        self.begin_anew(&pm::Limits::from(&*self.wanted.config), busy);
         (self.up, self.up_by) = (false, watch::now() + SLOW_START);
-        (self.lost, self.stillborn) = (0, 0);
-        (self.pinged, self.ping_at, self.idle_since) = (None, watch::now() + PING_EVERY, None);
-        self.listening.clear();
-        if let Some((earlier, _)) = self.leaving.take() {
-            self.retire(earlier);
+        if let Some(over) = over {
+            self.retire(over);
         }
         self.leaving = before.map(|before| (before, watch::now() + HAND_OVER));
     }

@@ -21,14 +21,25 @@ const A_MOMENT: Duration = Duration::from_millis(1);
 /// How often a pool that `process.max` leaves without a worker looks for one.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(20);
 
+/// Since when somebody has waited at a full pool.
+#[derive(Debug, Default)]
+pub(super) struct Waited(Option<Duration>);
+
+impl Waited {
+    /// A look at those who wait. Some: when they count as a line, which may be now.
+    fn look(&mut self, now: Duration, waiting: u32) -> Option<Duration> {
+        self.0 = self.0.or(Some(now)).filter(|_| waiting > 0);
+        self.0.map(|since| since + A_MOMENT)
+    }
+}
+
 impl Pool {
     /// Counts who waits at a full pool: who comes while a worker is idle is only on the way to it, and so may be who is there for a
     /// moment, on the way to one that has answered.
     fn count_line(&mut self, now: Duration, waiting: u32) {
-        self.line_since = self.line_since.or(Some(now)).filter(|_| waiting > 0);
-        match self.line_since {
-            Some(since) if since + A_MOMENT <= now => self.counters.max_queue = self.counters.max_queue.max(waiting),
-            Some(since) => self.wake_at(since + A_MOMENT),
+        match self.waited.look(now, waiting) {
+            Some(at) if at <= now => self.counters.max_queue = self.counters.max_queue.max(waiting),
+            Some(at) => self.wake_at(at),
             None => {}
         }
     }
@@ -295,5 +306,20 @@ impl Pool {
         if let Some(at) = next {
             self.wake_at(at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_there_at_one_look_alone_is_no_line() {
+        let (mut waited, ms) = (Waited::default(), Duration::from_millis);
+        assert_eq!(waited.look(ms(10), 1), Some(ms(11)));
+        // He was on his way to a worker; and so is the next one.
+        assert_eq!(waited.look(ms(11), 0), None);
+        assert_eq!(waited.look(ms(20), 1), Some(ms(21)));
+        assert_eq!(waited.look(ms(21), 2), Some(ms(21)));
     }
 }

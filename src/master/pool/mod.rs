@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::front::Front;
+use self::manage::Waited;
 use super::access_log::AccessLog;
 use super::context::Context;
 use super::generation::{Generation, Totals};
@@ -112,8 +113,7 @@ pub struct Pool {
     status: Option<StatusServer>,
     wake: Option<Duration>,
     tracers: Rc<Threads>,
-    /// The pool is full, and somebody waits.
-    line_since: Option<Duration>,
+    waited: Waited,
     /// Somebody waits, there is no worker, and `process.max` allows none.
     starved: bool,
     counters: Counters,
@@ -180,7 +180,7 @@ impl Pool {
             crashes: VecDeque::new(),
             listening: Vec::new(),
             front: Front::Away,
-            line_since: None,
+            waited: Waited::default(),
             left: Vec::new(),
             status: None,
             wake: Some(Duration::ZERO),
@@ -247,14 +247,9 @@ impl Pool {
         self.starved
     }
 
-    /// Workers that have nothing to do and could be another pool's.
-    pub fn has_idle(&self) -> bool {
-        self.could_go().is_some_and(|(_, active)| !active)
-    }
-
-    /// Whether a worker can be asked to leave.
-    pub fn could_give_one(&self) -> bool {
-        self.could_go().is_some()
+    /// Whether the worker that could be another pool's has nothing to do; None: all have been asked to leave already.
+    pub fn could_give(&self) -> Option<bool> {
+        self.could_go().map(|(_, active)| !active)
     }
 
     /// Whether a worker that has been asked to leave may do so at any moment: not one with a request that takes long.
